@@ -1,0 +1,67 @@
+//! pglockstep keeps a replica PostgreSQL database in lockstep with a master one.
+//!
+//! ```text
+//!  source                                                                      replica
+//!  walsender ─▶ replication ─▶ pgoutput ─▶ pipeline ─▶ mapping ─▶ apply ─▶ DELETE, UPDATE, INSERT … COMMIT
+//!                CopyBoth       Message     Batch       shapes     net effect       │
+//!                   ▲                                                               ▼
+//!                   └───────────── feedback ◀── progress ◀── position (same transaction)
+//!
+//!  exported snapshot ─▶ snapshot ─▶ mapping (in the SELECT list) ─▶ COPY out ─▶ COPY in ─▶ table at its LSN
+//! ```
+//!
+//! The modules below are the rooms, in the order in which data flows. A room looks
+//! up this list only, never down, and never in a circle; `tests/architecture.rs`
+//! holds the imports against that rule.
+//!
+//! What is always true:
+//!
+//! 1. Progress lives in the replica, in the same transaction as the data, and moves
+//!    only at commit boundaries. A transaction is applied if its end is beyond it.
+//! 2. The slot never runs ahead of what is durable on the replica; on connect a slot
+//!    that is ahead is a gap, and stops the pipeline.
+//! 3. A keepalive is acknowledged only when nothing received is unapplied.
+//! 4. Each apply transaction proves its ownership: it updates the progress row under
+//!    its epoch and must touch exactly one row.
+//! 5. Readers of the replica see a prefix of the source's commit order.
+//! 6. Values are bytes: passed through, never parsed, never logged.
+//! 7. Nothing is dropped silently: unknown messages, row counts that differ, values that
+//!    cannot be written are events with a policy.
+//! 8. Unchanged TOAST cannot become NULL: no function turns one into the other.
+//! 9. The source is only read.
+//! 10. Every queue has a bound in bytes.
+
+/// The nouns: `Lsn`, `Relation`, `Tuple`, `Change`, names and their quoting. No I/O.
+pub mod pg;
+/// What the daemon tells of itself: the `Status`, every metric's name, logging.
+pub mod telemetry;
+/// Opens SQL sessions: URL, TLS, pinned settings, pools, the read-only guard on the source.
+pub mod conn;
+/// Reads a database's catalogue into nouns.
+pub mod catalog;
+/// The source side: publication, slot, the replication protocol, the stream.
+pub mod replication;
+/// Bytes of the stream to messages; pure.
+pub mod pgoutput;
+/// From a source table to its replica table: names, columns, expressions, filter; pure.
+pub mod mapping;
+/// How far the replica is: positions, table states, the bookkeeping schema on the replica.
+pub mod progress;
+/// The first copy at one consistent point.
+pub mod snapshot;
+/// The replica side: batch, net effect, statement shapes, the transaction, conflicts.
+pub mod apply;
+/// The one owner of a running pipeline: receives, batches, applies, retries.
+pub mod pipeline;
+/// Checks that yield findings with remedies.
+pub mod preflight;
+/// The file's shape, then the validated configuration; secrets.
+pub mod config;
+/// Endpoints: they read, and hold no logic.
+pub mod http;
+/// Builds the rooms, spawns the tasks, owns the order of shutdown.
+pub mod daemon;
+/// Two throw-away clusters with a live workload: the main job, to look at.
+pub mod demo;
+/// The verbs, thin.
+pub mod cli;

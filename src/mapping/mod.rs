@@ -1,0 +1,3 @@
+//! Mapping.
+mod settings;
+pub use settings::{ConflictPolicy, ExistingRows, ExtraRows, ParseConflictPolicyError, ParsePatternError, Settings, TablePattern, TableRule};

@@ -1,0 +1,22 @@
+//! The nouns every room shares. No I/O, no clock, nothing of ours imported.
+//!
+//! A change on its way from source to replica is made of these words only:
+//! a [`Relation`] (what a row of a table looks like at a moment of the stream),
+//! a [`Tuple`] (the bytes of one row, never parsed into values), a [`Change`],
+//! and the [`Lsn`] that orders all of it.
+
+mod change;
+mod ident;
+mod lsn;
+mod relation;
+mod side;
+mod sqlstate;
+mod tuple;
+
+pub use change::{Change, OldTuple};
+pub use ident::{QualifiedName, TypeName, quote_ident, quote_literal};
+pub use lsn::{Lsn, ParseLsnError};
+pub use relation::{Column, Relation, RelationId, ReplicaIdentity, TypeNames};
+pub use side::Side;
+pub use sqlstate::{Disposition, sqlstate_disposition};
+pub use tuple::{Tuple, TupleError, TupleValue, Values};
