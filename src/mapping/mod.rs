@@ -1,3 +1,27 @@
-//! Mapping.
+//! From a source table to its replica table.
+//!
+//! ```text
+//!  [[tables]] rules ──▶ resolve ──▶ which replica table        (rule.rs)
+//!  source Relation  ┐
+//!  replica Table    ├─▶ compile ──▶ TableMapping               (table.rs)
+//!  the rule         ┘               inputs, columns, key, filter
+//! ```
+//!
+//! Pure: what it knows of both databases is handed to it. A mapping is compiled once
+//! for each version of a relation, and whoever writes SQL from it (the first copy, the
+//! apply) finds every decision made. All that is wrong with a table is told at once.
+
+mod expression;
+mod rule;
 mod settings;
-pub use settings::{ConflictPolicy, ExistingRows, ExtraRows, ParseConflictPolicyError, ParsePatternError, Settings, TablePattern, TableRule};
+mod table;
+
+pub use expression::Expression;
+pub use rule::{Resolved, resolve};
+pub use settings::{
+    ConflictPolicy, ExistingRows, ExtraRows, ParseConflictPolicyError, ParsePatternError, Settings,
+    TablePattern, TableRule,
+};
+pub use table::{
+    ColumnMapping, ColumnValue, InputColumn, MappingError, RowIdentity, TableMapping, compile,
+};

@@ -1,0 +1,308 @@
+//! Tables as a catalogue describes them: columns, keys, foreign keys, size.
+
+use super::CatalogError;
+use crate::pg::{QualifiedName, ReplicaIdentity, TypeName};
+use std::collections::HashMap;
+use tokio_postgres::{Client, Row};
+
+/// What kind of relation holds the rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TableKind {
+    /// An ordinary table.
+    Ordinary,
+    /// The root or an inner node of a partition tree: no rows of its own.
+    Partitioned,
+    /// Something that cannot be replicated: a view, a foreign table, a sequence.
+    Other,
+}
+
+/// `GENERATED … AS IDENTITY`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IdentityKind {
+    /// Not an identity column.
+    None,
+    /// An explicit value needs OVERRIDING SYSTEM VALUE, and an update is refused.
+    Always,
+    /// An explicit value is welcome.
+    ByDefault,
+}
+
+/// One column.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TableColumn {
+    /// Its name.
+    pub name: String,
+    /// Its type's object id on this server.
+    pub type_oid: u32,
+    /// The type, with domains replaced by what they are made of.
+    pub base_type: TypeName,
+    /// `atttypmod`.
+    pub type_modifier: i32,
+    /// NULL is refused.
+    pub not_null: bool,
+    /// A value comes about without being given: a default, an identity.
+    pub has_default: bool,
+    /// GENERATED ALWAYS AS (expression): cannot be written.
+    pub is_generated: bool,
+    /// Identity.
+    pub identity: IdentityKind,
+}
+
+/// A unique index on plain columns that covers all rows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UniqueKey {
+    /// The index's name.
+    pub name: String,
+    /// Its columns, in index order, without INCLUDEd ones.
+    pub columns: Vec<String>,
+    /// The primary key.
+    pub is_primary: bool,
+    /// Chosen by REPLICA IDENTITY USING INDEX.
+    pub is_replica_identity: bool,
+    /// Uniqueness is checked at once, not at the end of statement or transaction.
+    pub is_immediate: bool,
+}
+
+/// A table and all that a mapping needs to know of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Table {
+    /// Object id on this server.
+    pub oid: u32,
+    /// Its name.
+    pub name: QualifiedName,
+    /// What kind of relation.
+    pub kind: TableKind,
+    /// UNLOGGED: emptied by a crash.
+    pub is_unlogged: bool,
+    /// What it logs of old rows.
+    pub replica_identity: ReplicaIdentity,
+    /// Row security is enabled on it.
+    pub row_security: bool,
+    /// User triggers that fire for an ordinary session.
+    pub fires_triggers: bool,
+    /// Columns in table order, dropped ones left out.
+    pub columns: Vec<TableColumn>,
+    /// Unique keys, the primary one first.
+    pub unique_keys: Vec<UniqueKey>,
+}
+
+impl Table {
+    /// A column by name.
+    #[must_use]
+    pub fn column(&self, name: &str) -> Option<&TableColumn> {
+        self.columns.iter().find(|c| c.name == name)
+    }
+
+    /// The primary key's columns; empty without one.
+    #[must_use]
+    pub fn primary_key(&self) -> &[String] {
+        self.unique_keys.iter().find(|k| k.is_primary).map_or(&[], |k| &k.columns)
+    }
+
+    /// The columns the source logs to identify an old row; empty when it logs none.
+    #[must_use]
+    pub fn identity_columns(&self) -> Vec<String> {
+        match self.replica_identity {
+            ReplicaIdentity::Default => self.primary_key().to_vec(),
+            ReplicaIdentity::Nothing => Vec::new(),
+            ReplicaIdentity::Full => self.columns.iter().map(|c| c.name.clone()).collect(),
+            ReplicaIdentity::Index => self
+                .unique_keys
+                .iter()
+                .find(|k| k.is_replica_identity)
+                .map_or_else(Vec::new, |k| k.columns.clone()),
+        }
+    }
+}
+
+/// A foreign key between two tables.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForeignKey {
+    /// The constraint's name.
+    pub name: String,
+    /// The table that refers.
+    pub table: QualifiedName,
+    /// The table referred to.
+    pub referenced: QualifiedName,
+    /// DEFERRABLE.
+    pub is_deferrable: bool,
+}
+
+const TABLES: &str = "
+SELECT c.oid, n.nspname::pg_catalog.text, c.relname::pg_catalog.text, c.relkind, c.relpersistence,
+       c.relreplident, c.relrowsecurity,
+       EXISTS (SELECT 1 FROM pg_catalog.pg_trigger g
+               WHERE g.tgrelid = c.oid AND NOT g.tgisinternal AND g.tgenabled IN ('O', 'A'))
+FROM pg_catalog.pg_class c
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+JOIN pg_catalog.unnest($1::pg_catalog.text[], $2::pg_catalog.text[]) AS w(schema, name)
+  ON w.schema = n.nspname AND w.name = c.relname
+WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S')";
+
+const COLUMNS: &str = "
+WITH RECURSIVE base(oid, base) AS (
+  SELECT t.oid, t.oid FROM pg_catalog.pg_type t WHERE t.typtype <> 'd'
+  UNION ALL
+  SELECT d.oid, b.base FROM pg_catalog.pg_type d JOIN base b ON d.typbasetype = b.oid
+  WHERE d.typtype = 'd')
+SELECT a.attrelid, a.attname::pg_catalog.text, a.atttypid, n.nspname::pg_catalog.text,
+       t.typname::pg_catalog.text, a.atttypmod, a.attnotnull, a.atthasdef, a.attgenerated,
+       a.attidentity
+FROM pg_catalog.pg_attribute a
+JOIN base b ON b.oid = a.atttypid
+JOIN pg_catalog.pg_type t ON t.oid = b.base
+JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace
+WHERE a.attrelid = ANY ($1) AND a.attnum > 0 AND NOT a.attisdropped
+ORDER BY a.attrelid, a.attnum";
+
+const UNIQUE_KEYS: &str = "
+SELECT i.indrelid, x.relname::pg_catalog.text, i.indisprimary, i.indisreplident, i.indimmediate,
+       ARRAY(SELECT a.attname::pg_catalog.text
+             FROM pg_catalog.unnest(i.indkey::pg_catalog.int2[]) WITH ORDINALITY AS k(attnum, place)
+             JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+             WHERE k.place <= i.indnkeyatts ORDER BY k.place)
+FROM pg_catalog.pg_index i
+JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid
+WHERE i.indrelid = ANY ($1) AND i.indisunique AND i.indisvalid
+  AND i.indpred IS NULL AND i.indexprs IS NULL
+ORDER BY i.indrelid, i.indisprimary DESC, x.relname";
+
+/// Describes the tables of these names; those that do not exist are left out.
+///
+/// # Errors
+/// When a query fails.
+pub async fn fetch_tables(
+    client: &Client,
+    names: &[QualifiedName],
+) -> Result<Vec<Table>, CatalogError> {
+    let schemas: Vec<&str> = names.iter().map(|n| n.schema.as_str()).collect();
+    let tables: Vec<&str> = names.iter().map(|n| n.name.as_str()).collect();
+    let rows = client
+        .query(TABLES, &[&schemas, &tables])
+        .await
+        .map_err(CatalogError::reading("tables"))?;
+    let mut tables: Vec<Table> = rows.iter().map(table_of).collect();
+    let oids: Vec<u32> = tables.iter().map(|t| t.oid).collect();
+    let columns =
+        client.query(COLUMNS, &[&oids]).await.map_err(CatalogError::reading("columns"))?;
+    let keys =
+        client.query(UNIQUE_KEYS, &[&oids]).await.map_err(CatalogError::reading("unique keys"))?;
+    let place: HashMap<u32, usize> = oids.iter().enumerate().map(|(i, oid)| (*oid, i)).collect();
+    for row in &columns {
+        if let Some(table) = place.get(&row.get(0)).and_then(|i| tables.get_mut(*i)) {
+            table.columns.push(column_of(row));
+        }
+    }
+    for row in &keys {
+        if let Some(table) = place.get(&row.get(0)).and_then(|i| tables.get_mut(*i)) {
+            table.unique_keys.push(unique_key_of(row));
+        }
+    }
+    Ok(tables)
+}
+
+fn letter(row: &Row, column: usize) -> u8 {
+    row.get::<_, i8>(column).cast_unsigned()
+}
+
+fn table_of(row: &Row) -> Table {
+    Table {
+        oid: row.get(0),
+        name: QualifiedName::new(row.get::<_, String>(1), row.get::<_, String>(2)),
+        kind: match letter(row, 3) {
+            b'r' => TableKind::Ordinary,
+            b'p' => TableKind::Partitioned,
+            _ => TableKind::Other,
+        },
+        is_unlogged: letter(row, 4) == b'u',
+        replica_identity: ReplicaIdentity::from_letter(letter(row, 5))
+            .unwrap_or(ReplicaIdentity::Nothing),
+        row_security: row.get(6),
+        fires_triggers: row.get(7),
+        columns: Vec::new(),
+        unique_keys: Vec::new(),
+    }
+}
+
+fn column_of(row: &Row) -> TableColumn {
+    let identity = match letter(row, 9) {
+        b'a' => IdentityKind::Always,
+        b'd' => IdentityKind::ByDefault,
+        _ => IdentityKind::None,
+    };
+    let is_generated = letter(row, 8) != 0;
+    TableColumn {
+        name: row.get(1),
+        type_oid: row.get(2),
+        base_type: TypeName(QualifiedName::new(
+            row.get::<_, String>(3),
+            row.get::<_, String>(4),
+        )),
+        type_modifier: row.get(5),
+        not_null: row.get(6),
+        has_default: (row.get::<_, bool>(7) && !is_generated) || identity != IdentityKind::None,
+        is_generated,
+        identity,
+    }
+}
+
+fn unique_key_of(row: &Row) -> UniqueKey {
+    UniqueKey {
+        name: row.get(1),
+        is_primary: row.get(2),
+        is_replica_identity: row.get(3),
+        is_immediate: row.get(4),
+        columns: row.get(5),
+    }
+}
+
+const FOREIGN_KEYS: &str = "
+SELECT k.conname::pg_catalog.text, n.nspname::pg_catalog.text, c.relname::pg_catalog.text,
+       rn.nspname::pg_catalog.text, r.relname::pg_catalog.text, k.condeferrable
+FROM pg_catalog.pg_constraint k
+JOIN pg_catalog.pg_class c ON c.oid = k.conrelid
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+JOIN pg_catalog.pg_class r ON r.oid = k.confrelid
+JOIN pg_catalog.pg_namespace rn ON rn.oid = r.relnamespace
+WHERE k.contype = 'f' AND (k.conrelid = ANY ($1) OR k.confrelid = ANY ($1))
+ORDER BY 1, 2, 3";
+
+/// The foreign keys that leave or enter these tables.
+///
+/// # Errors
+/// When the query fails.
+pub async fn fetch_foreign_keys(
+    client: &Client,
+    tables: &[u32],
+) -> Result<Vec<ForeignKey>, CatalogError> {
+    let rows = client
+        .query(FOREIGN_KEYS, &[&tables])
+        .await
+        .map_err(CatalogError::reading("foreign keys"))?;
+    Ok(rows
+        .iter()
+        .map(|row| ForeignKey {
+            name: row.get(0),
+            table: QualifiedName::new(row.get::<_, String>(1), row.get::<_, String>(2)),
+            referenced: QualifiedName::new(row.get::<_, String>(3), row.get::<_, String>(4)),
+            is_deferrable: row.get(5),
+        })
+        .collect())
+}
+
+/// Main-fork sizes in bytes by object id, as the snapshot of the session sees the tables.
+///
+/// # Errors
+/// When the query fails.
+pub async fn fetch_sizes(
+    client: &Client,
+    tables: &[u32],
+) -> Result<HashMap<u32, u64>, CatalogError> {
+    let sql = "SELECT c.oid, pg_catalog.pg_relation_size(c.oid) FROM pg_catalog.pg_class c \
+               WHERE c.oid = ANY ($1) AND c.relkind = 'r'";
+    let rows = client.query(sql, &[&tables]).await.map_err(CatalogError::reading("sizes"))?;
+    Ok(rows
+        .iter()
+        .map(|row| (row.get(0), row.get::<_, Option<i64>>(1).unwrap_or(0).unsigned_abs()))
+        .collect())
+}

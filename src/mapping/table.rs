@@ -1,0 +1,379 @@
+//! Compiles one source table, one replica table and one rule into a `TableMapping`.
+
+use super::{ConflictPolicy, Expression, Resolved, TableRule};
+use crate::catalog::{Table, TableColumn};
+use crate::pg::{QualifiedName, Relation, ReplicaIdentity, TypeName, TypeNames};
+use std::collections::BTreeSet;
+
+/// A source column that is shipped to the replica, because a column, an expression, the
+/// filter or the key reads it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InputColumn {
+    /// Place in the source's tuples.
+    pub position: usize,
+    /// Name on the source; expressions call it so.
+    pub name: String,
+    /// The type its text is read as on the replica before anything is made of it.
+    pub read_as: TypeName,
+    /// The replica column that holds it unchanged, if one does.
+    pub kept_in: Option<String>,
+}
+
+/// Where a replica column's value comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ColumnValue {
+    /// A source column: index into [`TableMapping::inputs`].
+    Input(usize),
+    /// An expression over source columns.
+    Computed(Expression),
+}
+
+/// A replica column that the mapping writes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ColumnMapping {
+    /// Its name on the replica.
+    pub name: String,
+    /// The type values are cast to, without a modifier: a length is then enforced by
+    /// assignment, which refuses a long value, where an explicit cast would cut it.
+    pub cast_to: TypeName,
+    /// Where the value comes from.
+    pub value: ColumnValue,
+}
+
+/// How an update or delete finds its row on the replica.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RowIdentity {
+    /// By these columns: indexes into [`TableMapping::columns`], each a plain input.
+    Key(Vec<usize>),
+    /// By all columns; of several equal rows, one.
+    FullRow,
+    /// The source logs nothing of old rows, and refuses updates and deletes.
+    InsertsOnly,
+}
+
+/// One source table's way to the replica. Valid for one version of its relation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TableMapping {
+    /// The source table, as the stream or the catalogue described it.
+    pub relation: Relation,
+    /// The replica table.
+    pub replica: QualifiedName,
+    /// Source columns that are shipped.
+    pub inputs: Vec<InputColumn>,
+    /// Replica columns that are written.
+    pub columns: Vec<ColumnMapping>,
+    /// How rows are found.
+    pub identity: RowIdentity,
+    /// Rows for which this is true belong on the replica.
+    pub filter: Option<Expression>,
+    /// Whose row stands in a conflict.
+    pub on_conflict: ConflictPolicy,
+}
+
+impl TableMapping {
+    /// Source positions of the key's columns; empty without a key.
+    #[must_use]
+    pub fn key_positions(&self) -> Vec<usize> {
+        match &self.identity {
+            RowIdentity::Key(columns) => columns
+                .iter()
+                .filter_map(|column| match self.columns.get(*column)?.value {
+                    ColumnValue::Input(input) => Some(self.inputs.get(input)?.position),
+                    ColumnValue::Computed(_) => None,
+                })
+                .collect(),
+            RowIdentity::FullRow | RowIdentity::InsertsOnly => Vec::new(),
+        }
+    }
+
+    /// Index into [`Self::inputs`] of the column at a source position.
+    #[must_use]
+    pub fn input_at(&self, position: usize) -> Option<usize> {
+        self.inputs.iter().position(|input| input.position == position)
+    }
+
+    /// Whether every replica column is a source column of the same type: no expression, cast or filter.
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
+        self.filter.is_none()
+            && self.columns.iter().all(|column| match column.value {
+                ColumnValue::Input(input) => {
+                    self.inputs.get(input).is_some_and(|i| i.read_as == column.cast_to)
+                }
+                ColumnValue::Computed(_) => false,
+            })
+    }
+}
+
+/// Everything that is wrong between a source table, its rule and its replica table.
+#[derive(Debug, thiserror::Error)]
+#[error("{source_table} cannot be mapped to {replica_table}: {}", problems.join("; "))]
+pub struct MappingError {
+    /// The source table.
+    pub source_table: QualifiedName,
+    /// The replica table.
+    pub replica_table: QualifiedName,
+    /// One sentence each, with its remedy.
+    pub problems: Vec<String>,
+}
+
+/// Compiles the way of one table.
+///
+/// `types` names the source's types by object id, with domains replaced by their base.
+///
+/// # Errors
+/// [`MappingError`] with all problems found.
+pub fn compile(
+    relation: &Relation,
+    types: &TypeNames,
+    resolved: &Resolved,
+    replica: &Table,
+) -> Result<TableMapping, MappingError> {
+    let mut compiler =
+        Compiler { relation, types, rule: &resolved.rule, replica, problems: Vec::new() };
+    let mapping = compiler.compile();
+    if compiler.problems.is_empty() {
+        return Ok(mapping);
+    }
+    Err(MappingError {
+        source_table: relation.name.clone(),
+        replica_table: resolved.replica.clone(),
+        problems: compiler.problems,
+    })
+}
+
+struct Compiler<'a> {
+    relation: &'a Relation,
+    types: &'a TypeNames,
+    rule: &'a TableRule,
+    replica: &'a Table,
+    problems: Vec<String>,
+}
+
+impl Compiler<'_> {
+    fn compile(&mut self) -> TableMapping {
+        self.check_names();
+        let plain = self.plain_columns();
+        let computed = self.computed_columns(&plain);
+        let filter = self.rule.filter.as_deref().map(|sql| self.expression(sql));
+        self.check_uncovered(&plain, &computed);
+
+        let read: BTreeSet<usize> = plain
+            .iter()
+            .map(|(position, _)| *position)
+            .chain(computed.iter().flat_map(|(_, e)| e.reads.iter().copied()))
+            .chain(filter.iter().flat_map(|e| e.reads.iter().copied()))
+            .collect();
+        let inputs: Vec<InputColumn> =
+            read.iter().filter_map(|position| self.input(*position, &plain)).collect();
+        let input_at =
+            |position: usize| inputs.iter().position(|i| i.position == position).unwrap_or(0);
+        let column = |to: &TableColumn, value| ColumnMapping {
+            name: to.name.clone(),
+            cast_to: to.base_type.clone(),
+            value,
+        };
+        let mut columns: Vec<ColumnMapping> = plain
+            .iter()
+            .map(|(position, to)| column(to, ColumnValue::Input(input_at(*position))))
+            .collect();
+        columns.extend(computed.into_iter().map(|(to, e)| column(to, ColumnValue::Computed(e))));
+        let identity = self.identity(&plain);
+        self.check_policy(&columns);
+        TableMapping {
+            relation: self.relation.clone(),
+            replica: self.replica.name.clone(),
+            inputs,
+            columns,
+            identity,
+            filter,
+            on_conflict: self.rule.on_conflict.clone(),
+        }
+    }
+
+    /// Names in the rule that nothing bears.
+    fn check_names(&mut self) {
+        let rule = self.rule;
+        let named = rule.columns.keys().map(|c| ("columns", c));
+        let named = named.chain(rule.exclude.iter().map(|c| ("exclude", c)));
+        let named = named.chain(rule.key.iter().flatten().map(|c| ("key", c)));
+        for (place, column) in named {
+            // A pattern's rule may name columns that only some of its tables have.
+            if self.relation.position(column).is_none() && rule.source.is_exact() {
+                self.problems.push(format!(
+                    "`{place}` names the source column {column}, which is not there or not published"
+                ));
+            }
+        }
+    }
+
+    fn plain_columns(&mut self) -> Vec<(usize, &TableColumn)> {
+        let mut plain = Vec::new();
+        for (position, column) in self.relation.columns.iter().enumerate() {
+            if self.rule.exclude.contains(&column.name) {
+                continue;
+            }
+            let name = self.rule.columns.get(&column.name).unwrap_or(&column.name);
+            // A column of `set` replaces the one of the same name.
+            if self.rule.set.contains_key(name) {
+                continue;
+            }
+            match self.replica.column(name) {
+                // The replica computes it by itself.
+                Some(to) if to.is_generated => {}
+                Some(to) => plain.push((position, to)),
+                None => self.problems.push(format!(
+                    "the replica table has no column {name} for the source's {}: add it, rename it in `columns`, or list it in `exclude`",
+                    column.name
+                )),
+            }
+        }
+        plain
+    }
+
+    fn computed_columns(
+        &mut self,
+        plain: &[(usize, &TableColumn)],
+    ) -> Vec<(&TableColumn, Expression)> {
+        let mut computed = Vec::new();
+        for (name, sql) in &self.rule.set {
+            match self.replica.column(name) {
+                None => self
+                    .problems
+                    .push(format!("`set` names the replica column {name}, which is not there")),
+                Some(to) if to.is_generated => self.problems.push(format!(
+                    "`set` names the replica column {name}, which is generated and cannot be written"
+                )),
+                Some(to) if plain.iter().any(|(_, p)| p.name == to.name) => {
+                    self.problems.push(format!("two values for the replica column {name}"));
+                }
+                Some(to) => computed.push((to, self.expression(sql))),
+            }
+        }
+        computed
+    }
+
+    fn expression(&self, sql: &str) -> Expression {
+        Expression::new(sql, self.relation.columns.iter().map(|c| c.name.as_str()))
+    }
+
+    /// A NOT NULL replica column that nothing fills, and a column that two sources fill.
+    fn check_uncovered(
+        &mut self,
+        plain: &[(usize, &TableColumn)],
+        computed: &[(&TableColumn, Expression)],
+    ) {
+        let mut seen = BTreeSet::new();
+        for (_, to) in plain {
+            if !seen.insert(to.name.as_str()) {
+                self.problems.push(format!("two source columns for the replica column {}", to.name));
+            }
+        }
+        seen.extend(computed.iter().map(|(to, _)| to.name.as_str()));
+        for column in &self.replica.columns {
+            let filled = seen.contains(column.name.as_str()) || column.is_generated;
+            if column.not_null && !column.has_default && !filled {
+                self.problems.push(format!(
+                    "the replica column {} is NOT NULL without a default and nothing fills it: give it a default or a `set` expression",
+                    column.name
+                ));
+            }
+        }
+    }
+
+    fn input(&self, position: usize, plain: &[(usize, &TableColumn)]) -> Option<InputColumn> {
+        let column = self.relation.columns.get(position)?;
+        let to = plain.iter().find(|(p, _)| *p == position).map(|(_, to)| *to);
+        Some(InputColumn {
+            position,
+            name: column.name.clone(),
+            read_as: self.read_as(column.type_oid, to),
+            kept_in: to.map(|to| to.name.clone()),
+        })
+    }
+
+    /// The replica's name for a source type. A built-in one is the same everywhere. Another one
+    /// may be called differently there, so the column it goes to decides; where that is
+    /// built in (an enum kept as text), or there is none, its text is taken as text.
+    fn read_as(&self, type_oid: u32, to: Option<&TableColumn>) -> TypeName {
+        match (self.types.get(&type_oid), to) {
+            (Some(name), _) if name.is_builtin() => name.clone(),
+            (_, Some(to)) if !to.base_type.is_builtin() => to.base_type.clone(),
+            _ => TypeName(QualifiedName::new("pg_catalog", "text")),
+        }
+    }
+
+    fn identity(&mut self, plain: &[(usize, &TableColumn)]) -> RowIdentity {
+        let logged: Vec<&str> = self
+            .relation
+            .columns
+            .iter()
+            .filter(|c| c.is_key)
+            .map(|c| c.name.as_str())
+            .collect();
+        let logs_all = self.relation.replica_identity == ReplicaIdentity::Full;
+        if logged.is_empty() && !logs_all {
+            return RowIdentity::InsertsOnly;
+        }
+        if let Some(key) = &self.rule.key {
+            let missing: Vec<&String> =
+                key.iter().filter(|k| !logs_all && !logged.contains(&k.as_str())).collect();
+            if !missing.is_empty() {
+                self.problems.push(format!(
+                    "`key` names {missing:?}, which the source does not log for old rows: ALTER TABLE {} REPLICA IDENTITY FULL, or use its identity {logged:?}",
+                    self.relation.name.quoted()
+                ));
+            }
+            return self.key(key.iter().map(String::as_str), plain);
+        }
+        if !logs_all {
+            return self.key(logged.into_iter(), plain);
+        }
+        // The whole old row is there: any key of the replica whose columns come straight from the source will do.
+        let own_key = self.replica.unique_keys.iter().find(|key| {
+            key.columns.iter().all(|name| {
+                plain.iter().any(|(_, to)| to.name == *name && (key.is_primary || to.not_null))
+            })
+        });
+        own_key.map_or(RowIdentity::FullRow, |key| {
+            RowIdentity::Key(
+                key.columns
+                    .iter()
+                    .filter_map(|name| plain.iter().position(|(_, to)| to.name == *name))
+                    .collect(),
+            )
+        })
+    }
+
+    fn key<'k>(
+        &mut self,
+        names: impl Iterator<Item = &'k str>,
+        plain: &[(usize, &TableColumn)],
+    ) -> RowIdentity {
+        let mut key = Vec::new();
+        for name in names {
+            let position = self.relation.position(name);
+            match plain.iter().position(|(p, _)| Some(*p) == position) {
+                Some(column) => key.push(column),
+                None => self.problems.push(format!(
+                    "the key column {name} does not reach the replica unchanged: it must not be excluded or computed"
+                )),
+            }
+        }
+        RowIdentity::Key(key)
+    }
+
+    fn check_policy(&mut self, columns: &[ColumnMapping]) {
+        if let ConflictPolicy::NewestWins { column } = &self.rule.on_conflict {
+            if !columns.iter().any(|c| c.name == *column) {
+                self.problems.push(format!(
+                    "`on_conflict = newest_wins({column})`: the mapping does not write a replica column {column}"
+                ));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "table_tests.rs"]
+mod tests;

@@ -1,0 +1,163 @@
+//! What compiling a mapping decides, and what it refuses.
+
+use super::*;
+use crate::catalog::{IdentityKind, TableKind, UniqueKey};
+use crate::mapping::{ExistingRows, ExtraRows, TablePattern};
+use crate::pg::Column;
+
+const INT8: u32 = 20;
+const TEXT: u32 = 25;
+const MOOD: u32 = 16_400;
+
+fn builtin(name: &str) -> TypeName {
+    TypeName(QualifiedName::new("pg_catalog", name))
+}
+
+fn types() -> TypeNames {
+    TypeNames::from([
+        (INT8, builtin("int8")),
+        (TEXT, builtin("text")),
+        (MOOD, TypeName(QualifiedName::new("public", "mood"))),
+    ])
+}
+
+fn relation(identity: ReplicaIdentity) -> Relation {
+    let column = |name: &str, type_oid, is_key| Column {
+        name: name.into(),
+        type_oid,
+        type_modifier: -1,
+        is_key: is_key || identity == ReplicaIdentity::Full,
+    };
+    Relation {
+        id: 1,
+        name: QualifiedName::new("public", "leads"),
+        replica_identity: identity,
+        columns: vec![
+            column("id", INT8, true),
+            column("email", TEXT, false),
+            column("mood", MOOD, false),
+            column("secret", TEXT, false),
+        ],
+    }
+}
+
+fn replica_column(name: &str, base_type: TypeName) -> TableColumn {
+    TableColumn {
+        name: name.into(),
+        type_oid: 0,
+        base_type,
+        type_modifier: -1,
+        not_null: false,
+        has_default: false,
+        is_generated: false,
+        identity: IdentityKind::None,
+    }
+}
+
+fn replica() -> Table {
+    Table {
+        oid: 9,
+        name: QualifiedName::new("crm", "contacts"),
+        kind: TableKind::Ordinary,
+        is_unlogged: false,
+        replica_identity: ReplicaIdentity::Default,
+        row_security: false,
+        fires_triggers: false,
+        columns: vec![
+            replica_column("contact_id", builtin("int8")),
+            replica_column("email", builtin("text")),
+            replica_column("mood", TypeName(QualifiedName::new("crm", "mood"))),
+            replica_column("local", builtin("text")),
+        ],
+        unique_keys: vec![UniqueKey {
+            name: "contacts_pkey".into(),
+            columns: vec!["contact_id".into()],
+            is_primary: true,
+            is_replica_identity: false,
+            is_immediate: true,
+        }],
+    }
+}
+
+fn resolved(change: impl FnOnce(&mut TableRule)) -> Resolved {
+    let mut rule = TableRule {
+        source: TablePattern { schema: "public".into(), table: "leads".into() },
+        replica: None,
+        columns: [("id".to_owned(), "contact_id".to_owned())].into(),
+        exclude: vec!["secret".into()],
+        set: [("email".to_owned(), "lower(email)".to_owned())].into(),
+        filter: Some("secret IS NULL".into()),
+        key: None,
+        existing_rows: ExistingRows::Refuse,
+        extra_rows: ExtraRows::Keep,
+        on_conflict: ConflictPolicy::SourceWins,
+        priority: 0,
+    };
+    change(&mut rule);
+    Resolved {
+        source: QualifiedName::new("public", "leads"),
+        replica: QualifiedName::new("crm", "contacts"),
+        rule,
+    }
+}
+
+fn problems(change: impl FnOnce(&mut TableRule)) -> String {
+    let error = compile(&relation(ReplicaIdentity::Default), &types(), &resolved(change), &replica());
+    error.unwrap_err().to_string()
+}
+
+#[test]
+fn names_expressions_filter_and_key() {
+    let mapping =
+        compile(&relation(ReplicaIdentity::Default), &types(), &resolved(|_| ()), &replica()).unwrap();
+    let columns: Vec<_> = mapping.columns.iter().map(|c| c.name.as_str()).collect();
+    assert_eq!(columns, ["contact_id", "mood", "email"]);
+    // The excluded column is shipped all the same: the filter reads it.
+    let inputs: Vec<_> = mapping.inputs.iter().map(|i| i.name.as_str()).collect();
+    assert_eq!(inputs, ["id", "email", "mood", "secret"]);
+    assert_eq!(mapping.inputs[2].read_as.to_string(), "crm.mood");
+    assert_eq!(mapping.identity, RowIdentity::Key(vec![0]));
+    assert_eq!(mapping.key_positions(), [0]);
+    assert!(!mapping.is_plain());
+}
+
+#[test]
+fn full_identity_takes_a_key_of_the_replica_where_there_is_one() {
+    let mapping =
+        compile(&relation(ReplicaIdentity::Full), &types(), &resolved(|_| ()), &replica()).unwrap();
+    assert_eq!(mapping.identity, RowIdentity::Key(vec![0]));
+    let mut keyless = replica();
+    keyless.unique_keys.clear();
+    let mapping =
+        compile(&relation(ReplicaIdentity::Full), &types(), &resolved(|_| ()), &keyless).unwrap();
+    assert_eq!(mapping.identity, RowIdentity::FullRow);
+    let mut nothing = relation(ReplicaIdentity::Nothing);
+    nothing.columns[0].is_key = false;
+    let mapping = compile(&nothing, &types(), &resolved(|_| ()), &replica()).unwrap();
+    assert_eq!(mapping.identity, RowIdentity::InsertsOnly);
+}
+
+#[test]
+fn everything_wrong_is_told_at_once() {
+    let text = problems(|rule| {
+        rule.exclude = vec!["id".into(), "nope".into()];
+        rule.set.insert("absent".into(), "1".into());
+        rule.on_conflict = ConflictPolicy::NewestWins { column: "updated_at".into() };
+    });
+    for part in ["nope", "no column secret", "replica column absent", "key column id", "updated_at"] {
+        assert!(text.contains(part), "{part} not in: {text}");
+    }
+}
+
+#[test]
+fn a_key_the_source_does_not_log_is_refused() {
+    assert!(problems(|rule| rule.key = Some(vec!["mood".into()])).contains("REPLICA IDENTITY FULL"));
+}
+
+#[test]
+fn a_required_column_that_nothing_fills_is_refused() {
+    let mut table = replica();
+    table.columns[3].not_null = true;
+    let error = compile(&relation(ReplicaIdentity::Default), &types(), &resolved(|_| ()), &table);
+    assert!(error.unwrap_err().to_string().contains("local is NOT NULL"));
+}
