@@ -61,7 +61,10 @@ WHERE d.datname = pg_catalog.current_database() AND r.rolname = CURRENT_USER";
 /// # Errors
 /// When the query fails.
 pub async fn fetch_server(client: &Client) -> Result<Server, CatalogError> {
-    let row = client.query_one(SERVER, &[]).await.map_err(CatalogError::reading("server"))?;
+    let row = client
+        .query_one(SERVER, &[])
+        .await
+        .map_err(CatalogError::reading("server"))?;
     Ok(Server {
         version_num: row.get::<_, i32>(0).unsigned_abs(),
         system_id: row.get(1),

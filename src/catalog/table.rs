@@ -96,7 +96,10 @@ impl Table {
     /// The primary key's columns; empty without one.
     #[must_use]
     pub fn primary_key(&self) -> &[String] {
-        self.unique_keys.iter().find(|k| k.is_primary).map_or(&[], |k| &k.columns)
+        self.unique_keys
+            .iter()
+            .find(|k| k.is_primary)
+            .map_or(&[], |k| &k.columns)
     }
 
     /// The columns the source logs to identify an old row; empty when it logs none.
@@ -183,10 +186,14 @@ pub async fn fetch_tables(
         .map_err(CatalogError::reading("tables"))?;
     let mut tables: Vec<Table> = rows.iter().map(table_of).collect();
     let oids: Vec<u32> = tables.iter().map(|t| t.oid).collect();
-    let columns =
-        client.query(COLUMNS, &[&oids]).await.map_err(CatalogError::reading("columns"))?;
-    let keys =
-        client.query(UNIQUE_KEYS, &[&oids]).await.map_err(CatalogError::reading("unique keys"))?;
+    let columns = client
+        .query(COLUMNS, &[&oids])
+        .await
+        .map_err(CatalogError::reading("columns"))?;
+    let keys = client
+        .query(UNIQUE_KEYS, &[&oids])
+        .await
+        .map_err(CatalogError::reading("unique keys"))?;
     let place: HashMap<u32, usize> = oids.iter().enumerate().map(|(i, oid)| (*oid, i)).collect();
     for row in &columns {
         if let Some(table) = place.get(&row.get(0)).and_then(|i| tables.get_mut(*i)) {
@@ -300,9 +307,17 @@ pub async fn fetch_sizes(
 ) -> Result<HashMap<u32, u64>, CatalogError> {
     let sql = "SELECT c.oid, pg_catalog.pg_relation_size(c.oid) FROM pg_catalog.pg_class c \
                WHERE c.oid = ANY ($1) AND c.relkind = 'r'";
-    let rows = client.query(sql, &[&tables]).await.map_err(CatalogError::reading("sizes"))?;
+    let rows = client
+        .query(sql, &[&tables])
+        .await
+        .map_err(CatalogError::reading("sizes"))?;
     Ok(rows
         .iter()
-        .map(|row| (row.get(0), row.get::<_, Option<i64>>(1).unwrap_or(0).unsigned_abs()))
+        .map(|row| {
+            (
+                row.get(0),
+                row.get::<_, Option<i64>>(1).unwrap_or(0).unsigned_abs(),
+            )
+        })
         .collect())
 }

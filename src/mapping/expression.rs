@@ -26,7 +26,10 @@ impl Expression {
             .filter(|(_, column)| names.contains(*column))
             .map(|(position, _)| position)
             .collect();
-        Self { sql: sql.to_owned(), reads }
+        Self {
+            sql: sql.to_owned(),
+            reads,
+        }
     }
 }
 
@@ -61,7 +64,9 @@ fn after_quoted(text: &str, quote: char) -> (String, &str) {
     let mut inside = String::new();
     let mut rest = text.get(1..).unwrap_or_default();
     loop {
-        let Some((part, after)) = rest.split_once(quote) else { return (inside, "") };
+        let Some((part, after)) = rest.split_once(quote) else {
+            return (inside, "");
+        };
         inside.push_str(part);
         match after.strip_prefix(quote) {
             Some(after) => {

@@ -24,7 +24,11 @@ pub struct Resolved {
 pub fn resolve(settings: &Settings, source: &QualifiedName) -> Option<Resolved> {
     if settings.rules.is_empty() {
         let rule = same_name_rule(settings, source);
-        return Some(Resolved { source: source.clone(), replica: source.clone(), rule });
+        return Some(Resolved {
+            source: source.clone(),
+            replica: source.clone(),
+            rule,
+        });
     }
     let exact_first = settings.rules.iter().filter(|r| r.source.is_exact());
     let then_patterns = settings.rules.iter().filter(|r| !r.source.is_exact());
@@ -35,13 +39,20 @@ pub fn resolve(settings: &Settings, source: &QualifiedName) -> Option<Resolved> 
             || source.clone(),
             |to| QualifiedName::new(fill(&to.schema, &schema), fill(&to.table, &table)),
         );
-        Some(Resolved { source: source.clone(), replica, rule: rule.clone() })
+        Some(Resolved {
+            source: source.clone(),
+            replica,
+            rule: rule.clone(),
+        })
     })
 }
 
 fn same_name_rule(settings: &Settings, source: &QualifiedName) -> TableRule {
     TableRule {
-        source: TablePattern { schema: source.schema.clone(), table: source.name.clone() },
+        source: TablePattern {
+            schema: source.schema.clone(),
+            table: source.name.clone(),
+        },
         replica: None,
         columns: std::collections::BTreeMap::default(),
         exclude: Vec::new(),
@@ -61,7 +72,14 @@ fn captures(pattern: &str, name: &str) -> Option<Vec<String>> {
     // (?s): a name may hold a newline.
     let regex = Regex::new(&format!("(?s)^{}$", parts.join("(.*)"))).ok()?;
     let found = regex.captures(name)?;
-    Some(found.iter().skip(1).flatten().map(|m| m.as_str().to_owned()).collect())
+    Some(
+        found
+            .iter()
+            .skip(1)
+            .flatten()
+            .map(|m| m.as_str().to_owned())
+            .collect(),
+    )
 }
 
 /// Puts what the source's stars stood for in place of the replica's, in order.
@@ -90,7 +108,10 @@ mod tests {
     }
 
     fn replica_of(rules: Vec<TableRule>, source: (&str, &str)) -> Option<String> {
-        let settings = Settings { rules, ..Settings::default() };
+        let settings = Settings {
+            rules,
+            ..Settings::default()
+        };
         resolve(&settings, &QualifiedName::new(source.0, source.1)).map(|r| r.replica.to_string())
     }
 
@@ -104,10 +125,22 @@ mod tests {
                 rule("t_*.x*y", Some("all.*_*")),
             ]
         };
-        assert_eq!(replica_of(rules(), ("public", "leads")).as_deref(), Some("crm.contacts"));
-        assert_eq!(replica_of(rules(), ("public", "a.b*")).as_deref(), Some("crm.a.b*"));
-        assert_eq!(replica_of(rules(), ("t_1", "x-y")).as_deref(), Some("all.-_"));
+        assert_eq!(
+            replica_of(rules(), ("public", "leads")).as_deref(),
+            Some("crm.contacts")
+        );
+        assert_eq!(
+            replica_of(rules(), ("public", "a.b*")).as_deref(),
+            Some("crm.a.b*")
+        );
+        assert_eq!(
+            replica_of(rules(), ("t_1", "x-y")).as_deref(),
+            Some("all.-_")
+        );
         assert_eq!(replica_of(rules(), ("other", "leads")), None);
-        assert_eq!(replica_of(Vec::new(), ("any", "table")).as_deref(), Some("any.table"));
+        assert_eq!(
+            replica_of(Vec::new(), ("any", "table")).as_deref(),
+            Some("any.table")
+        );
     }
 }

@@ -89,7 +89,9 @@ impl TableMapping {
     /// Index into [`Self::inputs`] of the column at a source position.
     #[must_use]
     pub fn input_at(&self, position: usize) -> Option<usize> {
-        self.inputs.iter().position(|input| input.position == position)
+        self.inputs
+            .iter()
+            .position(|input| input.position == position)
     }
 
     /// Whether every replica column is a source column of the same type: no expression, cast or filter.
@@ -97,9 +99,10 @@ impl TableMapping {
     pub fn is_plain(&self) -> bool {
         self.filter.is_none()
             && self.columns.iter().all(|column| match column.value {
-                ColumnValue::Input(input) => {
-                    self.inputs.get(input).is_some_and(|i| i.read_as == column.cast_to)
-                }
+                ColumnValue::Input(input) => self
+                    .inputs
+                    .get(input)
+                    .is_some_and(|i| i.read_as == column.cast_to),
                 ColumnValue::Computed(_) => false,
             })
     }
@@ -129,8 +132,13 @@ pub fn compile(
     resolved: &Resolved,
     replica: &Table,
 ) -> Result<TableMapping, MappingError> {
-    let mut compiler =
-        Compiler { relation, types, rule: &resolved.rule, replica, problems: Vec::new() };
+    let mut compiler = Compiler {
+        relation,
+        types,
+        rule: &resolved.rule,
+        replica,
+        problems: Vec::new(),
+    };
     let mapping = compiler.compile();
     if compiler.problems.is_empty() {
         return Ok(mapping);
@@ -150,7 +158,7 @@ struct Compiler<'a> {
     problems: Vec<String>,
 }
 
-impl Compiler<'_> {
+impl<'a> Compiler<'a> {
     fn compile(&mut self) -> TableMapping {
         self.check_names();
         let plain = self.plain_columns();
@@ -164,10 +172,16 @@ impl Compiler<'_> {
             .chain(computed.iter().flat_map(|(_, e)| e.reads.iter().copied()))
             .chain(filter.iter().flat_map(|e| e.reads.iter().copied()))
             .collect();
-        let inputs: Vec<InputColumn> =
-            read.iter().filter_map(|position| self.input(*position, &plain)).collect();
-        let input_at =
-            |position: usize| inputs.iter().position(|i| i.position == position).unwrap_or(0);
+        let inputs: Vec<InputColumn> = read
+            .iter()
+            .filter_map(|position| self.input(*position, &plain))
+            .collect();
+        let input_at = |position: usize| {
+            inputs
+                .iter()
+                .position(|i| i.position == position)
+                .unwrap_or(0)
+        };
         let column = |to: &TableColumn, value| ColumnMapping {
             name: to.name.clone(),
             cast_to: to.base_type.clone(),
@@ -177,7 +191,11 @@ impl Compiler<'_> {
             .iter()
             .map(|(position, to)| column(to, ColumnValue::Input(input_at(*position))))
             .collect();
-        columns.extend(computed.into_iter().map(|(to, e)| column(to, ColumnValue::Computed(e))));
+        columns.extend(
+            computed
+                .into_iter()
+                .map(|(to, e)| column(to, ColumnValue::Computed(e))),
+        );
         let identity = self.identity(&plain);
         self.check_policy(&columns);
         TableMapping {
@@ -207,18 +225,19 @@ impl Compiler<'_> {
         }
     }
 
-    fn plain_columns(&mut self) -> Vec<(usize, &TableColumn)> {
+    fn plain_columns(&mut self) -> Vec<(usize, &'a TableColumn)> {
+        let (relation, rule, replica) = (self.relation, self.rule, self.replica);
         let mut plain = Vec::new();
-        for (position, column) in self.relation.columns.iter().enumerate() {
-            if self.rule.exclude.contains(&column.name) {
+        for (position, column) in relation.columns.iter().enumerate() {
+            if rule.exclude.contains(&column.name) {
                 continue;
             }
-            let name = self.rule.columns.get(&column.name).unwrap_or(&column.name);
+            let name = rule.columns.get(&column.name).unwrap_or(&column.name);
             // A column of `set` replaces the one of the same name.
-            if self.rule.set.contains_key(name) {
+            if rule.set.contains_key(name) {
                 continue;
             }
-            match self.replica.column(name) {
+            match replica.column(name) {
                 // The replica computes it by itself.
                 Some(to) if to.is_generated => {}
                 Some(to) => plain.push((position, to)),
@@ -234,10 +253,11 @@ impl Compiler<'_> {
     fn computed_columns(
         &mut self,
         plain: &[(usize, &TableColumn)],
-    ) -> Vec<(&TableColumn, Expression)> {
+    ) -> Vec<(&'a TableColumn, Expression)> {
+        let (rule, replica) = (self.rule, self.replica);
         let mut computed = Vec::new();
-        for (name, sql) in &self.rule.set {
-            match self.replica.column(name) {
+        for (name, sql) in &rule.set {
+            match replica.column(name) {
                 None => self
                     .problems
                     .push(format!("`set` names the replica column {name}, which is not there")),
@@ -266,11 +286,15 @@ impl Compiler<'_> {
         let mut seen = BTreeSet::new();
         for (_, to) in plain {
             if !seen.insert(to.name.as_str()) {
-                self.problems.push(format!("two source columns for the replica column {}", to.name));
+                self.problems.push(format!(
+                    "two source columns for the replica column {}",
+                    to.name
+                ));
             }
         }
         seen.extend(computed.iter().map(|(to, _)| to.name.as_str()));
-        for column in &self.replica.columns {
+        let replica = self.replica;
+        for column in &replica.columns {
             let filled = seen.contains(column.name.as_str()) || column.is_generated;
             if column.not_null && !column.has_default && !filled {
                 self.problems.push(format!(
@@ -283,7 +307,10 @@ impl Compiler<'_> {
 
     fn input(&self, position: usize, plain: &[(usize, &TableColumn)]) -> Option<InputColumn> {
         let column = self.relation.columns.get(position)?;
-        let to = plain.iter().find(|(p, _)| *p == position).map(|(_, to)| *to);
+        let to = plain
+            .iter()
+            .find(|(p, _)| *p == position)
+            .map(|(_, to)| *to);
         Some(InputColumn {
             position,
             name: column.name.clone(),
@@ -304,8 +331,8 @@ impl Compiler<'_> {
     }
 
     fn identity(&mut self, plain: &[(usize, &TableColumn)]) -> RowIdentity {
-        let logged: Vec<&str> = self
-            .relation
+        let relation = self.relation;
+        let logged: Vec<&str> = relation
             .columns
             .iter()
             .filter(|c| c.is_key)
@@ -315,9 +342,12 @@ impl Compiler<'_> {
         if logged.is_empty() && !logs_all {
             return RowIdentity::InsertsOnly;
         }
-        if let Some(key) = &self.rule.key {
-            let missing: Vec<&String> =
-                key.iter().filter(|k| !logs_all && !logged.contains(&k.as_str())).collect();
+        let rule = self.rule;
+        if let Some(key) = &rule.key {
+            let missing: Vec<&String> = key
+                .iter()
+                .filter(|k| !logs_all && !logged.contains(&k.as_str()))
+                .collect();
             if !missing.is_empty() {
                 self.problems.push(format!(
                     "`key` names {missing:?}, which the source does not log for old rows: ALTER TABLE {} REPLICA IDENTITY FULL, or use its identity {logged:?}",
@@ -332,7 +362,9 @@ impl Compiler<'_> {
         // The whole old row is there: any key of the replica whose columns come straight from the source will do.
         let own_key = self.replica.unique_keys.iter().find(|key| {
             key.columns.iter().all(|name| {
-                plain.iter().any(|(_, to)| to.name == *name && (key.is_primary || to.not_null))
+                plain
+                    .iter()
+                    .any(|(_, to)| to.name == *name && (key.is_primary || to.not_null))
             })
         });
         own_key.map_or(RowIdentity::FullRow, |key| {

@@ -81,7 +81,10 @@ fn replica() -> Table {
 
 fn resolved(change: impl FnOnce(&mut TableRule)) -> Resolved {
     let mut rule = TableRule {
-        source: TablePattern { schema: "public".into(), table: "leads".into() },
+        source: TablePattern {
+            schema: "public".into(),
+            table: "leads".into(),
+        },
         replica: None,
         columns: [("id".to_owned(), "contact_id".to_owned())].into(),
         exclude: vec!["secret".into()],
@@ -102,14 +105,24 @@ fn resolved(change: impl FnOnce(&mut TableRule)) -> Resolved {
 }
 
 fn problems(change: impl FnOnce(&mut TableRule)) -> String {
-    let error = compile(&relation(ReplicaIdentity::Default), &types(), &resolved(change), &replica());
+    let error = compile(
+        &relation(ReplicaIdentity::Default),
+        &types(),
+        &resolved(change),
+        &replica(),
+    );
     error.unwrap_err().to_string()
 }
 
 #[test]
 fn names_expressions_filter_and_key() {
-    let mapping =
-        compile(&relation(ReplicaIdentity::Default), &types(), &resolved(|_| ()), &replica()).unwrap();
+    let mapping = compile(
+        &relation(ReplicaIdentity::Default),
+        &types(),
+        &resolved(|_| ()),
+        &replica(),
+    )
+    .unwrap();
     let columns: Vec<_> = mapping.columns.iter().map(|c| c.name.as_str()).collect();
     assert_eq!(columns, ["contact_id", "mood", "email"]);
     // The excluded column is shipped all the same: the filter reads it.
@@ -123,13 +136,23 @@ fn names_expressions_filter_and_key() {
 
 #[test]
 fn full_identity_takes_a_key_of_the_replica_where_there_is_one() {
-    let mapping =
-        compile(&relation(ReplicaIdentity::Full), &types(), &resolved(|_| ()), &replica()).unwrap();
+    let mapping = compile(
+        &relation(ReplicaIdentity::Full),
+        &types(),
+        &resolved(|_| ()),
+        &replica(),
+    )
+    .unwrap();
     assert_eq!(mapping.identity, RowIdentity::Key(vec![0]));
     let mut keyless = replica();
     keyless.unique_keys.clear();
-    let mapping =
-        compile(&relation(ReplicaIdentity::Full), &types(), &resolved(|_| ()), &keyless).unwrap();
+    let mapping = compile(
+        &relation(ReplicaIdentity::Full),
+        &types(),
+        &resolved(|_| ()),
+        &keyless,
+    )
+    .unwrap();
     assert_eq!(mapping.identity, RowIdentity::FullRow);
     let mut nothing = relation(ReplicaIdentity::Nothing);
     nothing.columns[0].is_key = false;
@@ -142,22 +165,37 @@ fn everything_wrong_is_told_at_once() {
     let text = problems(|rule| {
         rule.exclude = vec!["id".into(), "nope".into()];
         rule.set.insert("absent".into(), "1".into());
-        rule.on_conflict = ConflictPolicy::NewestWins { column: "updated_at".into() };
+        rule.on_conflict = ConflictPolicy::NewestWins {
+            column: "updated_at".into(),
+        };
     });
-    for part in ["nope", "no column secret", "replica column absent", "key column id", "updated_at"] {
+    for part in [
+        "nope",
+        "no column secret",
+        "replica column absent",
+        "key column id",
+        "updated_at",
+    ] {
         assert!(text.contains(part), "{part} not in: {text}");
     }
 }
 
 #[test]
 fn a_key_the_source_does_not_log_is_refused() {
-    assert!(problems(|rule| rule.key = Some(vec!["mood".into()])).contains("REPLICA IDENTITY FULL"));
+    assert!(
+        problems(|rule| rule.key = Some(vec!["mood".into()])).contains("REPLICA IDENTITY FULL")
+    );
 }
 
 #[test]
 fn a_required_column_that_nothing_fills_is_refused() {
     let mut table = replica();
     table.columns[3].not_null = true;
-    let error = compile(&relation(ReplicaIdentity::Default), &types(), &resolved(|_| ()), &table);
+    let error = compile(
+        &relation(ReplicaIdentity::Default),
+        &types(),
+        &resolved(|_| ()),
+        &table,
+    );
     assert!(error.unwrap_err().to_string().contains("local is NOT NULL"));
 }
