@@ -2,6 +2,8 @@
 //! names `pg_catalog` in full, so that neither ten thousand tables nor a hostile
 //! `search_path` matter.
 
+use crate::pg::{Disposition, ServerError};
+
 mod server;
 mod table;
 
@@ -19,11 +21,17 @@ pub struct CatalogError {
     pub what: &'static str,
     /// The server's or the connection's error.
     #[source]
-    pub source: tokio_postgres::Error,
+    pub source: ServerError,
 }
 
 impl CatalogError {
     fn reading(what: &'static str) -> impl FnOnce(tokio_postgres::Error) -> Self {
-        move |source| Self { what, source }
+        move |error| Self { what, source: error.into() }
+    }
+
+    /// Whether to try again.
+    #[must_use]
+    pub fn disposition(&self) -> Disposition {
+        self.source.disposition()
     }
 }

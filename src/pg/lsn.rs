@@ -4,8 +4,11 @@
 //! Here absence is `Option<Lsn>`; [`Lsn::from_wire`] is the only door through which
 //! a zero can arrive, and it closes it.
 
+use bytes::BytesMut;
+use std::error::Error;
 use std::fmt;
 use std::str::FromStr;
+use tokio_postgres::types::{FromSql, IsNull, PgLsn, ToSql, Type};
 
 /// A byte position in the write-ahead log of one server and timeline. Never zero.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -70,6 +73,28 @@ impl FromStr for Lsn {
         let half = |part: &str| u32::from_str_radix(part, 16).map_err(|_| ParseLsnError);
         let raw = (u64::from(half(high)?) << 32) | u64::from(half(low)?);
         Self::from_wire(raw).ok_or(ParseLsnError)
+    }
+}
+
+impl ToSql for Lsn {
+    fn to_sql(&self, ty: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn Error + Sync + Send>> {
+        PgLsn::from(self.as_u64()).to_sql(ty, out)
+    }
+
+    fn accepts(ty: &Type) -> bool {
+        <PgLsn as ToSql>::accepts(ty)
+    }
+
+    tokio_postgres::types::to_sql_checked!();
+}
+
+impl<'a> FromSql<'a> for Lsn {
+    fn from_sql(ty: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn Error + Sync + Send>> {
+        Self::from_wire(PgLsn::from_sql(ty, raw)?.into()).ok_or_else(|| ParseLsnError.into())
+    }
+
+    fn accepts(ty: &Type) -> bool {
+        <PgLsn as FromSql>::accepts(ty)
     }
 }
 

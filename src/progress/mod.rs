@@ -1,1 +1,26 @@
-//! Progress.
+//! How far the replica is, where that is kept, and what the source may be told of it.
+//!
+//! ```text
+//!            received ≥ applied ≥ flushed ≥ what the slot confirms
+//!
+//!  table:    init ──▶ copying ──▶ copied at LSN ──▶ ready
+//!                        │             (applied < LSN: catching up)
+//!                        └──▶ init     after an interruption
+//! ```
+//!
+//! The position lives in the replica, in the transaction of the data it speaks of. It is
+//! keyed by what identifies the slot's history: the source's system, its database, the
+//! slot and the LSN at which the slot was born. `copied` is durable together with the
+//! snapshot's LSN; transactions that committed before it are already in the copy, and
+//! the apply passes them by for that table. `ready` is no state of its own: it is
+//! `copied` once the applied position is beyond.
+
+mod position;
+mod store;
+mod table_state;
+
+pub use position::{Feedback, Positions};
+pub use store::{
+    BOOKKEEPING_SCHEMA, PipelineIdentity, PipelineRecord, ProgressError, Store, bookkeeping_sql,
+};
+pub use table_state::{TableRecord, TableState};

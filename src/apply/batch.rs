@@ -1,0 +1,153 @@
+//! A batch: changes in source order that go to the replica in one transaction.
+//!
+//! It holds whole source transactions, or consecutive parts of one that is too large
+//! to be held. Changes keep the bytes they came in; tables are referred to by number.
+
+use crate::mapping::TableMapping;
+use crate::pg::{OldTuple, Tuple, TupleValue};
+use std::sync::Arc;
+
+/// What happens to one row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RowChange {
+    /// A new row.
+    Insert {
+        /// The row.
+        new: Tuple,
+    },
+    /// A row that changed.
+    Update {
+        /// As it was, as far as the source says.
+        old: Option<OldTuple>,
+        /// As it is.
+        new: Tuple,
+    },
+    /// A row that went.
+    Delete {
+        /// As it was, as far as the source says.
+        old: OldTuple,
+    },
+}
+
+/// One change, in source order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BatchItem {
+    /// A row of a table of the batch.
+    Row {
+        /// Index into [`Batch::tables`].
+        table: u32,
+        /// The change.
+        change: RowChange,
+    },
+    /// Tables emptied by one statement.
+    Truncate {
+        /// Indexes into [`Batch::tables`].
+        tables: Vec<u32>,
+        /// RESTART IDENTITY.
+        restart_identity: bool,
+    },
+}
+
+/// Changes to be applied together.
+#[derive(Clone, Debug, Default)]
+pub struct Batch {
+    /// The tables spoken of.
+    pub tables: Vec<Arc<TableMapping>>,
+    /// The changes.
+    pub items: Vec<BatchItem>,
+    /// Bytes held.
+    pub bytes: usize,
+}
+
+impl Batch {
+    /// The number of a table in this batch.
+    pub fn table(&mut self, mapping: &Arc<TableMapping>) -> u32 {
+        // Changes come in runs: the last tables are the likely ones.
+        let known = self.tables.iter().rposition(|t| Arc::ptr_eq(t, mapping));
+        let number = known.unwrap_or_else(|| {
+            self.tables.push(Arc::clone(mapping));
+            self.tables.len() - 1
+        });
+        u32::try_from(number).unwrap_or(u32::MAX)
+    }
+
+    /// Appends a row's change.
+    pub fn push_row(&mut self, table: u32, change: RowChange) {
+        self.bytes += change.wire_bytes() + size_of::<BatchItem>();
+        self.items.push(BatchItem::Row { table, change });
+    }
+
+    /// Appends a TRUNCATE.
+    pub fn push_truncate(&mut self, tables: Vec<u32>, restart_identity: bool) {
+        self.bytes += size_of::<BatchItem>() + tables.len() * 4;
+        self.items.push(BatchItem::Truncate { tables, restart_identity });
+    }
+
+    /// No changes.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.items.is_empty()
+    }
+
+    /// A table by its number.
+    #[must_use]
+    pub fn mapping(&self, table: u32) -> Option<&Arc<TableMapping>> {
+        self.tables.get(table as usize)
+    }
+
+    /// A row's change by its place.
+    #[must_use]
+    pub fn row(&self, item: u32) -> Option<(u32, &RowChange)> {
+        match self.items.get(item as usize)? {
+            BatchItem::Row { table, change } => Some((*table, change)),
+            BatchItem::Truncate { .. } => None,
+        }
+    }
+}
+
+impl RowChange {
+    fn wire_bytes(&self) -> usize {
+        match self {
+            Self::Insert { new } => new.wire_bytes(),
+            Self::Update { old, new } => {
+                new.wire_bytes() + old.as_ref().map_or(0, |old| old.tuple().wire_bytes())
+            }
+            Self::Delete { old } => old.tuple().wire_bytes(),
+        }
+    }
+
+    /// The row as it is now.
+    #[must_use]
+    pub fn new_tuple(&self) -> Option<&Tuple> {
+        match self {
+            Self::Insert { new } | Self::Update { new, .. } => Some(new),
+            Self::Delete { .. } => None,
+        }
+    }
+
+    /// The row as it was.
+    #[must_use]
+    pub fn old_tuple(&self) -> Option<&OldTuple> {
+        match self {
+            Self::Insert { .. } => None,
+            Self::Update { old, .. } => old.as_ref(),
+            Self::Delete { old } => Some(old),
+        }
+    }
+
+    /// A value of the row as it is now, taken from the old image where the source left
+    /// it out as unchanged and the old image is known to hold it.
+    #[must_use]
+    pub fn new_value(&self, position: usize, is_key: bool) -> Option<TupleValue<'_>> {
+        let value = self.new_tuple()?.value(position)?;
+        if value != TupleValue::UnchangedToast {
+            return Some(value);
+        }
+        match self.old_tuple() {
+            Some(OldTuple::Full(old)) => old.value(position),
+            // A key tuple holds the identity's columns only; its other nulls mean nothing.
+            Some(OldTuple::Key(old)) if is_key => old.value(position),
+            _ => Some(TupleValue::UnchangedToast),
+        }
+    }
+}

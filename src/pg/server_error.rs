@@ -1,0 +1,131 @@
+//! What a server or a connection answered instead of doing the work.
+//!
+//! A server's message may quote a row ("invalid input syntax for type integer: …"), and
+//! its DETAIL nearly always does. So DETAIL, CONTEXT and the message of data and
+//! constraint errors stay here; what is told is the code, its name, and which
+//! constraint, column or table.
+
+use super::{Disposition, sqlstate_disposition};
+use std::fmt;
+use tokio_postgres::error::{DbError, SqlState};
+
+/// An error of a statement or of its connection, safe to show and to log.
+#[derive(Debug)]
+pub enum ServerError {
+    /// The server refused.
+    Refused(Refusal),
+    /// No answer: the connection is gone or was never there.
+    Lost(String),
+}
+
+/// A server's refusal, without any value of a row.
+#[derive(Debug)]
+pub struct Refusal {
+    /// Five letters.
+    pub sqlstate: String,
+    /// What happened, as far as it may be shown.
+    pub message: String,
+    /// The constraint, where the server named one.
+    pub constraint: Option<String>,
+    /// The server's hint.
+    pub hint: Option<String>,
+}
+
+impl ServerError {
+    /// The SQLSTATE, where a server answered at all.
+    #[must_use]
+    pub fn sqlstate(&self) -> Option<&str> {
+        match self {
+            Self::Refused(refusal) => Some(&refusal.sqlstate),
+            Self::Lost(_) => None,
+        }
+    }
+
+    /// Whether to try again; a lost connection is always worth another try.
+    #[must_use]
+    pub fn disposition(&self) -> Disposition {
+        self.sqlstate().map_or(Disposition::Transient, sqlstate_disposition)
+    }
+}
+
+impl From<tokio_postgres::Error> for ServerError {
+    fn from(error: tokio_postgres::Error) -> Self {
+        match error.as_db_error() {
+            Some(refusal) => Self::Refused(Refusal::from(refusal)),
+            None => Self::Lost(chain(&error)),
+        }
+    }
+}
+
+impl From<&DbError> for Refusal {
+    fn from(error: &DbError) -> Self {
+        let code = error.code();
+        let of = |what: &str, name: Option<&str>| {
+            name.map_or(String::new(), |name| format!(", {what} {name}"))
+        };
+        let message = if may_quote_values(code) {
+            format!(
+                "{}{}{}{}",
+                condition(code),
+                of("constraint", error.constraint()),
+                of("table", error.table()),
+                of("column", error.column()),
+            )
+        } else {
+            error.message().to_owned()
+        };
+        Self {
+            sqlstate: code.code().to_owned(),
+            message,
+            constraint: error.constraint().map(str::to_owned),
+            hint: error.hint().map(str::to_owned),
+        }
+    }
+}
+
+/// Classes 22 (data exception), 23 (integrity constraint) and P0 (raised by a function).
+fn may_quote_values(code: &SqlState) -> bool {
+    ["22", "23", "P0"].contains(&code.code().get(..2).unwrap_or_default())
+}
+
+/// The condition's name for the codes an operator meets most; the code itself is always shown.
+fn condition(code: &SqlState) -> &'static str {
+    match code.code() {
+        "22001" => "a value is too long for its column",
+        "22003" => "a number is out of range",
+        "22007" | "22008" => "a date or time is out of range or malformed",
+        "22021" => "a value's bytes are not valid in the database's encoding",
+        "22P02" => "a value does not have the form its type needs",
+        "22P05" => "a character does not exist in the database's encoding",
+        "23502" => "a NULL in a column that refuses it",
+        "23503" => "a foreign key is violated",
+        "23505" => "a unique key is violated",
+        "23514" => "a check constraint is violated",
+        "23P01" => "an exclusion constraint is violated",
+        _ => "the value or row was refused",
+    }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+impl fmt::Display for ServerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Lost(what) => f.write_str(what),
+            Self::Refused(refusal) => {
+                write!(f, "{} (SQLSTATE {})", refusal.message, refusal.sqlstate)
+            }
+        }
+    }
+}
+
+impl std::error::Error for ServerError {}

@@ -1,0 +1,76 @@
+//! Received, applied, flushed; and the feedback rule. Pure.
+
+use crate::pg::Lsn;
+
+/// Three positions of one pipeline. Each only grows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Positions {
+    /// The end of what has arrived from the source.
+    pub received: Option<Lsn>,
+    /// Everything before it is committed on the replica.
+    pub applied: Option<Lsn>,
+    /// Everything before it would survive a crash of the replica.
+    pub flushed: Option<Lsn>,
+}
+
+/// What goes back to the source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Feedback {
+    /// "Written": arrived here.
+    pub write: Option<Lsn>,
+    /// "Flushed": the slot may forget all before it.
+    pub flush: Option<Lsn>,
+    /// "Applied": visible on the replica.
+    pub apply: Option<Lsn>,
+}
+
+impl Positions {
+    /// A pipeline that resumes where the replica's progress row says.
+    #[must_use]
+    pub fn resumed_at(applied: Lsn) -> Self {
+        Self { received: Some(applied), applied: Some(applied), flushed: Some(applied) }
+    }
+
+    /// What the source may be told: never more than is durable, never more than is applied.
+    #[must_use]
+    pub fn feedback(&self) -> Feedback {
+        let flush = self.flushed.min(self.applied);
+        Feedback { write: self.received.max(self.applied), flush, apply: self.applied }
+    }
+
+    /// Notes an arrival.
+    pub fn receive(&mut self, end: Lsn) {
+        self.received = self.received.max(Some(end));
+    }
+
+    /// Notes a commit on the replica that waited for its disk.
+    pub fn commit(&mut self, end: Lsn) {
+        self.applied = self.applied.max(Some(end));
+        self.flushed = self.flushed.max(Some(end));
+        self.received = self.received.max(self.applied);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lsn(raw: u64) -> Lsn {
+        Lsn::from_wire(raw).unwrap()
+    }
+
+    #[test]
+    fn the_slot_never_hears_of_what_is_only_received() {
+        let mut positions = Positions::resumed_at(lsn(100));
+        positions.receive(lsn(500));
+        assert_eq!(positions.feedback().flush, Some(lsn(100)));
+        assert_eq!(positions.feedback().write, Some(lsn(500)));
+        positions.commit(lsn(300));
+        assert_eq!(positions.feedback().flush, Some(lsn(300)));
+        positions.commit(lsn(200));
+        assert_eq!(positions.feedback().apply, Some(lsn(300)));
+        assert_eq!(Positions::default().feedback().flush, None);
+        let only_applied = Positions { applied: Some(lsn(9)), ..Positions::default() };
+        assert_eq!(only_applied.feedback().flush, None);
+    }
+}

@@ -1,0 +1,376 @@
+//! The bookkeeping schema on the replica, and the only statements that touch it.
+//!
+//! Ownership: `claim` raises the epoch; every later write names the epoch it was made
+//! under and must touch exactly one row. A daemon that was frozen and wakes after
+//! another took over touches none, and stops. The advisory lock is only the queue at
+//! the door: it may be lost without notice, the epoch may not.
+
+use super::{TableRecord, TableState};
+use crate::pg::{Disposition, Lsn, QualifiedName, ServerError, quote_ident};
+use tokio_postgres::{Client, GenericClient};
+
+/// The schema that holds everything the daemon keeps on the replica.
+pub const BOOKKEEPING_SCHEMA: &str = "pglockstep";
+
+/// DDL of the bookkeeping schema; idempotent. Fill factors leave room for updates in place.
+const BOOKKEEPING: &str = r#"
+CREATE TABLE IF NOT EXISTS "pglockstep"."pipelines" (
+  name text PRIMARY KEY,
+  system_id text NOT NULL,
+  database_oid bigint NOT NULL,
+  slot text NOT NULL,
+  slot_born_at pg_lsn,
+  applied_lsn pg_lsn,
+  epoch bigint NOT NULL DEFAULT 0,
+  updated_at timestamptz NOT NULL DEFAULT pg_catalog.now()
+) WITH (fillfactor = 10);
+CREATE TABLE IF NOT EXISTS "pglockstep"."tables" (
+  pipeline text NOT NULL REFERENCES "pglockstep"."pipelines" ON DELETE CASCADE,
+  source_schema text NOT NULL,
+  source_table text NOT NULL,
+  replica_schema text NOT NULL,
+  replica_table text NOT NULL,
+  state text NOT NULL,
+  copied_lsn pg_lsn,
+  updated_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
+  PRIMARY KEY (pipeline, source_schema, source_table)
+) WITH (fillfactor = 50);
+"#;
+
+/// The SQL that makes the bookkeeping schema; with `owner`, as an administrator for the daemon's role.
+#[must_use]
+pub fn bookkeeping_sql(owner: Option<&str>) -> String {
+    let schema = quote_ident(BOOKKEEPING_SCHEMA);
+    let Some(owner) = owner.map(quote_ident) else {
+        return format!("CREATE SCHEMA IF NOT EXISTS {schema};{BOOKKEEPING}");
+    };
+    format!(
+        "CREATE SCHEMA IF NOT EXISTS {schema} AUTHORIZATION {owner};{BOOKKEEPING}\
+         ALTER TABLE {schema}.\"pipelines\" OWNER TO {owner};\n\
+         ALTER TABLE {schema}.\"tables\" OWNER TO {owner};\n"
+    )
+}
+
+/// Reading or writing the bookkeeping failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ProgressError {
+    /// A statement failed.
+    #[error("cannot {what} in the replica's schema pglockstep")]
+    Statement {
+        /// What was being done.
+        what: &'static str,
+        /// The server's or the connection's error.
+        #[source]
+        source: ServerError,
+    },
+    /// The schema is not there and the role may not create it.
+    #[error(
+        "the replica has no schema pglockstep and this role may not create it: run the SQL that `pglockstep setup` prints"
+    )]
+    NoSchema(#[source] ServerError),
+    /// Another daemon has claimed the pipeline since.
+    #[error("another daemon has taken over this pipeline (its epoch is no longer {epoch})")]
+    Superseded {
+        /// The epoch this daemon had claimed.
+        epoch: i64,
+    },
+    /// A row holds something that was never written there.
+    #[error("the replica's pglockstep.tables holds the unknown state {state:?} for {table}")]
+    UnknownState {
+        /// The source table.
+        table: QualifiedName,
+        /// The word found.
+        state: String,
+    },
+}
+
+impl ProgressError {
+    fn doing(what: &'static str) -> impl FnOnce(tokio_postgres::Error) -> Self {
+        move |error| Self::Statement { what, source: error.into() }
+    }
+
+    /// Whether to try again.
+    #[must_use]
+    pub fn disposition(&self) -> Disposition {
+        match self {
+            Self::Statement { source, .. } => source.disposition(),
+            // Whoever was superseded queues again at the door.
+            Self::Superseded { .. } => Disposition::Transient,
+            Self::NoSchema(_) | Self::UnknownState { .. } => Disposition::Definite,
+        }
+    }
+}
+
+/// What ties a position to one history of one slot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PipelineIdentity {
+    /// The source's system identifier.
+    pub system_id: String,
+    /// The source database's object id.
+    pub database_oid: u32,
+    /// The slot.
+    pub slot: String,
+}
+
+/// A pipeline as the store remembers it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PipelineRecord {
+    /// Whose position it is.
+    pub identity: PipelineIdentity,
+    /// The slot's consistent point; `None` while the slot is being created.
+    pub slot_born_at: Option<Lsn>,
+    /// Everything before it is on the replica.
+    pub applied: Option<Lsn>,
+}
+
+/// One pipeline's bookkeeping, written under one epoch.
+#[derive(Clone, Debug)]
+pub struct Store {
+    pipeline: String,
+    epoch: i64,
+}
+
+const CLAIM: &str = "
+INSERT INTO pglockstep.pipelines AS p (name, system_id, database_oid, slot, epoch)
+VALUES ($1, '', 0, '', 1)
+ON CONFLICT (name) DO UPDATE SET epoch = p.epoch + 1, updated_at = pg_catalog.now()
+RETURNING epoch";
+
+impl Store {
+    /// Makes the bookkeeping schema where it is missing.
+    ///
+    /// # Errors
+    /// When it is missing and cannot be made.
+    pub async fn ensure_schema(client: &Client) -> Result<(), ProgressError> {
+        let known = "SELECT pg_catalog.to_regclass('pglockstep.pipelines') IS NOT NULL \
+                     AND pg_catalog.to_regclass('pglockstep.tables') IS NOT NULL";
+        let row = client.query_one(known, &[]).await.map_err(ProgressError::doing("look"))?;
+        if row.get(0) {
+            return Ok(());
+        }
+        let made = client.batch_execute(&bookkeeping_sql(None)).await;
+        made.map_err(ServerError::from).map_err(|source| match source.sqlstate() {
+            Some("42501") => ProgressError::NoSchema(source),
+            _ => ProgressError::Statement { what: "create the tables", source },
+        })
+    }
+
+    /// Queues for the pipeline: true when this session now holds its lock.
+    ///
+    /// # Errors
+    /// When the query fails.
+    pub async fn try_lock(client: &Client, pipeline: &str) -> Result<bool, ProgressError> {
+        let sql = "SELECT pg_catalog.pg_try_advisory_lock(\
+                   pg_catalog.hashtextextended('pglockstep/' || $1, 0))";
+        let row =
+            client.query_one(sql, &[&pipeline]).await.map_err(ProgressError::doing("lock"))?;
+        Ok(row.get(0))
+    }
+
+    /// Takes the pipeline over: every older owner's writes fail from here on.
+    ///
+    /// # Errors
+    /// When the statement fails.
+    pub async fn claim(client: &Client, pipeline: &str) -> Result<Self, ProgressError> {
+        let row = client
+            .query_one(CLAIM, &[&pipeline])
+            .await
+            .map_err(ProgressError::doing("claim the pipeline"))?;
+        Ok(Self { pipeline: pipeline.to_owned(), epoch: row.get(0) })
+    }
+
+    /// The pipeline's record; `None` when no slot was ever meant for it.
+    ///
+    /// # Errors
+    /// When the query fails.
+    pub async fn fetch_record(
+        client: &Client,
+        pipeline: &str,
+    ) -> Result<Option<PipelineRecord>, ProgressError> {
+        let sql = "SELECT system_id, database_oid, slot, slot_born_at, applied_lsn \
+                   FROM pglockstep.pipelines WHERE name = $1 AND slot <> ''";
+        let row =
+            client.query_opt(sql, &[&pipeline]).await.map_err(ProgressError::doing("read"))?;
+        Ok(row.map(|row| PipelineRecord {
+            identity: PipelineIdentity {
+                system_id: row.get(0),
+                database_oid: u32::try_from(row.get::<_, i64>(1)).unwrap_or_default(),
+                slot: row.get(2),
+            },
+            slot_born_at: row.get(3),
+            applied: row.get(4),
+        }))
+    }
+
+    /// Notes that a slot is about to be created; a slot of that name found later without
+    /// a birth is then known to be this pipeline's own orphan.
+    ///
+    /// # Errors
+    /// When the statement fails or the pipeline has another owner.
+    pub async fn intend_slot(
+        &self,
+        client: &Client,
+        identity: &PipelineIdentity,
+    ) -> Result<(), ProgressError> {
+        let sql = "UPDATE pglockstep.pipelines SET system_id = $3, database_oid = $4, slot = $5, \
+                   slot_born_at = NULL, applied_lsn = NULL, updated_at = pg_catalog.now() \
+                   WHERE name = $1 AND epoch = $2";
+        let database_oid = i64::from(identity.database_oid);
+        let touched = client
+            .execute(
+                sql,
+                &[&self.pipeline, &self.epoch, &identity.system_id, &database_oid, &identity.slot],
+            )
+            .await
+            .map_err(ProgressError::doing("note the slot"))?;
+        self.expect_one(touched)
+    }
+
+    /// Notes where the slot was born: the pipeline's first position.
+    ///
+    /// # Errors
+    /// When the statement fails or the pipeline has another owner.
+    pub async fn record_slot(&self, client: &Client, born_at: Lsn) -> Result<(), ProgressError> {
+        let sql = "UPDATE pglockstep.pipelines SET slot_born_at = $3, applied_lsn = $3, \
+                   updated_at = pg_catalog.now() WHERE name = $1 AND epoch = $2";
+        let touched = client
+            .execute(sql, &[&self.pipeline, &self.epoch, &born_at])
+            .await
+            .map_err(ProgressError::doing("note the slot"))?;
+        self.expect_one(touched)
+    }
+
+    /// Moves the position. Part of the transaction whose data it speaks of; must be its
+    /// last statement before COMMIT, since a failed statement before it makes it fail too.
+    ///
+    /// # Errors
+    /// When the statement fails or the pipeline has another owner.
+    pub async fn advance(
+        &self,
+        client: &impl GenericClient,
+        applied: Lsn,
+    ) -> Result<(), ProgressError> {
+        let sql = "UPDATE pglockstep.pipelines SET applied_lsn = $3, \
+                   updated_at = pg_catalog.now() WHERE name = $1 AND epoch = $2";
+        let touched = client
+            .execute_typed(
+                sql,
+                &[
+                    (&self.pipeline, tokio_postgres::types::Type::TEXT),
+                    (&self.epoch, tokio_postgres::types::Type::INT8),
+                    (&applied, tokio_postgres::types::Type::PG_LSN),
+                ],
+            )
+            .await
+            .map_err(ProgressError::doing("move the position"))?;
+        self.expect_one(touched)
+    }
+
+    /// Proves ownership inside a transaction that moves no position (the first copy's).
+    ///
+    /// # Errors
+    /// When the query fails or the pipeline has another owner.
+    pub async fn prove_ownership(&self, client: &impl GenericClient) -> Result<(), ProgressError> {
+        let sql = "SELECT 1 FROM pglockstep.pipelines WHERE name = $1 AND epoch = $2 FOR KEY SHARE";
+        let rows = client
+            .query(sql, &[&self.pipeline, &self.epoch])
+            .await
+            .map_err(ProgressError::doing("prove ownership"))?;
+        self.expect_one(rows.len() as u64)
+    }
+
+    /// All tables of the pipeline.
+    ///
+    /// # Errors
+    /// When the query fails or holds an unknown state.
+    pub async fn fetch_tables(
+        client: &Client,
+        pipeline: &str,
+    ) -> Result<Vec<TableRecord>, ProgressError> {
+        let sql = "SELECT source_schema, source_table, replica_schema, replica_table, state, \
+                   copied_lsn FROM pglockstep.tables WHERE pipeline = $1 ORDER BY 1, 2";
+        let rows = client
+            .query(sql, &[&pipeline])
+            .await
+            .map_err(ProgressError::doing("read the tables"))?;
+        rows.iter()
+            .map(|row| {
+                let name = |at| QualifiedName::new(row.get::<_, &str>(at), row.get::<_, &str>(at + 1));
+                let state = match (row.get::<_, &str>(4), row.get::<_, Option<Lsn>>(5)) {
+                    ("init", _) => TableState::Init,
+                    ("copying", _) => TableState::Copying,
+                    ("copied", Some(at)) => TableState::Copied { at },
+                    (state, _) => {
+                        let state = state.to_owned();
+                        return Err(ProgressError::UnknownState { table: name(0), state });
+                    }
+                };
+                Ok(TableRecord { source: name(0), replica: name(2), state })
+            })
+            .collect()
+    }
+
+    /// Writes the states of tables, new ones and known ones.
+    ///
+    /// # Errors
+    /// When a statement fails or the pipeline has another owner.
+    pub async fn record_tables(
+        &self,
+        client: &impl GenericClient,
+        records: &[TableRecord],
+    ) -> Result<(), ProgressError> {
+        self.prove_ownership(client).await?;
+        let column = |value: fn(&TableRecord) -> &str| records.iter().map(value).collect::<Vec<_>>();
+        let copied_at: Vec<Option<Lsn>> = records
+            .iter()
+            .map(|record| match record.state {
+                TableState::Copied { at } => Some(at),
+                TableState::Init | TableState::Copying => None,
+            })
+            .collect();
+        let sql = "INSERT INTO pglockstep.tables (pipeline, source_schema, source_table, \
+                   replica_schema, replica_table, state, copied_lsn) \
+                   SELECT $1, t.* FROM pg_catalog.unnest($2::text[], $3::text[], $4::text[], \
+                   $5::text[], $6::text[], $7::pg_lsn[]) AS t \
+                   ON CONFLICT (pipeline, source_schema, source_table) DO UPDATE SET \
+                   replica_schema = excluded.replica_schema, replica_table = excluded.replica_table, \
+                   state = excluded.state, copied_lsn = excluded.copied_lsn, \
+                   updated_at = pg_catalog.now()";
+        client
+            .execute(
+                sql,
+                &[
+                    &self.pipeline,
+                    &column(|r| &r.source.schema),
+                    &column(|r| &r.source.name),
+                    &column(|r| &r.replica.schema),
+                    &column(|r| &r.replica.name),
+                    &column(|r| r.state.as_str()),
+                    &copied_at,
+                ],
+            )
+            .await
+            .map_err(ProgressError::doing("note the tables"))?;
+        Ok(())
+    }
+
+    /// Forgets everything of a pipeline. For `teardown`.
+    ///
+    /// # Errors
+    /// When the statement fails.
+    pub async fn forget(client: &Client, pipeline: &str) -> Result<(), ProgressError> {
+        let sql = "DELETE FROM pglockstep.pipelines WHERE name = $1";
+        client.execute(sql, &[&pipeline]).await.map_err(ProgressError::doing("forget"))?;
+        Ok(())
+    }
+
+    /// The pipeline's name.
+    #[must_use]
+    pub fn pipeline(&self) -> &str {
+        &self.pipeline
+    }
+
+    fn expect_one(&self, touched: u64) -> Result<(), ProgressError> {
+        if touched == 1 { Ok(()) } else { Err(ProgressError::Superseded { epoch: self.epoch }) }
+    }
+}
