@@ -18,6 +18,8 @@ mod message;
 #[cfg(test)]
 mod properties;
 mod reader;
+#[cfg(test)]
+mod tables;
 
 pub use decode::{Decoder, Streaming};
 pub use message::{Message, Payload};
