@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::{DecodeErrorKind, Decoder, Message, Streaming};
 use crate::pg::{Change, Lsn, OldTuple, TupleError, TupleValue};
 
-fn plain(wire: &'static [u8]) -> std::result::Result<Message, DecodeErrorKind> {
+fn plain(wire: &'static [u8]) -> Result<Message, DecodeErrorKind> {
     Decoder::new(1, Streaming::Off)
         .decode(Bytes::from_static(wire))
         .map_err(|e| e.kind)
