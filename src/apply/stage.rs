@@ -7,7 +7,7 @@ use super::net_effect::{NetEffect, Stage, TableNet};
 use super::session::{Prepared, ReplicaSession, Work};
 use super::statement::{Absent, ImageSide, ROW_MARKER, Shape};
 use crate::mapping::{RowIdentity, TableMapping};
-use crate::pg::{OldTuple, TupleValue};
+use crate::pg::TupleValue;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -26,13 +26,15 @@ struct Planned {
     mapping: Arc<TableMapping>,
     what: &'static str,
     expected: Expected,
-    /// Counts towards the rows that a filter must have kept or moved.
     table: u32,
+    /// Rows that this statement is the first to be handed.
+    offered: u64,
     work: Work,
 }
 
-/// Rows of a filtered table by table number: those written, moved out, or newly in.
-pub(crate) type TouchedRows = BTreeMap<u32, u64>;
+/// By table number: rows offered less rows touched. In a filtered table what remains are
+/// the rows that the filter kept out.
+pub(crate) type Balance = BTreeMap<u32, i64>;
 
 /// What a stage needs besides its session.
 pub(crate) struct StageContext<'a> {
@@ -49,12 +51,12 @@ impl StageContext<'_> {
         session: &mut ReplicaSession,
         stage: &Stage,
         first: Option<&str>,
-        touched: &mut TouchedRows,
+        balance: &mut Balance,
     ) -> Result<(), ApplyError> {
         match stage {
             Stage::Net(tables) => {
                 let planned = self.plan_net(session, tables).await?;
-                self.send(session, first, planned, touched).await
+                self.send(session, first, planned, balance).await
             }
             Stage::Ordered(items) => {
                 let mut first = first;
@@ -63,7 +65,7 @@ impl StageContext<'_> {
                     for item in items {
                         self.plan_single(session, *item, &mut planned).await?;
                     }
-                    self.send(session, first.take(), planned, touched).await?;
+                    self.send(session, first.take(), planned, balance).await?;
                 }
                 Ok(())
             }
@@ -82,11 +84,12 @@ impl StageContext<'_> {
         session: &ReplicaSession,
         first: Option<&str>,
         planned: Vec<Planned>,
-        touched: &mut TouchedRows,
+        balance: &mut Balance,
     ) -> Result<(), ApplyError> {
         let mut checks = Vec::with_capacity(planned.len());
         let mut works = Vec::with_capacity(planned.len());
         for plan in planned {
+            *balance.entry(plan.table).or_default() += plan.offered.cast_signed();
             checks.push((plan.mapping, plan.what, plan.expected, plan.table));
             works.push(plan.work);
         }
@@ -105,7 +108,7 @@ impl StageContext<'_> {
                 let table = mapping.replica.clone();
                 return Err(ApplyError::RowCount { table, what, touched: count });
             }
-            *touched.entry(table).or_default() += count;
+            *balance.entry(table).or_default() -= count.cast_signed();
         }
         Ok(())
     }
@@ -121,10 +124,9 @@ impl StageContext<'_> {
         ordered.sort_by_key(place);
         let mut planned = Vec::new();
         for net in ordered.iter().rev() {
-            let certain = if self.is_filtered(net.table) { false } else { !net.deletes.is_empty() };
-            if certain {
+            if !self.is_filtered(net.table) {
                 self.plan(session, net.table, &Shape::Delete, &net.deletes, &mut planned).await?;
-            } else if !net.deletes.is_empty() {
+            } else {
                 self.plan_possible(session, net.table, &net.deletes, &mut planned).await?;
             }
             self.plan_possible(session, net.table, &net.possible_deletes, &mut planned).await?;
@@ -240,7 +242,12 @@ impl StageContext<'_> {
             Shape::Delete | Shape::DeleteFull | Shape::DeleteFiltered(_) => "delete",
             Shape::Exists => "look for",
         };
-        planned.push(Planned { mapping: Arc::clone(mapping), what, expected, table, work });
+        let offered = match shape {
+            Shape::DeleteFiltered(_) | Shape::InsertIfAbsent => 0,
+            _ => rows,
+        };
+        let mapping = Arc::clone(mapping);
+        planned.push(Planned { mapping, what, expected, table, offered, work });
         Ok(())
     }
 
@@ -375,9 +382,4 @@ pub(crate) enum Way {
     Rekey,
     /// By the whole old row.
     Full,
-}
-
-/// Whether an old image holds the whole row.
-pub(crate) fn is_full(old: Option<&OldTuple>) -> bool {
-    matches!(old, Some(OldTuple::Full(_)))
 }

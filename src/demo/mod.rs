@@ -1,1 +1,3 @@
 //! Demo.
+
+pub mod cluster;

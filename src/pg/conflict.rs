@@ -3,7 +3,7 @@
 use std::fmt;
 
 /// How a change and the row it meets on the replica disagree.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ConflictKind {
     /// A row to insert is there already.
