@@ -45,13 +45,30 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use tokio_postgres::Client;
 
-/// What applying a batch came to, besides its rows; by number of the batch's table.
-#[derive(Debug, Default, PartialEq, Eq)]
+/// What applying a batch came to for one table.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Written {
+    /// The table, in the version that was written.
+    pub mapping: Arc<TableMapping>,
+    /// Changes of the source, by kind.
+    pub inserts: u64,
+    /// Changes of the source, by kind.
+    pub updates: u64,
+    /// Changes of the source, by kind.
+    pub deletes: u64,
+    /// Statements of the source that emptied the table.
+    pub truncates: u64,
+    /// Of all those, rows that the filter kept out.
+    pub filtered: u64,
     /// Conflicts met and resolved.
-    pub conflicts: BTreeMap<(u32, ConflictKind), u64>,
-    /// Rows that a filter kept out.
-    pub filtered: BTreeMap<u32, u64>,
+    pub conflicts: BTreeMap<ConflictKind, u64>,
+}
+
+/// By number of the batch's table.
+#[derive(Default)]
+struct Outcome {
+    conflicts: Conflicts,
+    filtered: BTreeMap<u32, u64>,
 }
 
 /// Owns the one connection that writes changes to the replica.
@@ -130,13 +147,17 @@ impl Applier {
     ///
     /// # Errors
     /// The transaction is then rolled back whole.
-    pub async fn write(&mut self, batch: &Batch) -> Result<Written, ApplyError> {
-        let written = self.write_in_order_of_cost(batch).await;
-        match &written {
-            Ok(_) => self.transaction = Transaction::Open,
-            Err(_) => self.rollback().await,
+    pub async fn write(&mut self, batch: &Batch) -> Result<Vec<Written>, ApplyError> {
+        match self.write_in_order_of_cost(batch).await {
+            Ok(outcome) => {
+                self.transaction = Transaction::Open;
+                Ok(tell(batch, &outcome))
+            }
+            Err(error) => {
+                self.rollback().await;
+                Err(error)
+            }
         }
-        written
     }
 
     /// Moves the position and commits.
@@ -165,7 +186,7 @@ impl Applier {
         self.transaction = Transaction::None;
     }
 
-    async fn write_in_order_of_cost(&mut self, batch: &Batch) -> Result<Written, ApplyError> {
+    async fn write_in_order_of_cost(&mut self, batch: &Batch) -> Result<Outcome, ApplyError> {
         let is_part = self.transaction == Transaction::Open;
         let begin = match (is_part, self.ignores_foreign_keys) {
             (true, _) => "SAVEPOINT part",
@@ -181,12 +202,12 @@ impl Applier {
             self.undo(is_part).await?;
             done = self.run_resolving(batch).await;
         }
-        let written = done?;
+        let outcome = done?;
         if is_part {
             let released = self.session.client.batch_execute("RELEASE SAVEPOINT part").await;
             released.map_err(ApplyError::transaction("release a savepoint"))?;
         }
-        Ok(written)
+        Ok(outcome)
     }
 
     /// Back to where the batch began, ready to write it again.
@@ -201,7 +222,7 @@ impl Applier {
         batch: &Batch,
         effect: &NetEffect,
         first: &str,
-    ) -> Result<Written, ApplyError> {
+    ) -> Result<Outcome, ApplyError> {
         let parents_first = self.places(batch);
         let context = StageContext { batch, effect, parents_first: &parents_first };
         let mut balance = Balance::new();
@@ -214,16 +235,16 @@ impl Applier {
             .filter(|(table, _)| context.is_filtered(*table))
             .filter_map(|(table, rows)| Some((table, u64::try_from(rows).ok()?)))
             .collect();
-        Ok(Written { conflicts: Conflicts::new(), filtered })
+        Ok(Outcome { conflicts: Conflicts::new(), filtered })
     }
 
-    async fn run_resolving(&mut self, batch: &Batch) -> Result<Written, ApplyError> {
+    async fn run_resolving(&mut self, batch: &Batch) -> Result<Outcome, ApplyError> {
         let deferred = self.session.client.batch_execute(DEFER).await;
         deferred.map_err(ApplyError::transaction("defer constraints"))?;
         let parents_first = self.places(batch);
         let effect = NetEffect::default();
         let context = StageContext { batch, effect: &effect, parents_first: &parents_first };
-        let mut written = Written::default();
+        let mut outcome = Outcome::default();
         for (place, item) in (0u32..).zip(&batch.items) {
             if let BatchItem::Truncate { .. } = item {
                 let stage = net_effect::Stage::Truncate(place);
@@ -233,17 +254,63 @@ impl Applier {
             let mut resolver = Resolver {
                 context: &context,
                 session: &mut self.session,
-                conflicts: &mut written.conflicts,
-                filtered: &mut written.filtered,
+                conflicts: &mut outcome.conflicts,
+                filtered: &mut outcome.filtered,
             };
             resolver.resolve(place).await?;
         }
-        Ok(written)
+        Ok(outcome)
     }
 
     fn places(&self, batch: &Batch) -> Vec<u32> {
         let place = |table: &Arc<TableMapping>| self.parents_first.get(&table.replica).copied();
         batch.tables.iter().map(|table| place(table).unwrap_or_default()).collect()
+    }
+}
+
+/// Counts a batch's changes by table and kind, and adds what became of them.
+fn tell(batch: &Batch, outcome: &Outcome) -> Vec<Written> {
+    let mut written: Vec<Written> = batch.tables.iter().map(Written::nothing).collect();
+    for item in &batch.items {
+        let (tables, change) = match item {
+            BatchItem::Row { table, change } => (std::slice::from_ref(table), Some(change)),
+            BatchItem::Truncate { tables, .. } => (tables.as_slice(), None),
+        };
+        for table in tables {
+            let Some(of_table) = written.get_mut(*table as usize) else { continue };
+            let count = match change {
+                Some(RowChange::Insert { .. }) => &mut of_table.inserts,
+                Some(RowChange::Update { .. }) => &mut of_table.updates,
+                Some(RowChange::Delete { .. }) => &mut of_table.deletes,
+                None => &mut of_table.truncates,
+            };
+            *count += 1;
+        }
+    }
+    for ((table, kind), count) in &outcome.conflicts {
+        if let Some(of_table) = written.get_mut(*table as usize) {
+            of_table.conflicts.insert(*kind, *count);
+        }
+    }
+    for (table, rows) in &outcome.filtered {
+        if let Some(of_table) = written.get_mut(*table as usize) {
+            of_table.filtered = *rows;
+        }
+    }
+    written
+}
+
+impl Written {
+    fn nothing(mapping: &Arc<TableMapping>) -> Self {
+        Self {
+            mapping: Arc::clone(mapping),
+            inserts: 0,
+            updates: 0,
+            deletes: 0,
+            truncates: 0,
+            filtered: 0,
+            conflicts: BTreeMap::new(),
+        }
     }
 }
 
