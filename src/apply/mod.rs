@@ -1,1 +1,3 @@
 //! Replica side.
+mod settings;
+pub use settings::Settings;

@@ -1,1 +1,3 @@
 //! Endpoints.
+mod settings;
+pub use settings::Settings;

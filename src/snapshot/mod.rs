@@ -1,1 +1,3 @@
 //! First copy.
+mod settings;
+pub use settings::Settings;
