@@ -25,6 +25,7 @@ pub use secret::{ConnectionUrl, ReadUrlError};
 use crate::{apply, http, mapping, pipeline, snapshot};
 use problems::{Places, Report};
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -143,13 +144,12 @@ impl Config {
             path: path.to_owned(),
             source,
         })?;
-        let variables = std::env::vars_os()
-            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-            .collect();
-        Self::parse(&text, variables).map_err(|problems| ConfigError::Invalid {
-            path: path.to_owned(),
-            problems,
-        })
+        variables(std::env::vars_os())
+            .and_then(|variables| Self::parse(&text, variables))
+            .map_err(|problems| ConfigError::Invalid {
+                path: path.to_owned(),
+                problems,
+            })
     }
 
     /// Makes a configuration of a file's text and environment variables.
@@ -200,6 +200,31 @@ fn key_of_variable(name: &str) -> Option<String> {
     let name = name.to_lowercase();
     let prefix = format!("{VARIABLE_PREFIX}{SEPARATOR}").to_lowercase();
     Some(name.strip_prefix(&prefix)?.replace(SEPARATOR, "."))
+}
+
+/// The variables that set keys. One that is not UTF-8 is a problem: it must not be passed over.
+fn variables(
+    all: impl Iterator<Item = (OsString, OsString)>,
+) -> Result<HashMap<String, String>, Vec<Problem>> {
+    let mut variables = HashMap::new();
+    for (name, value) in all {
+        let Ok(name) = name.into_string() else {
+            continue;
+        };
+        if key_of_variable(&name).is_none() {
+            continue;
+        }
+        let Ok(value) = value.into_string() else {
+            let key = format!("environment variable {name}");
+            return Err(vec![Problem {
+                line: None,
+                key,
+                message: "not UTF-8".to_owned(),
+            }]);
+        };
+        variables.insert(name, value);
+    }
+    Ok(variables)
 }
 
 /// File below, environment above, as one tree.

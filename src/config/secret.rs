@@ -44,6 +44,14 @@ pub enum ReadUrlError {
     Encrypted,
 }
 
+impl ReadUrlError {
+    /// Whether this user may not read the file.
+    pub(super) fn is_denied(&self) -> bool {
+        let denied = std::io::ErrorKind::PermissionDenied;
+        matches!(self, Self::Unreadable { source, .. } if source.kind() == denied)
+    }
+}
+
 impl ConnectionUrl {
     /// The connection string as it is now.
     ///
