@@ -1,7 +1,7 @@
 //! The verbs, thin: arguments in, a room's work, an exit code out.
 //!
 //! A new verb is a file with `Args` and `run(config, args) -> anyhow::Result<Outcome>`, a
-//! variant of [`Verb`] and its line in [`Verb::run`].
+//! variant of `Verb` and its line in `Verb::run`.
 
 mod human;
 mod output;

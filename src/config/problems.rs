@@ -38,6 +38,22 @@ impl Places {
         self.variables.insert(key, variable);
     }
 
+    /// The variable that set a key, or that made a section which the file does not have.
+    fn variable(&self, key: &str) -> Option<&String> {
+        let made = || {
+            let prefix = join(key, "");
+            let below = |(set, _): &(&String, &String)| set.starts_with(&prefix);
+            self.variables
+                .iter()
+                .find(below)
+                .map(|(_, variable)| variable)
+        };
+        let in_file = self.lines.contains_key(key);
+        self.variables
+            .get(key)
+            .or_else(|| if in_file { None } else { made() })
+    }
+
     /// Finds the line of every key in a file. A file that is not TOML yields its problems instead.
     pub(super) fn add_file(&mut self, text: &str) -> Vec<Problem> {
         let starts: Vec<usize> = std::iter::once(0)
@@ -119,7 +135,7 @@ impl Report {
     /// Notes what is wrong with a key.
     pub(super) fn add(&mut self, key: &str, message: impl Into<String>) {
         self.broken.insert(key.to_owned());
-        let (line, key) = match self.places.variables.get(key) {
+        let (line, key) = match self.places.variable(key) {
             Some(variable) => (None, format!("environment variable {variable}")),
             // A key that is missing is reported at the section it belongs to.
             None => (self.line_of(key), key.to_owned()),

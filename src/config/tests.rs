@@ -184,6 +184,7 @@ fn the_environment_stands_over_the_file() {
         &[
             ("PGLOCKSTEP__COPY__WORKERS", "many"),
             ("PGLOCKSTEP__SOURCE__URI", "x"),
+            ("PGLOCKSTEP__SUORCE__URL", "x"),
         ],
     );
     assert_eq!(
@@ -191,6 +192,7 @@ fn the_environment_stands_over_the_file() {
         [
             "environment variable PGLOCKSTEP__COPY__WORKERS: expected a whole number, found other text",
             "environment variable PGLOCKSTEP__SOURCE__URI: unknown key; did you mean url?",
+            "environment variable PGLOCKSTEP__SUORCE__URL: unknown key; did you mean source?",
         ]
     );
 }
