@@ -1,1 +1,3 @@
 //! Pipeline.
+mod settings;
+pub use settings::RetrySettings;

@@ -32,7 +32,9 @@ pub struct Part {
     pub part: &'static str,
     /// How it does.
     pub state: PartState,
-    /// For how long.
+    /// Since when, in wall-clock milliseconds since 1970.
+    pub since_unix_ms: u64,
+    /// For how long, in seconds.
     pub since_seconds: f64,
     /// Why, where there is something to say.
     pub why: Option<String>,
@@ -60,6 +62,7 @@ pub(super) struct Aged<S> {
 /// What the rules look at.
 #[derive(Clone, Debug)]
 pub(super) struct Vitals {
+    pub(super) now_unix_ms: u64,
     pub(super) process_since_seconds: f64,
     pub(super) state: Aged<PipelineState>,
     pub(super) source: Aged<ConnectionState>,
@@ -81,18 +84,27 @@ pub struct ReadyBounds {
 
 impl Health {
     pub(super) fn judge(vitals: Vitals) -> Self {
-        let process = Part {
-            part: "process",
-            state: PartState::Ok,
-            since_seconds: vitals.process_since_seconds,
-            why: None,
+        let finding = |state, since_seconds, why| Finding {
+            state,
+            since_seconds,
+            why,
+        };
+        let process = finding(PartState::Ok, vitals.process_since_seconds, None);
+        let part = |part, found: Finding| Part {
+            part,
+            state: found.state,
+            since_unix_ms: vitals
+                .now_unix_ms
+                .saturating_sub((found.since_seconds * 1e3) as u64),
+            since_seconds: found.since_seconds,
+            why: found.why,
         };
         let parts = vec![
-            process,
-            connection_part("source", &vitals.source),
-            connection_part("replica", &vitals.replica),
-            stream_part(&vitals),
-            slot_part(vitals.slot.as_ref()),
+            part("process", process),
+            part("source", judge_connection(&vitals.source)),
+            part("replica", judge_connection(&vitals.replica)),
+            part("stream", judge_stream(&vitals)),
+            part("slot", judge_slot(vitals.slot.as_ref())),
         ];
         // A connection that fails is being retried: the stream's stall tells when that is too long.
         let vital = |part: &&Part| matches!(part.part, "stream" | "slot");
@@ -164,7 +176,14 @@ fn within(unit: &str, lag: Option<f64>, lag_max: Option<f64>) -> Result<(), Stri
     }
 }
 
-fn connection_part(part: &'static str, connection: &Aged<ConnectionState>) -> Part {
+/// How a part does, before it has its name.
+struct Finding {
+    state: PartState,
+    since_seconds: f64,
+    why: Option<String>,
+}
+
+fn judge_connection(connection: &Aged<ConnectionState>) -> Finding {
     let state = match connection.state {
         ConnectionState::Connected => PartState::Ok,
         ConnectionState::Connecting => PartState::Waiting,
@@ -174,15 +193,14 @@ fn connection_part(part: &'static str, connection: &Aged<ConnectionState>) -> Pa
         .reason
         .clone()
         .or_else(|| (state != PartState::Ok).then(|| connection.state.as_str().to_owned()));
-    Part {
-        part,
+    Finding {
         state,
         since_seconds: connection.since_seconds,
         why,
     }
 }
 
-fn stream_part(vitals: &Vitals) -> Part {
+fn judge_stream(vitals: &Vitals) -> Finding {
     let current = &vitals.state;
     let waits = matches!(
         current.state,
@@ -223,19 +241,17 @@ fn stream_part(vitals: &Vitals) -> Part {
     } else {
         current.since_seconds
     };
-    Part {
-        part: "stream",
+    Finding {
         state,
         since_seconds,
         why,
     }
 }
 
-fn slot_part(slot: Option<&Aged<SlotHealth>>) -> Part {
+fn judge_slot(slot: Option<&Aged<SlotHealth>>) -> Finding {
     let Some(slot) = slot else {
         let why = Some("not looked at yet".to_owned());
-        return Part {
-            part: "slot",
+        return Finding {
             state: PartState::Waiting,
             since_seconds: 0.0,
             why,
@@ -253,8 +269,7 @@ fn slot_part(slot: Option<&Aged<SlotHealth>>) -> Part {
             risky.map(|_| "unreserved: may be lost at the next checkpoint".to_owned()),
         )
     };
-    Part {
-        part: "slot",
+    Finding {
         state,
         since_seconds: slot.since_seconds,
         why,
@@ -275,6 +290,7 @@ mod tests {
 
     fn vitals(state: PipelineState, progress_age_seconds: u64) -> Vitals {
         Vitals {
+            now_unix_ms: 1_000_000,
             process_since_seconds: 100.0,
             state: aged(state),
             source: aged(ConnectionState::Connected),

@@ -23,8 +23,9 @@ pub enum LogFormat {
 #[derive(Debug, thiserror::Error)]
 pub enum LoggingError {
     /// The filter does not parse.
-    #[error("{FILTER_VARIABLE} is not a log filter; try `info` or `pglockstep=debug,info`")]
-    Filter(#[source] tracing_subscriber::filter::ParseError),
+    // Not a source: the parser's error says its own cause already.
+    #[error("{FILTER_VARIABLE} is not a log filter ({0}); try `info` or `pglockstep=debug,info`")]
+    Filter(tracing_subscriber::filter::ParseError),
     /// Somebody set it up before.
     #[error("logging is set up already")]
     Twice(#[source] Box<dyn Error + Send + Sync>),

@@ -1,4 +1,4 @@
-//! What the daemon tells of itself: one [`Telemetry`] handle for each pipeline.
+//! What the daemon tells of itself: one `Telemetry` handle for each pipeline.
 //!
 //! ```text
 //!  rooms ──▶ Telemetry ──▶ facts ──┬──▶ metrics   /metrics

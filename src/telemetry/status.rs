@@ -130,6 +130,7 @@ impl Sources<'_> {
     pub(super) fn health(&self) -> Health {
         let slow = self.facts.slow();
         let vitals = Vitals {
+            now_unix_ms: super::facts::unix_ms(),
             process_since_seconds: self.clock.started().elapsed().as_secs_f64(),
             state: with_age(&slow.state),
             source: with_age(&slow.source),
