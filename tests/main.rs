@@ -5,4 +5,5 @@
 
 mod architecture;
 mod cluster;
+mod golden;
 mod support;

@@ -74,7 +74,8 @@ fn numbered(parent: &Path, prefix: &str, bin: &str) -> Vec<Installation> {
                 .strip_prefix(prefix)?
                 .parse()
                 .ok()?;
-            let bin = entry.path().join(bin);
+            // Links resolved: the user that runs the server may not be able to follow them.
+            let bin = entry.path().join(bin).canonicalize().ok()?;
             bin.join("initdb")
                 .is_file()
                 .then_some(Installation { major, bin })
