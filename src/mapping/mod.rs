@@ -1,3 +1,6 @@
 //! Mapping.
 mod settings;
-pub use settings::{ConflictPolicy, ExistingRows, ExtraRows, ParseConflictPolicyError, ParsePatternError, Settings, TablePattern, TableRule};
+pub use settings::{
+    ConflictPolicy, ExistingRows, ExtraRows, ParseConflictPolicyError, ParsePatternError, Settings,
+    TablePattern, TableRule,
+};

@@ -62,7 +62,9 @@ impl std::str::FromStr for ConflictPolicy {
                 .and_then(|rest| rest.strip_suffix(')'))
                 .map(str::trim)
                 .filter(|column| !column.is_empty())
-                .map(|column| Self::NewestWins { column: column.to_owned() })
+                .map(|column| Self::NewestWins {
+                    column: column.to_owned(),
+                })
                 .ok_or(ParseConflictPolicyError),
         }
     }
@@ -88,7 +90,11 @@ impl std::str::FromStr for TablePattern {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let (schema, rest) = take_name(text)?;
         let (table, rest) = take_name(rest.strip_prefix('.').ok_or(ParsePatternError)?)?;
-        if rest.is_empty() { Ok(Self { schema, table }) } else { Err(ParsePatternError) }
+        if rest.is_empty() {
+            Ok(Self { schema, table })
+        } else {
+            Err(ParsePatternError)
+        }
     }
 }
 
@@ -97,7 +103,11 @@ fn take_name(text: &str) -> Result<(String, &str), ParsePatternError> {
     let Some(mut rest) = text.strip_prefix('"') else {
         let end = text.find('.').unwrap_or(text.len());
         let (name, rest) = text.split_at(end);
-        return if name.is_empty() { Err(ParsePatternError) } else { Ok((name.to_owned(), rest)) };
+        return if name.is_empty() {
+            Err(ParsePatternError)
+        } else {
+            Ok((name.to_owned(), rest))
+        };
     };
     let mut name = String::new();
     loop {
@@ -174,9 +184,19 @@ mod tests {
 
     #[test]
     fn patterns() {
-        let parse = |text: &str| text.parse::<TablePattern>().map(|p| (p.schema, p.table)).ok();
-        assert_eq!(parse("public.leads"), Some(("public".into(), "leads".into())));
-        assert_eq!(parse("\"a.b\".\"c\"\"d\""), Some(("a.b".into(), "c\"d".into())));
+        let parse = |text: &str| {
+            text.parse::<TablePattern>()
+                .map(|p| (p.schema, p.table))
+                .ok()
+        };
+        assert_eq!(
+            parse("public.leads"),
+            Some(("public".into(), "leads".into()))
+        );
+        assert_eq!(
+            parse("\"a.b\".\"c\"\"d\""),
+            Some(("a.b".into(), "c\"d".into()))
+        );
         for wrong in ["", "leads", "a.b.c", ".b", "a.", "\"a.b", "\"\".b"] {
             assert_eq!(parse(wrong), None, "{wrong}");
         }
@@ -184,8 +204,15 @@ mod tests {
 
     #[test]
     fn policies() {
-        let newest = "newest_wins( updated_at )".parse::<ConflictPolicy>().unwrap();
-        assert_eq!(newest, ConflictPolicy::NewestWins { column: "updated_at".into() });
+        let newest = "newest_wins( updated_at )"
+            .parse::<ConflictPolicy>()
+            .unwrap();
+        assert_eq!(
+            newest,
+            ConflictPolicy::NewestWins {
+                column: "updated_at".into()
+            }
+        );
         assert!("newest_wins()".parse::<ConflictPolicy>().is_err());
         assert!("latest".parse::<ConflictPolicy>().is_err());
     }

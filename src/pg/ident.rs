@@ -15,7 +15,9 @@ pub fn quote_ident(name: &str) -> String {
 #[must_use]
 pub fn quote_literal(text: &str) -> String {
     // escape_literal puts a space before E'' so that it may follow a keyword.
-    postgres_protocol::escape::escape_literal(text).trim_start().to_owned()
+    postgres_protocol::escape::escape_literal(text)
+        .trim_start()
+        .to_owned()
 }
 
 /// A table's name with its schema. `Display` is for people; SQL takes [`quoted`](Self::quoted).
@@ -30,7 +32,10 @@ pub struct QualifiedName {
 impl QualifiedName {
     /// A name in a schema, both as the catalogue spells them.
     pub fn new(schema: impl Into<String>, name: impl Into<String>) -> Self {
-        Self { schema: schema.into(), name: name.into() }
+        Self {
+            schema: schema.into(),
+            name: name.into(),
+        }
     }
 
     /// `"schema"."name"`, ready for SQL.
@@ -66,7 +71,11 @@ impl TypeName {
 
 impl fmt::Display for TypeName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.is_builtin() { f.write_str(&self.0.name) } else { self.0.fmt(f) }
+        if self.is_builtin() {
+            f.write_str(&self.0.name)
+        } else {
+            self.0.fmt(f)
+        }
     }
 }
 
@@ -77,7 +86,10 @@ mod tests {
     #[test]
     fn hostile_names_stay_names() {
         assert_eq!(quote_ident("a\"b';--"), "\"a\"\"b';--\"");
-        assert_eq!(QualifiedName::new("s.x", "t\n%").quoted(), "\"s.x\".\"t\n%\"");
+        assert_eq!(
+            QualifiedName::new("s.x", "t\n%").quoted(),
+            "\"s.x\".\"t\n%\""
+        );
         assert_eq!(quote_literal("it's"), "'it''s'");
         assert_eq!(quote_literal("a\\'b"), "E'a\\\\''b'");
     }

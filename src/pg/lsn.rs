@@ -36,7 +36,12 @@ impl Lsn {
 
 impl fmt::Display for Lsn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:X}/{:X}", self.as_u64() >> 32, self.as_u64() & 0xFFFF_FFFF)
+        write!(
+            f,
+            "{:X}/{:X}",
+            self.as_u64() >> 32,
+            self.as_u64() & 0xFFFF_FFFF
+        )
     }
 }
 

@@ -40,10 +40,14 @@ mod tests {
 
     #[test]
     fn the_classes() {
-        for code in ["08006", "40P01", "53100", "57P01", "58030", "55006", "25006"] {
+        for code in [
+            "08006", "40P01", "53100", "57P01", "58030", "55006", "25006",
+        ] {
             assert_eq!(sqlstate_disposition(code), Disposition::Transient, "{code}");
         }
-        for code in ["23505", "42501", "22001", "28P01", "3D000", "55000", "", "é"] {
+        for code in [
+            "23505", "42501", "22001", "28P01", "3D000", "55000", "", "é",
+        ] {
             assert_eq!(sqlstate_disposition(code), Disposition::Definite, "{code}");
         }
     }

@@ -72,7 +72,10 @@ impl Tuple {
         let columns = wire.try_get_i16().map_err(|_| TupleError::Truncated)?;
         let columns = u16::try_from(columns).map_err(|_| TupleError::ColumnCount(columns))?;
         let length = checked_length(wire, columns)?;
-        Ok(Self { columns, body: wire.split_to(length) })
+        Ok(Self {
+            columns,
+            body: wire.split_to(length),
+        })
     }
 
     /// How many columns the row has.
@@ -96,7 +99,10 @@ impl Tuple {
     /// The values in column order.
     #[must_use]
     pub fn values(&self) -> Values<'_> {
-        Values { rest: &self.body, left: self.columns }
+        Values {
+            rest: &self.body,
+            left: self.columns,
+        }
     }
 
     /// One value by position; walks the row up to it.
@@ -149,8 +155,11 @@ impl<'a> Iterator for Values<'a> {
             _ => {
                 let (length, rest) = rest.split_first_chunk::<4>()?;
                 let (bytes, rest) = rest.split_at_checked(u32::from_be_bytes(*length) as usize)?;
-                let value =
-                    if *kind == b't' { TupleValue::Text(bytes) } else { TupleValue::Binary(bytes) };
+                let value = if *kind == b't' {
+                    TupleValue::Text(bytes)
+                } else {
+                    TupleValue::Binary(bytes)
+                };
                 (value, rest)
             }
         };
@@ -175,7 +184,14 @@ mod tests {
 
     #[test]
     fn every_kind_of_value() {
-        let mut bytes = wire(&[b"\0\x05n", b"u", b"t\0\0\0\x02ab", b"b\0\0\0\x01\x07", b"t\0\0\0\0", b"rest"]);
+        let mut bytes = wire(&[
+            b"\0\x05n",
+            b"u",
+            b"t\0\0\0\x02ab",
+            b"b\0\0\0\x01\x07",
+            b"t\0\0\0\0",
+            b"rest",
+        ]);
         let tuple = Tuple::decode(&mut bytes).unwrap();
         let values: Vec<_> = tuple.values().collect();
         assert_eq!(
@@ -189,12 +205,16 @@ mod tests {
             ]
         );
         assert_eq!(&bytes[..], b"rest");
-        assert_eq!(format!("{tuple:?}"), "[null, unchanged, text[2], binary[1], text[0]]");
+        assert_eq!(
+            format!("{tuple:?}"),
+            "[null, unchanged, text[2], binary[1], text[0]]"
+        );
     }
 
     #[test]
     fn malformed_is_an_error() {
-        let decode = |bytes: &'static [u8]| Tuple::decode(&mut Bytes::from_static(bytes)).unwrap_err();
+        let decode =
+            |bytes: &'static [u8]| Tuple::decode(&mut Bytes::from_static(bytes)).unwrap_err();
         assert_eq!(decode(b"\0"), TupleError::Truncated);
         assert_eq!(decode(b"\0\x01"), TupleError::Truncated);
         assert_eq!(decode(b"\xff\xff"), TupleError::ColumnCount(-1));
