@@ -33,4 +33,4 @@ pub use url::{
 
 pub(crate) use login::{Login, SERVER_KIND_SQL, ServerKind, connect};
 pub(crate) use socket::ServerStream;
-pub(crate) use sql::PINS;
+pub(crate) use sql::pins_sql;

@@ -106,7 +106,7 @@ impl Endpoint {
 }
 
 /// Settings of every session; those that a server version lacks are passed over.
-pub(crate) const PINS: [(&str, &str); 18] = [
+const PINS: [(&str, &str); 18] = [
     ("search_path", ""),
     ("DateStyle", "ISO"),
     ("IntervalStyle", "postgres"),
@@ -129,7 +129,7 @@ pub(crate) const PINS: [(&str, &str); 18] = [
 ];
 
 /// One statement, one round trip, no error for a setting that the server does not know.
-fn pins_sql(session: Session, lock_timeout_ms: u32) -> String {
+pub(crate) fn pins_sql(session: Session, lock_timeout_ms: u32) -> String {
     let lock_timeout = lock_timeout_ms.to_string();
     let special: &[(&str, &str)] = match session {
         Session::SourceRead => &[("default_transaction_read_only", "on")],
