@@ -7,4 +7,3 @@ mod architecture;
 mod cluster;
 mod golden;
 mod support;
-fn main() {}
