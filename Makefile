@@ -25,6 +25,6 @@ lint: check-deploy
 # Container paths in prometheus.yml do not exist here, so its syntax only.
 check-deploy:
 	@PATH="$$PATH:$(CURDIR)/.pg/bin"; set -e; \
-	for file in $$(find deploy -name '*rules*.y*ml' 2>/dev/null); do promtool check rules "$$file"; done; \
+	for file in $$(find deploy \( -name '*rules*.y*ml' -o -name '*alerts*.y*ml' \) 2>/dev/null); do promtool check rules "$$file"; done; \
 	for file in $$(find deploy -name 'prometheus*.y*ml' ! -name '*rules*' 2>/dev/null); do \
 		promtool check config --syntax-only "$$file"; done

@@ -7,3 +7,4 @@ mod architecture;
 mod cluster;
 mod golden;
 mod support;
+mod types;
