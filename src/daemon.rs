@@ -6,7 +6,7 @@
 //! ```
 
 use crate::config::Config;
-use crate::conn::{ConnectionUrl, Endpoint};
+use crate::conn::Endpoint;
 use crate::http::{self, BindError};
 use crate::pg::Side;
 use crate::pipeline::{PipelineConfig, PipelineError, supervise};
@@ -150,10 +150,8 @@ pub fn endpoint(config: &Config, side: Side) -> Result<Endpoint, PipelineError> 
         message: format!("[{side}] url cannot be used: {message}"),
         advice: format!("mend [{side}] url or url_file"),
     };
-    let text = from
+    let url = from
         .read()
-        .map_err(|error| definite(telemetry::Chain(&error).to_string()))?;
-    let url = ConnectionUrl::parse(&text)
         .map_err(|error| definite(telemetry::Chain(&error).to_string()))?;
     Ok(Endpoint::new(side, url, config.application_name()))
 }

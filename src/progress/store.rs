@@ -362,8 +362,9 @@ impl Store {
             .collect();
         let sql = "INSERT INTO pglockstep.tables (pipeline, source_schema, source_table, \
                    replica_schema, replica_table, state, copied_lsn) \
-                   SELECT $1, t.* FROM pg_catalog.unnest($2::text[], $3::text[], $4::text[], \
-                   $5::text[], $6::text[], $7::pg_lsn[]) AS t \
+                   SELECT $1, t.* FROM ROWS FROM (unnest($2::text[]), unnest($3::text[]), \
+                   unnest($4::text[]), unnest($5::text[]), unnest($6::text[]), \
+                   unnest($7::pg_lsn[])) AS t \
                    ON CONFLICT (pipeline, source_schema, source_table) DO UPDATE SET \
                    replica_schema = excluded.replica_schema, replica_table = excluded.replica_table, \
                    state = excluded.state, copied_lsn = excluded.copied_lsn, \
