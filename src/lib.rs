@@ -55,10 +55,10 @@ pub mod apply;
 pub mod pipeline;
 /// Checks that yield findings with remedies.
 pub mod preflight;
-/// The file's shape, then the validated configuration; secrets.
-pub mod config;
 /// Endpoints: they read, and hold no logic.
 pub mod http;
+/// The file's shape, then the validated configuration; secrets.
+pub mod config;
 /// Builds the rooms, spawns the tasks, owns the order of shutdown.
 pub mod daemon;
 /// Two throw-away clusters with a live workload: the main job, to look at.

@@ -1,1 +1,10 @@
-fn main() {}
+//! What the project promises, on real servers. One binary; a module for each family.
+
+#![allow(missing_docs, unreachable_pub)]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::too_many_lines)]
+
+mod architecture;
+mod cluster;
+mod golden;
+mod support;
+mod types;

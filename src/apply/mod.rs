@@ -1,1 +1,372 @@
-//! Replica side.
+//! The replica side: a batch becomes one transaction.
+//!
+//! ```text
+//!  Batch ─▶ net effect ─▶ sets of rows ─▶ position ─▶ COMMIT          the fast path
+//!                │ the replica objects (a unique swap, a row count)
+//!                ▼ roll back to the start of the batch
+//!            source order, one statement a change, sent ahead
+//!                │ it objects still
+//!                ▼ roll back again
+//!            one change at a time, conflicts resolved by policy
+//! ```
+//!
+//! All three ways end in the same rows where source and replica agree; only the last one
+//! can end well where they do not. A transaction too large to be held arrives in parts:
+//! each part is a batch behind a savepoint, and COMMIT comes with the last.
+//!
+//! Nothing is committed unless every statement touched the rows it had to, and the
+//! position moved under the own epoch. `COMMIT` of a failed transaction answers like a
+//! success through tokio-postgres; here it is only sent after all else was checked.
+
+mod array;
+mod batch;
+mod error;
+mod net_effect;
+mod resolve;
+mod session;
+mod settings;
+mod stage;
+mod statement;
+
+pub use batch::{Batch, BatchItem, RowChange};
+pub use error::ApplyError;
+pub use settings::Settings;
+pub use statement::ShapeError;
+
+use crate::mapping::TableMapping;
+use crate::pg::{ConflictKind, Lsn, QualifiedName};
+use crate::progress::Store;
+use net_effect::NetEffect;
+use resolve::{Conflicts, Resolver};
+use session::ReplicaSession;
+use stage::{Balance, StageContext};
+use statement::Shape;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use tokio_postgres::Client;
+
+/// What applying a batch came to for one table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// The table, in the version that was written.
+    pub mapping: Arc<TableMapping>,
+    /// Changes of the source, by kind.
+    pub inserts: u64,
+    /// Changes of the source, by kind.
+    pub updates: u64,
+    /// Changes of the source, by kind.
+    pub deletes: u64,
+    /// Statements of the source that emptied the table.
+    pub truncates: u64,
+    /// Of all those, rows that the filter kept out.
+    pub filtered: u64,
+    /// Conflicts met and resolved.
+    pub conflicts: BTreeMap<ConflictKind, u64>,
+}
+
+/// By number of the batch's table.
+#[derive(Default)]
+struct Outcome {
+    conflicts: Conflicts,
+    filtered: BTreeMap<u32, u64>,
+}
+
+/// Owns the one connection that writes changes to the replica.
+pub struct Applier {
+    session: ReplicaSession,
+    store: Store,
+    /// Constraints by foreign key do not fire: any order of tables will do.
+    ignores_foreign_keys: bool,
+    parents_first: HashMap<QualifiedName, u32>,
+    transaction: Transaction,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Transaction {
+    None,
+    /// Open; the parts before are behind a released savepoint.
+    Open,
+}
+
+/// Plans are for nested loops into the replica's indexes, whatever the number of rows:
+/// the planner would guess, and a wrong guess is a scan of the table for each batch.
+const APPLY_SETTINGS: &str = "SET enable_hashjoin = off; SET enable_mergejoin = off; \
+     SET enable_seqscan = off; SET plan_cache_mode = force_generic_plan; SET jit = off";
+
+impl Applier {
+    /// Prepares a fresh session of the replica for writing.
+    ///
+    /// `parents_first` gives each replica table its place when tables that are referred to
+    /// by foreign keys come before those that refer; used where the role may not switch
+    /// foreign keys off.
+    ///
+    /// # Errors
+    /// When the session refuses its settings.
+    pub async fn new(
+        client: Client,
+        store: Store,
+        parents_first: HashMap<QualifiedName, u32>,
+    ) -> Result<Self, ApplyError> {
+        let set = client.batch_execute(APPLY_SETTINGS).await;
+        set.map_err(ApplyError::transaction("set up the apply session"))?;
+        let ignores_foreign_keys = take_replica_role(&client).await?;
+        Ok(Self {
+            session: ReplicaSession::new(client),
+            store,
+            ignores_foreign_keys,
+            parents_first,
+            transaction: Transaction::None,
+        })
+    }
+
+    /// Whether triggers and foreign keys keep still for this session.
+    #[must_use]
+    pub fn ignores_foreign_keys(&self) -> bool {
+        self.ignores_foreign_keys
+    }
+
+    /// Prepares the shapes that a table will surely need, so that an expression, a type or
+    /// a privilege that does not fit is found before the first row.
+    ///
+    /// # Errors
+    /// What the replica says to the statement.
+    pub async fn prepare(&mut self, mapping: &Arc<TableMapping>) -> Result<(), ApplyError> {
+        self.session.prepare(mapping, &Shape::Insert).await?;
+        let shapes = match mapping.identity {
+            crate::mapping::RowIdentity::Key(_) => vec![Shape::Update(Vec::new()), Shape::Delete],
+            crate::mapping::RowIdentity::FullRow => vec![Shape::UpdateFull, Shape::DeleteFull],
+            crate::mapping::RowIdentity::InsertsOnly => Vec::new(),
+        };
+        for shape in &shapes {
+            self.session.prepare(mapping, shape).await?;
+        }
+        Ok(())
+    }
+
+    /// Writes a batch into the open transaction, opening one if there is none.
+    ///
+    /// # Errors
+    /// The transaction is then rolled back whole.
+    pub async fn write(&mut self, batch: &Batch) -> Result<Vec<Written>, ApplyError> {
+        match self.write_in_order_of_cost(batch).await {
+            Ok(outcome) => {
+                self.transaction = Transaction::Open;
+                Ok(tell(batch, &outcome))
+            }
+            Err(error) => {
+                self.rollback().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Moves the position and commits.
+    ///
+    /// # Errors
+    /// The transaction is then rolled back whole, or its outcome is unknown: whoever
+    /// connects next reads the position to learn it.
+    pub async fn commit(&mut self, applied: Lsn) -> Result<(), ApplyError> {
+        if self.transaction == Transaction::None {
+            // Nothing was written: the position moves by itself.
+            return Ok(self.store.advance(&self.session.client, applied).await?);
+        }
+        if let Err(error) = self.store.advance(&self.session.client, applied).await {
+            self.rollback().await;
+            return Err(error.into());
+        }
+        self.transaction = Transaction::None;
+        let committed = self.session.client.batch_execute("COMMIT").await;
+        committed.map_err(ApplyError::transaction("commit"))
+    }
+
+    /// Ends an open transaction without a trace.
+    pub async fn rollback(&mut self) {
+        // A connection that cannot roll back is gone, and its transaction with it.
+        let _ = self.session.client.batch_execute("ROLLBACK").await;
+        self.transaction = Transaction::None;
+    }
+
+    async fn write_in_order_of_cost(&mut self, batch: &Batch) -> Result<Outcome, ApplyError> {
+        let is_part = self.transaction == Transaction::Open;
+        let begin = match (is_part, self.ignores_foreign_keys) {
+            (true, _) => "SAVEPOINT part",
+            (false, true) => "BEGIN",
+            (false, false) => "BEGIN; SET CONSTRAINTS ALL DEFERRED",
+        };
+        let mut done = self
+            .run_stages(batch, &net_effect::net_effect(batch), begin)
+            .await;
+        if done
+            .as_ref()
+            .is_err_and(ApplyError::may_pass_in_source_order)
+        {
+            self.undo(is_part).await?;
+            done = self
+                .run_stages(batch, &NetEffect::in_source_order(batch), DEFER)
+                .await;
+        }
+        if done
+            .as_ref()
+            .is_err_and(ApplyError::may_pass_in_source_order)
+        {
+            self.undo(is_part).await?;
+            done = self.run_resolving(batch).await;
+        }
+        let outcome = done?;
+        if is_part {
+            let released = self
+                .session
+                .client
+                .batch_execute("RELEASE SAVEPOINT part")
+                .await;
+            released.map_err(ApplyError::transaction("release a savepoint"))?;
+        }
+        Ok(outcome)
+    }
+
+    /// Back to where the batch began, ready to write it again.
+    async fn undo(&mut self, is_part: bool) -> Result<(), ApplyError> {
+        let sql = if is_part {
+            "ROLLBACK TO SAVEPOINT part"
+        } else {
+            "ROLLBACK; BEGIN"
+        };
+        let undone = self.session.client.batch_execute(sql).await;
+        undone.map_err(ApplyError::transaction("roll back"))
+    }
+
+    async fn run_stages(
+        &mut self,
+        batch: &Batch,
+        effect: &NetEffect,
+        first: &str,
+    ) -> Result<Outcome, ApplyError> {
+        let parents_first = self.places(batch);
+        let context = StageContext {
+            batch,
+            effect,
+            parents_first: &parents_first,
+        };
+        let mut balance = Balance::new();
+        let mut first = Some(first);
+        for stage in &effect.stages {
+            context
+                .run(&mut self.session, stage, first.take(), &mut balance)
+                .await?;
+        }
+        let filtered = balance
+            .into_iter()
+            .filter(|(table, _)| context.is_filtered(*table))
+            .filter_map(|(table, rows)| Some((table, u64::try_from(rows).ok()?)))
+            .collect();
+        Ok(Outcome {
+            conflicts: Conflicts::new(),
+            filtered,
+        })
+    }
+
+    async fn run_resolving(&mut self, batch: &Batch) -> Result<Outcome, ApplyError> {
+        let deferred = self.session.client.batch_execute(DEFER).await;
+        deferred.map_err(ApplyError::transaction("defer constraints"))?;
+        let parents_first = self.places(batch);
+        let effect = NetEffect::default();
+        let context = StageContext {
+            batch,
+            effect: &effect,
+            parents_first: &parents_first,
+        };
+        let mut outcome = Outcome::default();
+        for (place, item) in (0u32..).zip(&batch.items) {
+            if let BatchItem::Truncate { .. } = item {
+                let stage = net_effect::Stage::Truncate(place);
+                context
+                    .run(&mut self.session, &stage, None, &mut Balance::new())
+                    .await?;
+                continue;
+            }
+            let mut resolver = Resolver {
+                context: &context,
+                session: &mut self.session,
+                conflicts: &mut outcome.conflicts,
+                filtered: &mut outcome.filtered,
+            };
+            resolver.resolve(place).await?;
+        }
+        Ok(outcome)
+    }
+
+    fn places(&self, batch: &Batch) -> Vec<u32> {
+        let place = |table: &Arc<TableMapping>| self.parents_first.get(&table.replica).copied();
+        batch
+            .tables
+            .iter()
+            .map(|table| place(table).unwrap_or_default())
+            .collect()
+    }
+}
+
+/// Counts a batch's changes by table and kind, and adds what became of them.
+fn tell(batch: &Batch, outcome: &Outcome) -> Vec<Written> {
+    let mut written: Vec<Written> = batch.tables.iter().map(Written::nothing).collect();
+    for item in &batch.items {
+        let (tables, change) = match item {
+            BatchItem::Row { table, change } => (std::slice::from_ref(table), Some(change)),
+            BatchItem::Truncate { tables, .. } => (tables.as_slice(), None),
+        };
+        for table in tables {
+            let Some(of_table) = written.get_mut(*table as usize) else {
+                continue;
+            };
+            let count = match change {
+                Some(RowChange::Insert { .. }) => &mut of_table.inserts,
+                Some(RowChange::Update { .. }) => &mut of_table.updates,
+                Some(RowChange::Delete { .. }) => &mut of_table.deletes,
+                None => &mut of_table.truncates,
+            };
+            *count += 1;
+        }
+    }
+    for ((table, kind), count) in &outcome.conflicts {
+        if let Some(of_table) = written.get_mut(*table as usize) {
+            of_table.conflicts.insert(*kind, *count);
+        }
+    }
+    for (table, rows) in &outcome.filtered {
+        if let Some(of_table) = written.get_mut(*table as usize) {
+            of_table.filtered = *rows;
+        }
+    }
+    written
+}
+
+impl Written {
+    fn nothing(mapping: &Arc<TableMapping>) -> Self {
+        Self {
+            mapping: Arc::clone(mapping),
+            inserts: 0,
+            updates: 0,
+            deletes: 0,
+            truncates: 0,
+            filtered: 0,
+            conflicts: BTreeMap::new(),
+        }
+    }
+}
+
+/// Deferrable constraints wait for the end, as they may have done on the source.
+const DEFER: &str = "SET CONSTRAINTS ALL DEFERRED";
+
+/// Tries to make triggers and foreign keys keep still, as PostgreSQL's own subscriber does.
+/// False where the role may not.
+pub(crate) async fn take_replica_role(client: &Client) -> Result<bool, ApplyError> {
+    match client
+        .batch_execute("SET session_replication_role = replica")
+        .await
+    {
+        Ok(()) => Ok(true),
+        Err(error) if error.code().is_some_and(|code| code.code() == "42501") => Ok(false),
+        Err(error) => Err(ApplyError::transaction("set session_replication_role")(
+            error,
+        )),
+    }
+}

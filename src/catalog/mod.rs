@@ -4,13 +4,14 @@
 
 use crate::pg::{Disposition, ServerError};
 
+mod foreign_key;
 mod server;
 mod table;
 
+pub use foreign_key::{ForeignKey, fetch_foreign_keys, parents_first};
 pub use server::{Server, fetch_server};
 pub use table::{
-    ForeignKey, IdentityKind, Table, TableColumn, TableKind, UniqueKey, fetch_foreign_keys,
-    fetch_sizes, fetch_tables,
+    IdentityKind, Table, TableColumn, TableKind, UniqueKey, fetch_sizes, fetch_tables,
 };
 
 /// A catalogue query failed.
@@ -26,7 +27,10 @@ pub struct CatalogError {
 
 impl CatalogError {
     fn reading(what: &'static str) -> impl FnOnce(tokio_postgres::Error) -> Self {
-        move |error| Self { what, source: error.into() }
+        move |error| Self {
+            what,
+            source: error.into(),
+        }
     }
 
     /// Whether to try again.

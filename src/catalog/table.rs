@@ -118,19 +118,6 @@ impl Table {
     }
 }
 
-/// A foreign key between two tables.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ForeignKey {
-    /// The constraint's name.
-    pub name: String,
-    /// The table that refers.
-    pub table: QualifiedName,
-    /// The table referred to.
-    pub referenced: QualifiedName,
-    /// DEFERRABLE.
-    pub is_deferrable: bool,
-}
-
 const TABLES: &str = "
 SELECT c.oid, n.nspname::pg_catalog.text, c.relname::pg_catalog.text, c.relkind, c.relpersistence,
        c.relreplident, c.relrowsecurity,
@@ -261,40 +248,6 @@ fn unique_key_of(row: &Row) -> UniqueKey {
         is_immediate: row.get(4),
         columns: row.get(5),
     }
-}
-
-const FOREIGN_KEYS: &str = "
-SELECT k.conname::pg_catalog.text, n.nspname::pg_catalog.text, c.relname::pg_catalog.text,
-       rn.nspname::pg_catalog.text, r.relname::pg_catalog.text, k.condeferrable
-FROM pg_catalog.pg_constraint k
-JOIN pg_catalog.pg_class c ON c.oid = k.conrelid
-JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-JOIN pg_catalog.pg_class r ON r.oid = k.confrelid
-JOIN pg_catalog.pg_namespace rn ON rn.oid = r.relnamespace
-WHERE k.contype = 'f' AND (k.conrelid = ANY ($1) OR k.confrelid = ANY ($1))
-ORDER BY 1, 2, 3";
-
-/// The foreign keys that leave or enter these tables.
-///
-/// # Errors
-/// When the query fails.
-pub async fn fetch_foreign_keys(
-    client: &Client,
-    tables: &[u32],
-) -> Result<Vec<ForeignKey>, CatalogError> {
-    let rows = client
-        .query(FOREIGN_KEYS, &[&tables])
-        .await
-        .map_err(CatalogError::reading("foreign keys"))?;
-    Ok(rows
-        .iter()
-        .map(|row| ForeignKey {
-            name: row.get(0),
-            table: QualifiedName::new(row.get::<_, String>(1), row.get::<_, String>(2)),
-            referenced: QualifiedName::new(row.get::<_, String>(3), row.get::<_, String>(4)),
-            is_deferrable: row.get(5),
-        })
-        .collect())
 }
 
 /// Main-fork sizes in bytes by object id, as the snapshot of the session sees the tables.

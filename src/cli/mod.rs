@@ -1,1 +1,173 @@
-//! Verbs.
+//! The verbs, thin: arguments in, a room's work, an exit code out.
+//!
+//! A new verb is a file with `Args` and `run(config, args) -> anyhow::Result<Outcome>`, a
+//! variant of `Verb` and its line in `Verb::run`.
+
+mod human;
+mod output;
+mod status;
+
+use crate::config::{Config, ConfigError};
+use crate::telemetry::{FILTER_VARIABLE, LogFormat, LoggingError, init_logging};
+use anyhow::Context;
+use clap::error::ErrorKind;
+use clap::{Parser, Subcommand, ValueEnum};
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// What a verb came to. The numbers are an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// All is well.
+    Fine = 0,
+    /// It ran and found something: a failed check, a difference, an unhealthy pipeline.
+    Found = 1,
+    /// It could not do its work.
+    Unable = 2,
+    /// The command line or the configuration is wrong.
+    Misused = 64,
+}
+
+impl From<Outcome> for ExitCode {
+    fn from(outcome: Outcome) -> Self {
+        Self::from(outcome as u8)
+    }
+}
+
+/// Keeps a replica PostgreSQL database in lockstep with a master one, and proves it.
+#[derive(Debug, Parser)]
+#[command(name = "pglockstep", version, arg_required_else_help = true)]
+struct Cli {
+    /// The configuration.
+    #[arg(
+        long,
+        global = true,
+        env = "PGLOCKSTEP_CONFIG",
+        value_name = "FILE",
+        default_value = "/etc/pglockstep/pglockstep.toml"
+    )]
+    config: PathBuf,
+    /// How log lines on standard error look; PGLOCKSTEP_LOG sets which there are.
+    #[arg(long, global = true, value_enum, value_name = "FORMAT", default_value_t = LogFormatArg::Text)]
+    log_format: LogFormatArg,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LogFormatArg {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Shows positions, lag, tables, slot and the last error of the running daemon.
+    Status(status::Args),
+}
+
+impl Verb {
+    async fn run(self, config: PathBuf) -> anyhow::Result<Outcome> {
+        match self {
+            Self::Status(args) => status::run(Config::load(&config)?, args).await,
+        }
+    }
+}
+
+/// Does what the command line says. Results go to standard output, all else to standard error.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // When not even this can be printed, the exit code still tells.
+            let _ = error.print();
+            return parse_outcome(error.kind()).into();
+        }
+    };
+    run(cli)
+        .unwrap_or_else(|error| {
+            output::complain(&format!("error: {error:#}"));
+            error_outcome(&error)
+        })
+        .into()
+}
+
+fn run(cli: Cli) -> anyhow::Result<Outcome> {
+    let format = match cli.log_format {
+        LogFormatArg::Text => LogFormat::Text,
+        LogFormatArg::Json => LogFormat::Json,
+    };
+    init_logging(format, std::env::var(FILTER_VARIABLE).ok().as_deref())?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the asynchronous runtime")?;
+    runtime.block_on(cli.verb.run(cli.config))
+}
+
+/// Help and version are answers, not errors.
+fn parse_outcome(kind: ErrorKind) -> Outcome {
+    match kind {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Outcome::Fine,
+        _ => Outcome::Misused,
+    }
+}
+
+/// Where the operator's words are at fault, another attempt needs other words.
+fn error_outcome(error: &anyhow::Error) -> Outcome {
+    if error.is::<ConfigError>() || error.is::<LoggingError>() {
+        Outcome::Misused
+    } else {
+        Outcome::Unable
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+    use std::path::Path;
+
+    fn outcome(args: &[&str]) -> Option<Outcome> {
+        let all = ["pglockstep"].iter().chain(args);
+        Cli::try_parse_from(all)
+            .err()
+            .map(|error| parse_outcome(error.kind()))
+    }
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn wrong_words_are_misuse_and_help_is_not() {
+        for (args, expected) in [
+            (&["status"][..], None),
+            (&["status", "--json", "--watch"], None),
+            (&["status", "--config", "/x", "--log-format", "json"], None),
+            (&["--help"], Some(Outcome::Fine)),
+            (&["--version"], Some(Outcome::Fine)),
+            (&[], Some(Outcome::Misused)),
+            (&["stauts"], Some(Outcome::Misused)),
+            (&["status", "--jsno"], Some(Outcome::Misused)),
+            (&["--log-format", "xml", "status"], Some(Outcome::Misused)),
+        ] {
+            assert_eq!(outcome(args), expected, "{args:?}");
+        }
+    }
+
+    #[test]
+    fn a_bad_configuration_is_misuse_whatever_was_said_around_it() {
+        let bad = Config::load(Path::new("/does/not/exist")).unwrap_err();
+        let error = anyhow::Error::from(bad);
+        assert_eq!(error_outcome(&error), Outcome::Misused);
+        assert_eq!(error_outcome(&error.context("starting")), Outcome::Misused);
+        assert_eq!(
+            error_outcome(&anyhow::anyhow!("disk full")),
+            Outcome::Unable
+        );
+        assert_eq!(Outcome::Misused as u8, 64);
+    }
+}

@@ -1,1 +1,36 @@
-//! Sessions.
+//! Opens sessions with source and replica: where, as whom, how encrypted, pinned to what.
+//!
+//! ```text
+//!  text ─▶ ConnectionUrl ─▶ Endpoint ─▶ login: each host ─▶ socket ─▶ TLS ─▶ log in ─▶ right kind? ─▶ session
+//!           conninfo, url    side, name                                tls, trust         │
+//!                                                          SQL: pinned Client, Pool ◀─────┤
+//!                                                          replication room: CopyBoth ◀───┘
+//! ```
+//!
+//! Nothing is taken from environment variables or home directories. Passwords stay
+//! in `SecretString`s, certificates and password files are read at every connect.
+
+mod conninfo;
+mod error;
+mod hosts;
+mod login;
+mod parameters;
+mod passfile;
+mod pool;
+mod socket;
+mod sql;
+mod tls;
+mod trust;
+mod url;
+
+pub use error::{AuthError, ConnError, ConnFailure, ServerError};
+pub use pool::Pool;
+pub use sql::{Endpoint, Session};
+pub use tls::TlsError;
+pub use url::{
+    ChannelBinding, ConnectionUrl, SslMode, SslNegotiation, TargetSessionAttrs, UrlError,
+};
+
+pub(crate) use login::{Login, SERVER_KIND_SQL, ServerKind, connect};
+pub(crate) use socket::ServerStream;
+pub(crate) use sql::pins_sql;

@@ -1,4 +1,4 @@
-//! Demo.
+//! Two throw-away clusters with a live workload: the main job, to look at.
 
-/// The demo's data set, its live workload and its verdict.
+pub mod cluster;
 pub mod crm;

@@ -6,6 +6,7 @@
 //! and the [`Lsn`] that orders all of it.
 
 mod change;
+mod conflict;
 mod ident;
 mod lsn;
 mod relation;
@@ -15,6 +16,7 @@ mod sqlstate;
 mod tuple;
 
 pub use change::{Change, OldTuple};
+pub use conflict::ConflictKind;
 pub use ident::{QualifiedName, TypeName, quote_ident, quote_literal};
 pub use lsn::{Lsn, ParseLsnError};
 pub use relation::{Column, Relation, RelationId, ReplicaIdentity, TypeNames};

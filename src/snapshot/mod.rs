@@ -1,1 +1,352 @@
-//! First copy.
+//! The first copy: every table as of one consistent point, in parallel.
+//!
+//! ```text
+//!  exported snapshot ──▶ worker 1: BEGIN; SET TRANSACTION SNAPSHOT ┐
+//!                    ──▶ worker 2: …                               ├─ pieces from one queue
+//!                                                                  ┘
+//!  table: init ─(emptied, marked)─▶ copying ─(all pieces in)─▶ [merged] ─▶ copied at LSN
+//! ```
+//!
+//! Invariants: nothing is changed before every table was looked at; a table is marked
+//! `copying` in the transaction that empties it, and `copied` only after its last piece,
+//! by a commit that waits for the disk. Interrupted, whole tables stay; the others begin
+//! again, under a new snapshot with an LSN of their own.
+
+mod copy;
+mod existing;
+mod plan;
+mod settings;
+mod statement;
+
+pub use settings::Settings;
+pub use statement::{CopyFormat, CopyStatements, CtidRange, copy_statements};
+
+use crate::catalog::TableKind;
+use crate::conn::{ConnError, Pool};
+use crate::mapping::{ExistingRows, ExtraRows, TableMapping};
+use crate::pg::{Disposition, Lsn, QualifiedName, ServerError, TypeNames};
+use crate::progress::{ProgressError, Store, TableRecord, TableState};
+use crate::telemetry::{TableStateLabel, TableTelemetry};
+use copy::Pipe;
+use existing::Destination;
+use plan::{Piece, Size};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::task::JoinSet;
+use tokio_postgres::Client;
+
+/// Copying failed.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// A statement on one table failed.
+    #[error("cannot {what} {table}")]
+    Table {
+        /// The table, of the side that failed.
+        table: QualifiedName,
+        /// What was being done.
+        what: &'static str,
+        /// The server's refusal, or the lost connection.
+        #[source]
+        source: ServerError,
+    },
+    /// The source's snapshot cannot be taken over.
+    #[error("cannot use the exported snapshot on the source")]
+    Snapshot(#[source] ServerError),
+    /// No connection.
+    #[error(transparent)]
+    Conn(#[from] ConnError),
+    /// The bookkeeping failed.
+    #[error(transparent)]
+    Progress(#[from] ProgressError),
+    /// Rows are there, and nothing says what to do with them.
+    #[error(
+        "the replica tables {} already hold rows: set existing_rows to \"merge\" or \"truncate\" for them, or empty them", tables.join(", ")
+    )]
+    HasRows {
+        /// The replica tables.
+        tables: Vec<String>,
+    },
+    /// A merge without a key to merge by.
+    #[error(
+        "the replica table {table} already holds rows and has no key to merge by: set existing_rows to \"truncate\", or name a `key`"
+    )]
+    MergeNeedsKey {
+        /// The replica table.
+        table: QualifiedName,
+    },
+    /// A worker ended without a word.
+    #[error("a copy worker ended unexpectedly")]
+    Worker(#[source] tokio::task::JoinError),
+}
+
+impl SnapshotError {
+    pub(crate) fn on(
+        table: &QualifiedName,
+        what: &'static str,
+    ) -> impl FnOnce(tokio_postgres::Error) -> Self {
+        let table = table.clone();
+        move |error| Self::Table {
+            table,
+            what,
+            source: error.into(),
+        }
+    }
+
+    /// Whether to try again.
+    #[must_use]
+    pub fn disposition(&self) -> Disposition {
+        match self {
+            Self::Table { source, .. } => source.disposition(),
+            // The exporting session is gone: the next attempt exports anew.
+            Self::Snapshot(_) | Self::Worker(_) => Disposition::Transient,
+            Self::Conn(error) => error.disposition(),
+            Self::Progress(error) => error.disposition(),
+            Self::HasRows { .. } | Self::MergeNeedsKey { .. } => Disposition::Definite,
+        }
+    }
+}
+
+/// One table to be copied.
+#[derive(Clone)]
+pub struct CopyTable {
+    /// Its mapping.
+    pub mapping: Arc<TableMapping>,
+    /// The source's types by object id.
+    pub types: Arc<TypeNames>,
+    /// What kind of relation it is on the source.
+    pub source_kind: TableKind,
+    /// The publication's row filter.
+    pub row_filter: Option<String>,
+    /// What to do with rows that are there.
+    pub existing_rows: ExistingRows,
+    /// What to do with rows that only the replica has.
+    pub extra_rows: ExtraRows,
+    /// Higher is earlier.
+    pub priority: i32,
+    /// Place when tables referred to come first.
+    pub place: u32,
+    /// Size on the source in bytes.
+    pub bytes: u64,
+    /// Its state before.
+    pub state: TableState,
+    /// Where to tell of progress.
+    pub telemetry: TableTelemetry,
+}
+
+/// Looks at the replica tables before anything is changed on either side.
+///
+/// # Errors
+/// [`SnapshotError::HasRows`] and its like; or the look itself failed.
+pub async fn check_existing_rows(
+    client: &Client,
+    tables: &[CopyTable],
+) -> Result<(), SnapshotError> {
+    existing::check(client, tables).await.map(|_| ())
+}
+
+/// A first copy under way.
+pub struct SnapshotCopy<'a> {
+    /// `[copy]`.
+    pub settings: &'a Settings,
+    /// Sessions of the source.
+    pub source: &'a Pool,
+    /// Sessions of the replica.
+    pub replica: &'a Pool,
+    /// The session that keeps the books.
+    pub control: &'a Client,
+    /// The books.
+    pub store: &'a Store,
+    /// The exported snapshot's name, valid as long as its exporter stays.
+    pub snapshot: &'a str,
+    /// What the snapshot contains.
+    pub consistent_point: Lsn,
+    /// Whether foreign keys keep still.
+    pub ignores_foreign_keys: bool,
+}
+
+impl SnapshotCopy<'_> {
+    /// Copies all tables. Dropping the future interrupts it; what was whole stays.
+    ///
+    /// # Errors
+    /// The first failure; whole tables stay marked as copied.
+    pub async fn run(&self, tables: &[CopyTable]) -> Result<(), SnapshotError> {
+        let destinations = existing::check(self.control, tables).await?;
+        self.begin(tables, &destinations).await?;
+        let sizes: Vec<Size> = tables.iter().map(size_of_table).collect();
+        let pieces = plan::plan(&sizes, self.ignores_foreign_keys);
+        let mut left = vec![0usize; tables.len()];
+        for piece in &pieces {
+            left[piece.table] += 1;
+        }
+        let totals = left.clone();
+        let queue = Arc::new(Mutex::new(pieces));
+        // Parents first means one after the other.
+        let workers = if self.ignores_foreign_keys {
+            self.settings.workers
+        } else {
+            1
+        };
+        let (done, mut finished) = tokio::sync::mpsc::channel(workers.max(1));
+        let mut tasks = JoinSet::new();
+        for _ in 0..workers.max(1) {
+            let pipe = Pipe::open(
+                self.source,
+                self.replica,
+                self.snapshot,
+                self.ignores_foreign_keys,
+            )
+            .await?;
+            let worker = Worker {
+                pipe,
+                queue: Arc::clone(&queue),
+                tables: tables.to_vec(),
+                destinations: destinations.clone(),
+                store: self.store.clone(),
+                done: done.clone(),
+            };
+            tasks.spawn(worker.run());
+        }
+        drop(done);
+        loop {
+            tokio::select! {
+                biased;
+                Some((table, rows)) = finished.recv() => {
+                    left[table] -= 1;
+                    self.note_piece(&tables[table], rows, left[table], totals[table]);
+                    if left[table] == 0 {
+                        self.finish(&tables[table], destinations[table]).await?;
+                    }
+                }
+                Some(worker) = tasks.join_next() => worker.map_err(SnapshotError::Worker)??,
+                else => break,
+            }
+        }
+        Ok(())
+    }
+
+    fn note_piece(&self, table: &CopyTable, rows: u64, left: usize, total: usize) {
+        table.telemetry.copied_rows(rows);
+        #[expect(clippy::cast_precision_loss, reason = "a ratio for people")]
+        let ratio = 1.0 - left as f64 / total.max(1) as f64;
+        table.telemetry.set_copy_progress(ratio);
+    }
+
+    /// Empties and marks, in one transaction: from here on partial rows are known as ours.
+    async fn begin(
+        &self,
+        tables: &[CopyTable],
+        destinations: &[Destination],
+    ) -> Result<(), SnapshotError> {
+        let Some(first) = tables.first() else {
+            return Ok(());
+        };
+        let name = &first.mapping.replica;
+        let begun = self.control.batch_execute("BEGIN").await;
+        begun.map_err(SnapshotError::on(name, "begin to copy into"))?;
+        let emptied: Vec<&QualifiedName> = tables
+            .iter()
+            .zip(destinations)
+            .filter(|(_, destination)| **destination == Destination::Table)
+            .map(|(table, _)| &table.mapping.replica)
+            .collect();
+        existing::empty(self.control, &emptied).await?;
+        for (table, destination) in tables.iter().zip(destinations) {
+            if *destination == Destination::Staging {
+                existing::create_staging(self.control, &table.mapping).await?;
+            }
+            table.telemetry.set_state(TableStateLabel::Copying);
+        }
+        let records: Vec<TableRecord> = tables
+            .iter()
+            .map(|table| record(table, TableState::Copying))
+            .collect();
+        self.store.record_tables(self.control, &records).await?;
+        let committed = self.control.batch_execute("COMMIT").await;
+        committed.map_err(SnapshotError::on(name, "begin to copy into"))
+    }
+
+    /// Merges if need be, and marks the table as copied.
+    async fn finish(
+        &self,
+        table: &CopyTable,
+        destination: Destination,
+    ) -> Result<(), SnapshotError> {
+        let name = &table.mapping.replica;
+        let role = if self.ignores_foreign_keys {
+            "; SET LOCAL session_replication_role = replica"
+        } else {
+            "; SET CONSTRAINTS ALL DEFERRED"
+        };
+        let begun = self.control.batch_execute(&format!("BEGIN{role}")).await;
+        begun.map_err(SnapshotError::on(name, "finish"))?;
+        if destination == Destination::Staging {
+            let sql = existing::merge_sql(&table.mapping, table.extra_rows);
+            let merged = self.control.batch_execute(&sql).await;
+            merged.map_err(SnapshotError::on(name, "merge into"))?;
+        }
+        let state = TableState::Copied {
+            at: self.consistent_point,
+        };
+        self.store
+            .record_tables(self.control, &[record(table, state)])
+            .await?;
+        let committed = self.control.batch_execute("COMMIT").await;
+        committed.map_err(SnapshotError::on(name, "finish"))?;
+        table.telemetry.set_copy_progress(1.0);
+        table.telemetry.set_state(TableStateLabel::CatchingUp);
+        tracing::info!(table = %table.mapping.relation.name, replica = %name, "table copied");
+        Ok(())
+    }
+}
+
+fn size_of_table(table: &CopyTable) -> Size {
+    Size {
+        priority: table.priority,
+        place: table.place,
+        bytes: table.bytes,
+        may_split: table.source_kind == TableKind::Ordinary,
+    }
+}
+
+fn record(table: &CopyTable, state: TableState) -> TableRecord {
+    TableRecord {
+        source: table.mapping.relation.name.clone(),
+        replica: table.mapping.replica.clone(),
+        state,
+    }
+}
+
+struct Worker {
+    pipe: Pipe,
+    queue: Arc<Mutex<VecDeque<Piece>>>,
+    tables: Vec<CopyTable>,
+    destinations: Vec<Destination>,
+    store: Store,
+    done: tokio::sync::mpsc::Sender<(usize, u64)>,
+}
+
+impl Worker {
+    async fn run(self) -> Result<(), SnapshotError> {
+        loop {
+            let next = self
+                .queue
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .pop_front();
+            let Some(piece) = next else { return Ok(()) };
+            let table = &self.tables[piece.table];
+            let into = match self.destinations[piece.table] {
+                Destination::Table => table.mapping.replica.clone(),
+                Destination::Staging => existing::staging_name(table.mapping.relation.id),
+            };
+            let rows = self
+                .pipe
+                .copy(table, piece.range, &into, &self.store)
+                .await?;
+            if self.done.send((piece.table, rows)).await.is_err() {
+                // The copy was given up.
+                return Ok(());
+            }
+        }
+    }
+}

@@ -1,1 +1,216 @@
-//! What the daemon tells of itself.
+//! What the daemon tells of itself: one `Telemetry` handle for each pipeline.
+//!
+//! ```text
+//!  rooms ──▶ Telemetry ──▶ facts ──┬──▶ metrics   /metrics
+//!            (typed calls)         ├──▶ Status    status, /healthz, /admin/tables
+//!                                  └──▶ Health    /health, /readyz, systemd's watchdog
+//! ```
+//!
+//! Nothing is kept twice: metrics, status and health are made from the same facts when
+//! somebody asks, so they cannot disagree. Labels hold names of tables, never values,
+//! and never a connection string.
+
+mod facts;
+mod family;
+mod health;
+mod labels;
+mod logging;
+mod metrics;
+mod progress_clock;
+mod status;
+mod table;
+
+pub use facts::{Endpoint, LastError, PoolHealth, SlotHealth};
+pub use health::{Health, Part, PartState, ReadyBounds, STALL};
+pub use labels::{ConnectionState, ErrorCategory, Op, PipelineState, Severity, TableStateLabel};
+pub use logging::{Chain, FILTER_VARIABLE, LogFormat, LoggingError, init_logging};
+pub use status::{EndpointStatus, Status, TableStatus};
+pub use table::TableTelemetry;
+
+use crate::pg::{Lsn, QualifiedName, Side};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// The version that runs.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// The commit it was built from, when the build said so (`PGLOCKSTEP_REVISION`).
+pub const REVISION: &str = match option_env!("PGLOCKSTEP_REVISION") {
+    Some(revision) => revision,
+    None => "unknown",
+};
+
+/// The handle: cheap to clone, safe to share, one for each pipeline.
+#[derive(Clone)]
+pub struct Telemetry(Arc<Inner>);
+
+struct Inner {
+    pipeline: String,
+    facts: Arc<facts::Facts>,
+    tables: table::Tables,
+    clock: Arc<progress_clock::ProgressClock>,
+    metrics: metrics::Metrics,
+}
+
+impl Telemetry {
+    /// A handle with a registry of its own; the state is `starting`.
+    ///
+    /// # Panics
+    /// Never in a build that passed its tests: only a malformed metric name could.
+    #[must_use]
+    pub fn new(pipeline_name: &str) -> Self {
+        let facts = Arc::new(facts::Facts::new());
+        let tables = table::Tables::default();
+        let metrics = metrics::Metrics::register(Arc::clone(&facts), tables.clone())
+            .expect("the names of all metrics are constants and differ");
+        let clock = Arc::new(progress_clock::ProgressClock::new());
+        Self(Arc::new(Inner {
+            pipeline: pipeline_name.to_owned(),
+            facts,
+            tables,
+            clock,
+            metrics,
+        }))
+    }
+
+    /// Enters a state. Staying in it keeps since when, and takes the new reason.
+    pub fn set_state(&self, state: PipelineState, reason: Option<String>) {
+        self.0.facts.slow().state.enter(state, reason);
+    }
+
+    /// Which databases the two ends are.
+    pub fn set_endpoints(&self, source: Endpoint, replica: Endpoint) {
+        self.0.facts.slow().endpoints = Some((source, replica));
+    }
+
+    /// Whether there is a session with a side, and why not.
+    pub fn set_connection(&self, side: Side, state: ConnectionState, reason: Option<String>) {
+        self.0.facts.slow().connection(side).enter(state, reason);
+    }
+
+    /// The stream arrived up to here.
+    pub fn set_received(&self, lsn: Lsn) {
+        self.0.facts.received.set(lsn);
+    }
+
+    /// The replica is durable up to here.
+    pub fn set_applied(&self, lsn: Lsn) {
+        self.0.facts.applied.set(lsn);
+    }
+
+    /// This was confirmed to the source.
+    pub fn set_flushed(&self, lsn: Lsn) {
+        self.0.facts.flushed.set(lsn);
+    }
+
+    /// How far behind; `None` where it is not known.
+    pub fn set_lag(&self, bytes: Option<u64>, seconds: Option<f64>) {
+        let mut slow = self.0.facts.slow();
+        slow.lag_bytes = bytes;
+        slow.lag_seconds = seconds;
+    }
+
+    /// The slot, as last looked at.
+    pub fn set_slot(&self, health: &SlotHealth) {
+        self.0.facts.slow().set_slot(health);
+    }
+
+    /// The replica's pool, as last looked at.
+    pub fn set_pool(&self, pool: PoolHealth) {
+        self.0.facts.slow().pool = Some(pool);
+    }
+
+    /// A table's counters; the same ones each time for the same source table.
+    #[must_use]
+    pub fn table(&self, source: &QualifiedName, replica: &QualifiedName) -> TableTelemetry {
+        self.0
+            .tables
+            .open(source, replica, Arc::clone(&self.0.clock))
+    }
+
+    /// Transactions became durable on the replica.
+    pub fn transaction_applied(&self, transactions: u64) {
+        self.0.metrics.transactions_applied.inc_by(transactions);
+    }
+
+    /// A batch took this long, from its first statement to its commit.
+    pub fn observe_batch(&self, seconds: f64) {
+        self.0.metrics.apply_batch_seconds.observe(seconds.max(0.0));
+    }
+
+    /// A commit took this long from the source to the replica. Clocks may differ: never negative.
+    pub fn observe_end_to_end(&self, seconds: f64) {
+        self.0.metrics.end_to_end_seconds.observe(seconds.max(0.0));
+    }
+
+    /// Something went wrong; retried errors count too.
+    pub fn error(&self, category: ErrorCategory, severity: Severity) {
+        self.0.metrics.error_counter(category, severity).inc();
+    }
+
+    /// What went wrong, for people. It stays until the next.
+    pub fn set_last_error(&self, message: impl Into<String>, advice: Option<String>) {
+        let error = LastError {
+            at_unix_ms: facts::unix_ms(),
+            message: message.into(),
+            advice,
+        };
+        self.0.facts.slow().last_error = Some(error);
+    }
+
+    /// A session was made again after a break.
+    pub fn reconnected(&self, side: Side) {
+        self.0.metrics.reconnect_counter(side).inc();
+    }
+
+    /// A statement tried to write to the source and was refused.
+    pub fn source_write_attempted(&self) {
+        self.0.metrics.source_write_attempts.inc();
+    }
+
+    /// The stream moved: something was applied, or a keepalive came while nothing waited.
+    /// Not for bytes that only arrived: an apply that hangs must show as a stall.
+    pub fn progressed(&self) {
+        self.0.clock.mark();
+    }
+
+    /// When the stream last moved; the creation of this handle if never.
+    #[must_use]
+    pub fn last_progress(&self) -> Instant {
+        self.0.clock.last()
+    }
+
+    /// All that is known now.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        self.sources().status()
+    }
+
+    /// Whether all is well now.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        self.sources().health()
+    }
+
+    /// All metrics in the Prometheus text format 0.0.4.
+    #[must_use]
+    pub fn render(&self) -> String {
+        self.0.metrics.render().unwrap_or_else(|error| {
+            // Only a fault of ours can bring this about; the scrape must show it, not hide it.
+            tracing::error!(error = %Chain(&error), "metrics could not be rendered");
+            String::from("# metrics could not be rendered, see the log\n")
+        })
+    }
+
+    fn sources(&self) -> status::Sources<'_> {
+        status::Sources {
+            pipeline: &self.0.pipeline,
+            facts: &self.0.facts,
+            tables: &self.0.tables,
+            clock: &self.0.clock,
+            transactions_applied: self.0.metrics.transactions_applied.get(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

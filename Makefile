@@ -1,0 +1,30 @@
+# make demo    the main job on two throw-away clusters; ARGS="--seconds 30" ends by itself
+# make test    everything the project promises, on real servers
+# make lint    format, clippy, rustdoc, the alert rules; warnings are errors
+
+CARGO ?= cargo
+ARGS ?=
+
+.PHONY: demo test lint check-deploy
+
+demo:
+	@tests/install-postgres.sh server
+	@$(CARGO) build --quiet
+	@$(CARGO) run --quiet -- demo $(ARGS)
+
+test:
+	@tests/install-postgres.sh
+	$(CARGO) test --all-targets
+	@echo "make test: all tests passed"
+
+lint: check-deploy
+	$(CARGO) fmt --check
+	$(CARGO) clippy --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --quiet
+
+# Container paths in prometheus.yml do not exist here, so its syntax only.
+check-deploy:
+	@PATH="$$PATH:$(CURDIR)/.pg/bin"; set -e; \
+	for file in $$(find deploy \( -name '*rules*.y*ml' -o -name '*alerts*.y*ml' \) 2>/dev/null); do promtool check rules "$$file"; done; \
+	for file in $$(find deploy -name 'prometheus*.y*ml' ! -name '*rules*' 2>/dev/null); do \
+		promtool check config --syntax-only "$$file"; done

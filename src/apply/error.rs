@@ -1,0 +1,178 @@
+//! Why a batch could not be applied.
+
+use super::array::ElementError;
+use super::statement::ShapeError;
+use crate::mapping::TableMapping;
+use crate::pg::{Disposition, QualifiedName, ServerError};
+use crate::progress::ProgressError;
+
+/// Applying failed; the replica's transaction is rolled back.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// A statement on a replica table failed.
+    #[error("cannot {what} rows of the replica table {table}")]
+    Statement {
+        /// The replica table.
+        table: QualifiedName,
+        /// What was being done.
+        what: &'static str,
+        /// The server's refusal, or the lost connection.
+        #[source]
+        source: ServerError,
+    },
+    /// BEGIN, COMMIT, ROLLBACK or a setting failed.
+    #[error("cannot {what} on the replica")]
+    Transaction {
+        /// What was being done.
+        what: &'static str,
+        /// The server's refusal, or the lost connection.
+        #[source]
+        source: ServerError,
+    },
+    /// No statement can be written for the change.
+    #[error(transparent)]
+    Shape(#[from] ShapeError),
+    /// The position could not be moved, or belongs to another daemon now.
+    #[error(transparent)]
+    Progress(#[from] ProgressError),
+    /// A conflict, and `on_conflict = stop`.
+    #[error("conflict {kind} on the replica table {table}, and its on_conflict is stop")]
+    Conflict {
+        /// The replica table.
+        table: QualifiedName,
+        /// PostgreSQL's name of the conflict.
+        kind: &'static str,
+    },
+    /// The row an update belongs to is missing, and the stream does not hold all of it.
+    #[error(
+        "the replica table {table} lacks a row that the source updated, and the source did not send its unchanged TOASTed columns: copy the table again, or set REPLICA IDENTITY FULL on the source table"
+    )]
+    IncompleteRow {
+        /// The replica table.
+        table: QualifiedName,
+    },
+    /// A row was neither there nor written, or found more than once.
+    #[error(
+        "{what} on the replica table {table} touched {touched} rows instead of one: look for duplicate keys, and for triggers, rules or row security that hide or swallow rows"
+    )]
+    RowCount {
+        /// The replica table.
+        table: QualifiedName,
+        /// What was being done.
+        what: &'static str,
+        /// Rows that were touched.
+        touched: u64,
+    },
+    /// A value that cannot be handed to the replica.
+    #[error("a value for the replica table {table} cannot be written: {why}")]
+    Value {
+        /// The replica table.
+        table: QualifiedName,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// Tables cannot be emptied.
+    #[error("cannot truncate {tables} on the replica")]
+    Truncate {
+        /// The replica tables.
+        tables: String,
+        /// The server's refusal, or the lost connection.
+        #[source]
+        source: ServerError,
+    },
+}
+
+impl ApplyError {
+    pub(crate) fn statement(
+        mapping: &TableMapping,
+        what: &'static str,
+        error: tokio_postgres::Error,
+    ) -> Self {
+        Self::Statement {
+            table: mapping.replica.clone(),
+            what,
+            source: error.into(),
+        }
+    }
+
+    pub(crate) fn transaction(what: &'static str) -> impl FnOnce(tokio_postgres::Error) -> Self {
+        move |error| Self::Transaction {
+            what,
+            source: error.into(),
+        }
+    }
+
+    pub(crate) fn value(mapping: &TableMapping, error: &ElementError) -> Self {
+        let why = match error {
+            ElementError::Unsent => {
+                "the source did not send it (a TOASTed key, or unchanged TOAST)"
+            }
+            ElementError::Binary => "the source sent it in binary though text was asked for",
+            ElementError::TooLarge => "it is larger than a parameter can be",
+        };
+        Self::Value {
+            table: mapping.replica.clone(),
+            why,
+        }
+    }
+
+    /// Whether to try again.
+    #[must_use]
+    pub fn disposition(&self) -> Disposition {
+        match self {
+            Self::Statement { source, .. }
+            | Self::Transaction { source, .. }
+            | Self::Truncate { source, .. } => source.disposition(),
+            Self::Progress(error) => error.disposition(),
+            Self::Shape(_)
+            | Self::Conflict { .. }
+            | Self::IncompleteRow { .. }
+            | Self::RowCount { .. }
+            | Self::Value { .. } => Disposition::Definite,
+        }
+    }
+
+    /// Whether the replica objected to the way, and not to us: source order may pass.
+    pub(crate) fn may_pass_in_source_order(&self) -> bool {
+        match self {
+            Self::Statement { source, .. } => {
+                // Integrity constraints only: anything else fails in any order.
+                source.sqlstate().is_some_and(|code| code.starts_with("23"))
+            }
+            Self::RowCount { .. } => true,
+            _ => false,
+        }
+    }
+
+    /// What an operator can do about it.
+    #[must_use]
+    pub fn advice(&self) -> Option<&'static str> {
+        let code = match self {
+            Self::Statement { source, .. } | Self::Truncate { source, .. } => source.sqlstate()?,
+            _ => return None,
+        };
+        Some(match code {
+            "42501" => {
+                "grant the daemon's role the missing privilege; `pglockstep setup` prints the SQL"
+            }
+            "42P01" | "42703" => {
+                "the replica's schema has changed: bring it back in line with the mapping"
+            }
+            "23505" => {
+                "another row of the replica holds the value: remove or change it, or copy the table again; where the source swaps values within a statement, make the replica's constraint DEFERRABLE"
+            }
+            "23503" => {
+                "allow the role to SET session_replication_role, or make the foreign key DEFERRABLE"
+            }
+            "23502" | "23514" | "23P01" => {
+                "the replica's constraint is stricter than the source's: relax it"
+            }
+            "22001" | "22003" => "widen the replica's column to what the source's holds",
+            "428C9" => "make the identity column GENERATED BY DEFAULT on the replica",
+            "0A000" => {
+                "a table outside the mapping refers to one of these by a foreign key: map it too, or drop the foreign key"
+            }
+            _ => return None,
+        })
+    }
+}

@@ -1,0 +1,275 @@
+//! The net effect against a model: carrying out the stages must end where carrying out
+//! the changes one by one ends, whatever the history.
+
+use super::*;
+use crate::apply::batch::RowChange;
+use crate::mapping::{ColumnMapping, ColumnValue, ConflictPolicy, InputColumn, TableMapping};
+use crate::pg::{Column, OldTuple, QualifiedName, Relation, ReplicaIdentity, Tuple, TypeName};
+use bytes::{BufMut, Bytes, BytesMut};
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// `None`: unchanged TOAST.
+type Row = (u8, Option<u8>);
+
+fn mapping() -> Arc<TableMapping> {
+    let text = TypeName(QualifiedName::new("pg_catalog", "text"));
+    let column = |name: &str, is_key| Column {
+        name: name.into(),
+        type_oid: 25,
+        type_modifier: -1,
+        is_key,
+    };
+    let input = |position, name: &str| InputColumn {
+        position,
+        name: name.into(),
+        read_as: text.clone(),
+        kept_in: Some(name.into()),
+    };
+    let to = |name: &str, input| ColumnMapping {
+        name: name.into(),
+        cast_to: text.clone(),
+        value: ColumnValue::Input(input),
+    };
+    Arc::new(TableMapping {
+        relation: Relation {
+            id: 1,
+            name: QualifiedName::new("s", "t"),
+            replica_identity: ReplicaIdentity::Default,
+            columns: vec![column("k", true), column("v", false)],
+        },
+        replica: QualifiedName::new("s", "t"),
+        inputs: vec![input(0, "k"), input(1, "v")],
+        columns: vec![to("k", 0), to("v", 1)],
+        identity: RowIdentity::Key(vec![0]),
+        filter: None,
+        on_conflict: ConflictPolicy::SourceWins,
+    })
+}
+
+fn tuple(key: u8, value: Option<u8>) -> Tuple {
+    let mut wire = BytesMut::new();
+    wire.put_i16(2);
+    wire.put_slice(&[b't', 0, 0, 0, 1, key]);
+    match value {
+        Some(value) => wire.put_slice(&[b't', 0, 0, 0, 1, value]),
+        None => wire.put_u8(b'u'),
+    }
+    Tuple::decode(&mut Bytes::from(wire)).unwrap()
+}
+
+#[derive(Clone, Debug)]
+enum Act {
+    Insert(u8, u8),
+    Update(u8, Option<u8>),
+    Rekey(u8, u8, Option<u8>),
+    Delete(u8),
+    Truncate,
+}
+
+fn acts() -> impl Strategy<Value = Vec<Act>> {
+    let key = 0u8..6;
+    let act = prop_oneof![
+        4 => (key.clone(), any::<u8>()).prop_map(|(k, v)| Act::Insert(k, v)),
+        4 => (key.clone(), any::<Option<u8>>()).prop_map(|(k, v)| Act::Update(k, v)),
+        1 => (key.clone(), key.clone(), any::<Option<u8>>()).prop_map(|(a, b, v)| Act::Rekey(a, b, v)),
+        3 => key.prop_map(Act::Delete),
+        1 => Just(Act::Truncate),
+    ];
+    proptest::collection::vec(act, 0..60)
+}
+
+/// Turns wishes into a history that a source could have had, applying it to `rows`.
+fn history(acts: &[Act], rows: &mut BTreeMap<u8, u8>) -> Batch {
+    let mut batch = Batch::default();
+    let table = batch.table(&mapping());
+    for act in acts {
+        match *act {
+            Act::Insert(k, v) if !rows.contains_key(&k) => {
+                rows.insert(k, v);
+                batch.push_row(
+                    table,
+                    RowChange::Insert {
+                        new: tuple(k, Some(v)),
+                    },
+                );
+            }
+            Act::Update(k, v) if rows.contains_key(&k) => {
+                let kept = rows.get(&k).copied();
+                rows.extend(v.or(kept).map(|v| (k, v)));
+                batch.push_row(
+                    table,
+                    RowChange::Update {
+                        old: None,
+                        new: tuple(k, v),
+                    },
+                );
+            }
+            Act::Rekey(a, b, v) if rows.contains_key(&a) && (a == b || !rows.contains_key(&b)) => {
+                let kept = rows.remove(&a);
+                rows.extend(v.or(kept).map(|v| (b, v)));
+                let old = Some(OldTuple::Key(tuple(a, Some(b'?'))));
+                batch.push_row(
+                    table,
+                    RowChange::Update {
+                        old,
+                        new: tuple(b, v),
+                    },
+                );
+            }
+            Act::Delete(k) if rows.remove(&k).is_some() => {
+                let old = OldTuple::Key(tuple(k, Some(b'?')));
+                batch.push_row(table, RowChange::Delete { old });
+            }
+            Act::Truncate => {
+                rows.clear();
+                batch.push_truncate(vec![table], false);
+            }
+            _ => {}
+        }
+    }
+    batch
+}
+
+/// A replica that carries stages out as strictly as the real one checks row counts.
+struct Model<'a> {
+    batch: &'a Batch,
+    effect: &'a NetEffect,
+    rows: BTreeMap<u8, u8>,
+}
+
+impl Model<'_> {
+    fn row(&self, item: u32) -> Row {
+        let byte = |position| match self
+            .effect
+            .new_value(self.batch, item, position, position == 0)
+        {
+            Some(TupleValue::Text(bytes)) => Some(bytes[0]),
+            Some(TupleValue::UnchangedToast) => None,
+            other => panic!("{other:?}"),
+        };
+        (byte(0).unwrap(), byte(1))
+    }
+
+    fn old_key(&self, item: u32) -> u8 {
+        let old = self.batch.row(item).unwrap().1.old_tuple().unwrap();
+        bytes_of(old.tuple().value(0).unwrap()).unwrap()[0]
+    }
+
+    fn update(&mut self, item: u32, found_by: u8) {
+        let (key, value) = self.row(item);
+        let kept = self
+            .rows
+            .remove(&found_by)
+            .expect("an update must find its row");
+        assert!(self.rows.insert(key, value.unwrap_or(kept)).is_none());
+    }
+
+    fn insert(&mut self, item: u32) {
+        let (key, value) = self.row(item);
+        let value = value.expect("an insert must be whole");
+        assert!(
+            self.rows.insert(key, value).is_none(),
+            "an insert must be new"
+        );
+    }
+
+    fn carry_out(&mut self, stage: &Stage) {
+        match stage {
+            Stage::Truncate(_) => self.rows.clear(),
+            Stage::Net(nets) => {
+                for net in nets {
+                    for item in &net.deletes {
+                        let key = self.old_key(*item);
+                        assert!(
+                            self.rows.remove(&key).is_some(),
+                            "a delete must find its row"
+                        );
+                    }
+                    for item in &net.possible_deletes {
+                        let key = self.old_key(*item);
+                        self.rows.remove(&key);
+                    }
+                    for item in &net.updates {
+                        let key = self.row(*item).0;
+                        self.update(*item, key);
+                    }
+                    net.inserts.iter().for_each(|item| self.insert(*item));
+                }
+            }
+            Stage::Ordered(items) => {
+                for item in items {
+                    match self.batch.row(*item).unwrap().1 {
+                        RowChange::Insert { .. } => self.insert(*item),
+                        RowChange::Update { old: None, .. } => {
+                            self.update(*item, self.row(*item).0)
+                        }
+                        RowChange::Update { .. } => self.update(*item, self.old_key(*item)),
+                        RowChange::Delete { .. } => {
+                            let key = self.old_key(*item);
+                            assert!(self.rows.remove(&key).is_some());
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn check(before: &[Act], acts: &[Act], plan: impl Fn(&Batch) -> NetEffect) {
+    let mut source = BTreeMap::new();
+    history(before, &mut source);
+    let replica = source.clone();
+    let batch = history(acts, &mut source);
+    let effect = plan(&batch);
+    let mut model = Model {
+        batch: &batch,
+        effect: &effect,
+        rows: replica,
+    };
+    for stage in &effect.stages {
+        model.carry_out(stage);
+    }
+    assert_eq!(model.rows, source);
+}
+
+proptest! {
+    #[test]
+    fn the_net_effect_ends_where_the_history_ends(before in acts(), acts in acts()) {
+        check(&before, &acts, net_effect);
+        check(&before, &acts, NetEffect::in_source_order);
+    }
+}
+
+#[test]
+fn a_hot_row_is_written_once() {
+    let mut rows = BTreeMap::from([(1, 0)]);
+    let batch = history(
+        &[
+            Act::Update(1, Some(1)),
+            Act::Update(1, None),
+            Act::Update(1, Some(3)),
+        ],
+        &mut rows,
+    );
+    let effect = net_effect(&batch);
+    let net = TableNet {
+        table: 0,
+        updates: vec![2],
+        ..TableNet::default()
+    };
+    assert_eq!(effect.stages, [Stage::Net(vec![net])]);
+}
+
+#[test]
+fn what_came_and_went_may_still_be_there_from_before() {
+    let mut rows = BTreeMap::new();
+    let batch = history(&[Act::Insert(1, 1), Act::Delete(1)], &mut rows);
+    let net = TableNet {
+        table: 0,
+        possible_deletes: vec![1],
+        ..TableNet::default()
+    };
+    assert_eq!(net_effect(&batch).stages, [Stage::Net(vec![net])]);
+}

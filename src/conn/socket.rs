@@ -1,0 +1,236 @@
+//! `ServerStream`: one byte stream to a server, over TCP, a unix socket or TLS.
+//!
+//! ```text
+//!  TCP ──┬─ plain ────────────────────────────────────────▶ ServerStream
+//!        ├─ SSLRequest ─▶ 'S' ─▶ handshake ───────────────▶ ServerStream + certificate's hash
+//!        │                'N' ─▶ plain, if that is allowed ▶ ServerStream
+//!        └─ direct: handshake at once ────────────────────▶ ServerStream + certificate's hash
+//!  unix socket ── plain, whatever sslmode says (as libpq) ─▶ ServerStream
+//! ```
+//!
+//! Receive buffers are left to the kernel: a size of our own would switch off TCP's
+//! auto-tuning, and a unix socket is bounded by the sender's buffer.
+
+use super::ConnFailure;
+use super::hosts::{Host, HostAddress};
+use super::tls::{TlsError, handshake};
+use super::trust::end_point_hash;
+use super::url::{ConnectionUrl, SslNegotiation, TcpSettings};
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::client::TlsStream;
+
+/// How one attempt is to be encrypted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Encryption {
+    /// Not.
+    Plain,
+    /// If the server can.
+    IfOffered,
+    /// Or not at all.
+    Required,
+}
+
+/// A place to connect to: a host has one for each of its addresses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    Tcp(SocketAddr),
+    Unix(std::path::PathBuf),
+}
+
+/// The places a host stands for.
+pub(super) async fn resolve(host: &Host) -> Result<Vec<Place>, ConnFailure> {
+    match &host.address {
+        HostAddress::Unix(directory) => Ok(vec![Place::Unix(
+            directory.join(format!(".s.PGSQL.{}", host.port)),
+        )]),
+        HostAddress::Tcp {
+            address: Some(address),
+            ..
+        } => Ok(vec![Place::Tcp(SocketAddr::new(*address, host.port))]),
+        HostAddress::Tcp {
+            name,
+            address: None,
+        } => {
+            let found = tokio::net::lookup_host((name.as_str(), host.port)).await;
+            let places: Vec<_> = found
+                .map_err(|e| ConnFailure::Resolve(e.to_string()))?
+                .map(Place::Tcp)
+                .collect();
+            if places.is_empty() {
+                return Err(ConnFailure::Resolve("it has no address".to_owned()));
+            }
+            Ok(places)
+        }
+    }
+}
+
+/// An open connection, before or after login.
+#[derive(Debug)]
+pub(crate) struct ServerStream {
+    transport: Transport,
+    end_point_hash: Option<Vec<u8>>,
+    is_local: bool,
+}
+
+#[derive(Debug)]
+enum Transport {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl ServerStream {
+    /// Connects and, where asked, encrypts.
+    pub(super) async fn open(
+        url: &ConnectionUrl,
+        host: &Host,
+        place: &Place,
+        encryption: Encryption,
+    ) -> Result<Self, ConnFailure> {
+        let address = match place {
+            Place::Unix(path) => {
+                let stream = UnixStream::connect(path)
+                    .await
+                    .map_err(ConnFailure::Network)?;
+                let transport = Transport::Unix(stream);
+                return Ok(Self {
+                    transport,
+                    end_point_hash: None,
+                    is_local: true,
+                });
+            }
+            Place::Tcp(address) => *address,
+        };
+        let mut stream = TcpStream::connect(address)
+            .await
+            .map_err(ConnFailure::Network)?;
+        keep_alive(&stream, &url.tcp).map_err(ConnFailure::Network)?;
+        let is_local = address.ip().to_canonical().is_loopback();
+        let begins_tls = match (encryption, url.tls.negotiation) {
+            (Encryption::Plain, _) => false,
+            (_, SslNegotiation::Direct) => true,
+            (Encryption::IfOffered, _) => request_tls(&mut stream).await?,
+            (Encryption::Required, _) if request_tls(&mut stream).await? => true,
+            (Encryption::Required, _) => return Err(ConnFailure::Tls(TlsError::NotOffered)),
+        };
+        if !begins_tls {
+            return Ok(Self {
+                transport: Transport::Tcp(stream),
+                end_point_hash: None,
+                is_local,
+            });
+        }
+        let name = match &host.address {
+            HostAddress::Tcp { name, .. } => name.as_str(),
+            HostAddress::Unix(_) => "",
+        };
+        let stream = handshake(stream, &url.tls, name).await?;
+        let certificates = stream.get_ref().1.peer_certificates();
+        let end_point_hash = certificates.and_then(<[_]>::first).and_then(end_point_hash);
+        Ok(Self {
+            transport: Transport::Tls(Box::new(stream)),
+            end_point_hash,
+            is_local,
+        })
+    }
+
+    /// Whether TLS protects the connection.
+    pub(crate) fn is_encrypted(&self) -> bool {
+        matches!(self.transport, Transport::Tls(_))
+    }
+
+    /// Whether nobody on a network can read along.
+    pub(crate) fn is_private(&self) -> bool {
+        self.is_encrypted() || self.is_local
+    }
+
+    /// `tls-server-end-point`, for SCRAM's channel binding.
+    pub(crate) fn end_point_hash(&self) -> Option<&[u8]> {
+        self.end_point_hash.as_deref()
+    }
+}
+
+/// Asks for TLS. Exactly one byte is read: what an attacker put behind it reaches the handshake
+/// and fails there (CVE-2021-23222).
+async fn request_tls(stream: &mut TcpStream) -> Result<bool, ConnFailure> {
+    let mut request = bytes::BytesMut::with_capacity(8);
+    postgres_protocol::message::frontend::ssl_request(&mut request);
+    stream
+        .write_all(&request)
+        .await
+        .map_err(ConnFailure::Network)?;
+    match stream.read_u8().await.map_err(ConnFailure::Network)? {
+        b'S' => Ok(true),
+        b'N' => Ok(false),
+        // An unencrypted error message, which nobody vouches for: not shown (CVE-2024-10977).
+        b'E' => Err(ConnFailure::Tls(TlsError::RequestRefused)),
+        _ => Err(ConnFailure::Protocol(
+            "no answer to the request for TLS".to_owned(),
+        )),
+    }
+}
+
+fn keep_alive(stream: &TcpStream, settings: &TcpSettings) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let socket = socket2::SockRef::from(stream);
+    if settings.keepalives {
+        let keepalive = socket2::TcpKeepalive::new()
+            .with_time(settings.idle)
+            .with_interval(settings.interval)
+            .with_retries(settings.count);
+        socket.set_tcp_keepalive(&keepalive)?;
+    }
+    // Keepalives are silent while data is unacknowledged; this bounds that case.
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(settings.user_timeout))?;
+    Ok(())
+}
+
+impl AsyncRead for ServerStream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().transport {
+            Transport::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Transport::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+            Transport::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for ServerStream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.get_mut().transport {
+            Transport::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
+            Transport::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
+            Transport::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().transport {
+            Transport::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Transport::Unix(stream) => Pin::new(stream).poll_flush(cx),
+            Transport::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().transport {
+            Transport::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Transport::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+            Transport::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}

@@ -1,0 +1,285 @@
+//! SQL sessions: an [`Endpoint`] and what every session on it is pinned to.
+//!
+//! Values travel as text in both directions, so whatever a database, role or server
+//! sets for rendering and parsing must not matter; and what may break off a session
+//! behind our back (time-outs set for people) is switched off.
+
+use super::login::{Login, SERVER_KIND_SQL, ServerKind, connect};
+use super::pool::Pool;
+use super::socket::ServerStream;
+use super::url::{self, ConnectionUrl};
+use super::{AuthError, ConnError, ConnFailure};
+use crate::pg::{Side, quote_literal};
+use secrecy::{ExposeSecret, SecretString};
+use std::convert::Infallible;
+use std::future::{Ready, poll_fn, ready};
+use std::io;
+use tokio::task::JoinHandle;
+use tokio_postgres::config::{SslMode, SslNegotiation};
+use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
+use tokio_postgres::{AsyncMessage, Client, Connection, SimpleQueryMessage};
+use tracing::Instrument;
+
+/// One database of ours, and how to reach it.
+#[derive(Clone, Debug)]
+pub struct Endpoint {
+    /// Source or replica.
+    pub side: Side,
+    /// Where and as whom.
+    pub url: ConnectionUrl,
+    /// What `pg_stat_activity` shows, unless the URL has an `application_name` of its own.
+    pub application_name: String,
+    /// Pinned `lock_timeout`; 0 waits for ever.
+    pub lock_timeout_ms: u32,
+}
+
+/// What a session is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Session {
+    /// Reads the source; the server refuses writes.
+    SourceRead,
+    /// Writes the replica; a commit is durable when it returns.
+    ReplicaWrite,
+    /// What an operator asked for by hand.
+    Admin,
+}
+
+impl Endpoint {
+    /// An endpoint that waits for locks without limit.
+    #[must_use]
+    pub fn new(side: Side, url: ConnectionUrl, application_name: impl Into<String>) -> Self {
+        Self {
+            side,
+            url,
+            application_name: application_name.into(),
+            lock_timeout_ms: 0,
+        }
+    }
+
+    /// `host:port/database`, for messages.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        self.url.describe()
+    }
+
+    /// Opens a session. Its connection is driven by a task which ends with the client.
+    ///
+    /// # Errors
+    /// [`ConnError`] with every server that was tried.
+    pub async fn connect(&self, session: Session) -> Result<Client, ConnError> {
+        self.connect_with_task(session)
+            .await
+            .map(|(client, _)| client)
+    }
+
+    /// A pool of such sessions, opened as they are needed.
+    ///
+    /// # Errors
+    /// [`ConnError`] outside of a runtime.
+    pub fn pool(&self, session: Session, max_size: usize) -> Result<Pool, ConnError> {
+        Pool::new(self.clone(), session, max_size)
+    }
+
+    pub(super) async fn connect_with_task(
+        &self,
+        session: Session,
+    ) -> Result<(Client, JoinHandle<()>), ConnError> {
+        let (client, task) = connect(self, &SqlLogin { endpoint: self }).await?;
+        let pinned = client
+            .batch_execute(&pins_sql(session, self.lock_timeout_ms))
+            .await;
+        pinned.map_err(|error| self.failed(failure(error)))?;
+        Ok((client, task))
+    }
+
+    pub(super) fn failed(&self, failure: ConnFailure) -> ConnError {
+        ConnError::new(self.side, &self.url, vec![(self.url.hosts_text(), failure)])
+    }
+
+    /// What the server is to show for our sessions.
+    pub(crate) fn effective_application_name(&self) -> &str {
+        self.url
+            .application_name
+            .as_deref()
+            .unwrap_or(&self.application_name)
+    }
+}
+
+/// Settings of every session; those that a server version lacks are passed over.
+const PINS: [(&str, &str); 18] = [
+    ("search_path", ""),
+    ("DateStyle", "ISO"),
+    ("IntervalStyle", "postgres"),
+    ("extra_float_digits", "3"),
+    ("TimeZone", "UTC"),
+    ("bytea_output", "hex"),
+    ("lc_monetary", "C"),
+    ("xmloption", "content"),
+    ("client_encoding", "UTF8"),
+    ("standard_conforming_strings", "on"),
+    ("quote_all_identifiers", "off"),
+    // Rows that a policy hides are an error, not a smaller table.
+    ("row_security", "off"),
+    ("statement_timeout", "0"),
+    ("idle_in_transaction_session_timeout", "0"),
+    ("idle_session_timeout", "0"),
+    ("transaction_timeout", "0"),
+    ("jit", "off"),
+    ("default_transaction_deferrable", "off"),
+];
+
+/// One statement, one round trip, no error for a setting that the server does not know.
+pub(crate) fn pins_sql(session: Session, lock_timeout_ms: u32) -> String {
+    let lock_timeout = lock_timeout_ms.to_string();
+    let special: &[(&str, &str)] = match session {
+        Session::SourceRead => &[("default_transaction_read_only", "on")],
+        Session::ReplicaWrite => &[
+            ("default_transaction_read_only", "off"),
+            ("synchronous_commit", "on"),
+        ],
+        Session::Admin => &[("default_transaction_read_only", "off")],
+    };
+    let values: Vec<String> = PINS
+        .iter()
+        .chain(special)
+        .chain(&[("lock_timeout", lock_timeout.as_str())])
+        .map(|(name, value)| format!("({}, {})", quote_literal(name), quote_literal(value)))
+        .collect();
+    format!(
+        "SELECT pg_catalog.count(pg_catalog.set_config(s.name, pin.value, false)) \
+         FROM pg_catalog.pg_settings AS s JOIN (VALUES {}) AS pin (name, value) \
+         ON s.name OPERATOR(pg_catalog.=) pin.name",
+        values.join(", ")
+    )
+}
+
+struct SqlLogin<'a> {
+    endpoint: &'a Endpoint,
+}
+
+impl Login for SqlLogin<'_> {
+    type Session = (Client, JoinHandle<()>);
+
+    async fn log_in(
+        &self,
+        stream: ServerStream,
+        url: &ConnectionUrl,
+        password: Option<&SecretString>,
+    ) -> Result<Self::Session, ConnFailure> {
+        let mut config = tokio_postgres::Config::new();
+        config.user(&url.user).dbname(&url.database);
+        config.application_name(self.endpoint.effective_application_name());
+        if let Some(password) = password {
+            config.password(password.expose_secret());
+        }
+        if let Some(options) = &url.options {
+            config.options(options);
+        }
+        config.channel_binding(match url.channel_binding {
+            url::ChannelBinding::Disable => tokio_postgres::config::ChannelBinding::Disable,
+            url::ChannelBinding::Prefer => tokio_postgres::config::ChannelBinding::Prefer,
+            url::ChannelBinding::Require => tokio_postgres::config::ChannelBinding::Require,
+        });
+        // The stream is encrypted already: "direct" makes the library take it as it is.
+        if stream.is_encrypted() {
+            config
+                .ssl_mode(SslMode::Require)
+                .ssl_negotiation(SslNegotiation::Direct);
+        } else {
+            config.ssl_mode(SslMode::Disable);
+        }
+        let connected = config.connect_raw(stream, AlreadyEncrypted).await;
+        let (client, connection) = connected.map_err(failure)?;
+        let span = tracing::debug_span!("sql session", side = %self.endpoint.side);
+        let task = tokio::spawn(drive(connection).instrument(span));
+        Ok((client, task))
+    }
+
+    async fn server_kind(&self, session: &mut Self::Session) -> Result<ServerKind, ConnFailure> {
+        let answer = session
+            .0
+            .simple_query(SERVER_KIND_SQL)
+            .await
+            .map_err(failure)?;
+        let row = answer.iter().find_map(|message| match message {
+            SimpleQueryMessage::Row(row) => Some(row),
+            _ => None,
+        });
+        row.and_then(|row| ServerKind::from_row(row.get(0), row.get(1)))
+            .ok_or_else(|| ConnFailure::Protocol("no row where one was asked for".to_owned()))
+    }
+}
+
+/// Carries bytes between client and server until either ends.
+async fn drive(mut connection: Connection<ServerStream, ServerStream>) {
+    while let Some(message) = poll_fn(|cx| connection.poll_message(cx)).await {
+        match message {
+            // The text may hold values of rows (RAISE NOTICE in a trigger): only the code is logged.
+            Ok(AsyncMessage::Notice(notice)) => {
+                tracing::debug!(sqlstate = notice.code().code(), "notice from the server");
+            }
+            Ok(_) => {}
+            Err(error) => {
+                // Whoever waits for an answer gets "connection closed"; the reason is known only here.
+                tracing::warn!(reason = %failure(error), "session lost");
+                return;
+            }
+        }
+    }
+}
+
+/// What went wrong during login, in our words.
+fn failure(error: tokio_postgres::Error) -> ConnFailure {
+    if let Some(error) = error.as_db_error() {
+        return ConnFailure::Server(error.into());
+    }
+    if error.is_closed() {
+        return ConnFailure::Network(io::ErrorKind::UnexpectedEof.into());
+    }
+    let text = error.to_string();
+    match error
+        .into_source()
+        .map(|source| source.downcast::<io::Error>())
+    {
+        Some(Ok(io)) if text.starts_with("authentication") => {
+            ConnFailure::Authentication(AuthError::Scram(io.to_string()))
+        }
+        Some(Ok(io)) => ConnFailure::from_io(*io),
+        Some(Err(source)) => match source.to_string().as_str() {
+            "password missing" => ConnFailure::Authentication(AuthError::PasswordMissing),
+            "server did not use channel binding" => {
+                ConnFailure::Authentication(AuthError::ChannelBindingMissing)
+            }
+            "unsupported authentication method" => {
+                ConnFailure::Authentication(AuthError::Method("GSSAPI or SSPI".to_owned()))
+            }
+            "unsupported SASL mechanism" => ConnFailure::Authentication(AuthError::Method(
+                "an unknown SASL mechanism".to_owned(),
+            )),
+            other => ConnFailure::Protocol(format!("{text}: {other}")),
+        },
+        None => ConnFailure::Protocol(text),
+    }
+}
+
+/// Hands over a stream on which TLS is already spoken.
+struct AlreadyEncrypted;
+
+impl TlsConnect<ServerStream> for AlreadyEncrypted {
+    type Stream = ServerStream;
+    type Error = Infallible;
+    type Future = Ready<Result<ServerStream, Infallible>>;
+
+    fn connect(self, stream: ServerStream) -> Self::Future {
+        ready(Ok(stream))
+    }
+}
+
+impl TlsStream for ServerStream {
+    fn channel_binding(&self) -> ChannelBinding {
+        match self.end_point_hash() {
+            Some(hash) => ChannelBinding::tls_server_end_point(hash.to_vec()),
+            None => ChannelBinding::none(),
+        }
+    }
+}

@@ -1,0 +1,289 @@
+//! The task that listens to the source. It decodes, hands on, and answers; it never waits
+//! on the replica, so however long a batch takes, the walsender hears from us.
+//!
+//! ```text
+//!  socket ─▶ frames ─▶ messages ─▶ Chunk ─▶ (bounded in bytes) ─▶ follow
+//!     ▲                                                             │
+//!     └──────── status every second, at once when asked ◀─ positions ┘
+//! ```
+//!
+//! When the bound is reached it stops reading, and goes on answering. A source that says
+//! nothing for a while is asked for a sign of life; one that gives none is given up.
+
+use super::PipelineError;
+use super::lag::Unapplied;
+use crate::pg::Lsn;
+use crate::pgoutput::{Decoder, Message};
+use crate::progress::Positions;
+use crate::replication::{
+    ReplicationError, ReplicationMessage, ReplicationStream, StandbyStatusUpdate,
+};
+use crate::telemetry::Telemetry;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+
+/// How often the task looks at the clock; positions that moved are told this soon.
+const TICK: Duration = Duration::from_millis(200);
+/// A status goes out this often even when nothing moved.
+const STATUS_EVERY: Duration = Duration::from_secs(1);
+/// After this long without a word the source is asked for one.
+const ASK_AFTER: Duration = Duration::from_secs(10);
+/// After this long without a word the connection is given up.
+const GIVE_UP_AFTER: Duration = Duration::from_secs(30);
+/// A chunk is handed on when it holds this much.
+const CHUNK_BYTES: usize = 256 * 1024;
+const CHUNK_EVENTS: usize = 4_096;
+/// Chunks in the queue; the bound that matters is the one in bytes.
+const CHUNKS_QUEUED: usize = 1_024;
+
+/// One thing the source said.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// A message of the stream.
+    Message(Message),
+    /// Everything before this has been sent.
+    SentUpTo(Lsn),
+}
+
+/// Consecutive events, and the room in the queue that they take.
+pub(crate) struct Chunk {
+    pub(crate) events: Vec<Event>,
+    _room: OwnedSemaphorePermit,
+}
+
+/// The receiving task's other end.
+pub(crate) struct Inbox {
+    pub(crate) chunks: mpsc::Receiver<Chunk>,
+    pub(crate) positions: watch::Sender<Positions>,
+    pub(crate) task: tokio::task::JoinHandle<Result<(), PipelineError>>,
+    stop: CancellationToken,
+}
+
+impl Inbox {
+    /// Starts to listen. At most `queue_bytes_max` bytes wait to be applied.
+    pub(crate) fn open(
+        stream: ReplicationStream,
+        decoder: Decoder,
+        resumed_at: Lsn,
+        queue_bytes_max: usize,
+        telemetry: Telemetry,
+    ) -> Self {
+        let (sender, chunks) = mpsc::channel(CHUNKS_QUEUED);
+        let (positions, heard) = watch::channel(Positions::resumed_at(resumed_at));
+        let stop = CancellationToken::new();
+        let room_max = queue_bytes_max.clamp(CHUNK_BYTES, Semaphore::MAX_PERMITS);
+        let receiver = Receiver {
+            stream,
+            decoder,
+            chunks: sender,
+            positions: heard,
+            received: resumed_at,
+            room: Arc::new(Semaphore::new(room_max)),
+            room_max,
+            unapplied: Unapplied::default(),
+            source_clock: None,
+            source_end: resumed_at,
+            last_heard: Instant::now(),
+            last_status: Instant::now(),
+            telemetry,
+        };
+        let task = tokio::spawn(receiver.run(stop.clone()));
+        Self {
+            chunks,
+            positions,
+            task,
+            stop,
+        }
+    }
+
+    /// Tells the source where we are, and says good-bye.
+    pub(crate) async fn close(self) {
+        self.stop.cancel();
+        drop(self.chunks);
+        // Whatever it answers: the position is safe on the replica.
+        let _ = self.task.await;
+    }
+
+    /// Why the task ended.
+    pub(crate) async fn reason(self) -> PipelineError {
+        match self.task.await {
+            Ok(Err(error)) => error,
+            Ok(Ok(())) | Err(_) => PipelineError::ReceiverGone,
+        }
+    }
+}
+
+struct Receiver {
+    stream: ReplicationStream,
+    decoder: Decoder,
+    chunks: mpsc::Sender<Chunk>,
+    positions: watch::Receiver<Positions>,
+    received: Lsn,
+    room: Arc<Semaphore>,
+    room_max: usize,
+    unapplied: Unapplied,
+    /// The source's clock as of an instant of ours, in microseconds since 2000.
+    source_clock: Option<(i64, Instant)>,
+    source_end: Lsn,
+    last_heard: Instant,
+    last_status: Instant,
+    telemetry: Telemetry,
+}
+
+/// Events on their way into the queue.
+#[derive(Default)]
+struct Gathered {
+    events: Vec<Event>,
+    bytes: usize,
+}
+
+impl Receiver {
+    async fn run(mut self, stop: CancellationToken) -> Result<(), PipelineError> {
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut waiting: Option<Gathered> = None;
+        loop {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                _ = tick.tick() => self.on_tick().await?,
+                // Reading stops while a chunk waits for room; answering does not.
+                room = acquire(&self.room, self.room_max, waiting.as_ref()), if waiting.is_some() => {
+                    let events = waiting.take().unwrap_or_default().events;
+                    let chunk = Chunk { events, _room: room };
+                    if self.chunks.send(chunk).await.is_err() {
+                        break;
+                    }
+                }
+                heard = self.stream.receive(), if waiting.is_none() => {
+                    let mut gathered = Gathered::default();
+                    self.gather(heard?, &mut gathered).await?;
+                    waiting = Some(gathered);
+                }
+            }
+        }
+        self.send_status(false).await?;
+        self.stream.stop().await?.close().await;
+        Ok(())
+    }
+
+    /// Takes one frame and all that are already here.
+    async fn gather(
+        &mut self,
+        first: ReplicationMessage,
+        gathered: &mut Gathered,
+    ) -> Result<(), PipelineError> {
+        let now = Instant::now();
+        self.last_heard = now;
+        let mut next = Some(first);
+        let mut wants_reply = false;
+        while let Some(message) = next {
+            wants_reply |= self.take(message, now, gathered)?;
+            if gathered.bytes >= CHUNK_BYTES || gathered.events.len() >= CHUNK_EVENTS {
+                break;
+            }
+            next = self.stream.try_receive()?;
+        }
+        self.telemetry.set_received(self.received);
+        if wants_reply {
+            self.send_status(false).await?;
+        }
+        Ok(())
+    }
+
+    /// Decodes one frame; true when the source wants an answer at once.
+    fn take(
+        &mut self,
+        message: ReplicationMessage,
+        now: Instant,
+        gathered: &mut Gathered,
+    ) -> Result<bool, PipelineError> {
+        match message {
+            ReplicationMessage::XLogData(data) => {
+                self.source_clock = Some((data.server_time_us, now));
+                let end = data.wal_start.max(data.wal_end);
+                self.received = Some(self.received).max(end).unwrap_or(self.received);
+                self.source_end = self.source_end.max(self.received);
+                gathered.bytes += data.payload.len() + size_of::<Event>();
+                let message = self.decoder.decode(data.payload)?;
+                if let Message::Commit {
+                    end_lsn,
+                    commit_time_us,
+                    ..
+                } = &message
+                {
+                    self.unapplied.arrived(*end_lsn, *commit_time_us);
+                    self.received = self.received.max(*end_lsn);
+                }
+                gathered.events.push(Event::Message(message));
+                Ok(false)
+            }
+            ReplicationMessage::Keepalive(keepalive) => {
+                self.source_clock = Some((keepalive.server_time_us, now));
+                if let Some(end) = keepalive.wal_end {
+                    self.source_end = self.source_end.max(end);
+                    gathered.bytes += size_of::<Event>();
+                    gathered.events.push(Event::SentUpTo(end));
+                }
+                Ok(keepalive.reply_requested)
+            }
+        }
+    }
+
+    async fn on_tick(&mut self) -> Result<(), PipelineError> {
+        let silent_for = self.last_heard.elapsed();
+        if silent_for >= GIVE_UP_AFTER && self.room.available_permits() > 0 {
+            return Err(PipelineError::Waiting(format!(
+                "the source has said nothing for {} s though it was asked: the connection is taken for dead",
+                silent_for.as_secs()
+            )));
+        }
+        let ask = silent_for >= ASK_AFTER;
+        if self.positions.has_changed().unwrap_or(false)
+            || self.last_status.elapsed() >= STATUS_EVERY
+        {
+            self.send_status(ask).await?;
+        }
+        let applied = self.positions.borrow().applied;
+        self.unapplied.applied(applied);
+        let behind = applied.map(|applied| self.source_end.bytes_since(applied));
+        let age = self.source_clock.map(|(clock, at)| {
+            let since = i64::try_from(at.elapsed().as_micros()).unwrap_or(i64::MAX);
+            self.unapplied.age_seconds(clock.saturating_add(since))
+        });
+        self.telemetry.set_lag(behind, age);
+        Ok(())
+    }
+
+    async fn send_status(&mut self, reply_requested: bool) -> Result<(), ReplicationError> {
+        let mut positions = *self.positions.borrow_and_update();
+        positions.receive(self.received);
+        let feedback = positions.feedback();
+        self.last_status = Instant::now();
+        let update = StandbyStatusUpdate {
+            write: feedback.write,
+            flush: feedback.flush,
+            apply: feedback.apply,
+            reply_requested,
+        };
+        self.stream.send_status(update).await
+    }
+}
+
+/// Room for a chunk; one larger than the whole queue gets all of it.
+async fn acquire(
+    room: &Arc<Semaphore>,
+    room_max: usize,
+    waiting: Option<&Gathered>,
+) -> OwnedSemaphorePermit {
+    let bytes = waiting.map_or(0, |gathered| gathered.bytes).min(room_max);
+    let permits = u32::try_from(bytes).unwrap_or(u32::MAX);
+    match Arc::clone(room).acquire_many_owned(permits).await {
+        Ok(permit) => permit,
+        // The semaphore is never closed.
+        Err(_) => std::future::pending().await,
+    }
+}

@@ -1,0 +1,173 @@
+//! What the stream's relation numbers mean just now: the mapping of each, its state, or
+//! that it is none of ours.
+
+use super::PipelineError;
+use super::tables::{PlannedTable, recompile};
+use crate::apply::Written;
+use crate::catalog::fetch_tables;
+use crate::conn::Pool;
+use crate::mapping::{Resolved, Settings, TableMapping, resolve};
+use crate::pg::{Lsn, Relation, RelationId, TypeName, TypeNames};
+use crate::progress::TableState;
+use crate::telemetry::{Op, TableStateLabel, TableTelemetry};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// What a relation of the stream is to us.
+pub(crate) enum Entry {
+    /// It goes to the replica.
+    Mapped(MappedTable),
+    /// No rule speaks of it.
+    Ignored,
+}
+
+/// A table that goes to the replica.
+pub(crate) struct MappedTable {
+    pub(crate) mapping: Arc<TableMapping>,
+    pub(crate) state: TableState,
+    pub(crate) telemetry: TableTelemetry,
+    resolved: Resolved,
+    is_told_ready: bool,
+}
+
+/// Every relation the stream may speak of.
+pub(crate) struct Relations {
+    entries: HashMap<RelationId, Entry>,
+    types: TypeNames,
+    rules: Settings,
+    replica: Pool,
+    /// Where the stream began.
+    pub(crate) resumed_at: Lsn,
+}
+
+impl Relations {
+    pub(crate) fn new(rules: Settings, types: TypeNames, replica: Pool, resumed_at: Lsn) -> Self {
+        Self {
+            entries: HashMap::new(),
+            types,
+            rules,
+            replica,
+            resumed_at,
+        }
+    }
+
+    /// A table of the plan, with its state.
+    pub(crate) fn add(
+        &mut self,
+        table: &PlannedTable,
+        state: TableState,
+        telemetry: TableTelemetry,
+    ) {
+        let mapped = MappedTable {
+            mapping: Arc::clone(&table.mapping),
+            state,
+            telemetry,
+            resolved: table.resolved.clone(),
+            is_told_ready: false,
+        };
+        self.entries.insert(table.source.oid, Entry::Mapped(mapped));
+    }
+
+    pub(crate) fn entry(&self, id: RelationId) -> Option<&Entry> {
+        self.entries.get(&id)
+    }
+
+    /// Whether the stream describes a table otherwise than we know it.
+    pub(crate) fn is_new(&self, relation: &Relation) -> bool {
+        match self.entries.get(&relation.id) {
+            Some(Entry::Mapped(table)) => table.mapping.relation != *relation,
+            // It may have been renamed into a rule.
+            Some(Entry::Ignored) | None => true,
+        }
+    }
+
+    pub(crate) fn learn_type(&mut self, oid: u32, name: TypeName) {
+        self.types.insert(oid, name);
+    }
+
+    /// Takes in a new description, in stream order; the replica's side is read anew.
+    pub(crate) async fn learn(&mut self, relation: Relation) -> Result<(), PipelineError> {
+        let resolved = resolve(&self.rules, &relation.name);
+        match (self.entries.get_mut(&relation.id), resolved) {
+            (Some(Entry::Mapped(table)), Some(resolved))
+                if resolved.replica == table.resolved.replica =>
+            {
+                let replica = self.replica.get().await?;
+                let names = std::slice::from_ref(&resolved.replica);
+                let found = fetch_tables(&replica, names).await?;
+                let missing = || PipelineError::Mapping {
+                    problems: vec![format!("the replica table {} is gone", resolved.replica)],
+                };
+                let to = found.first().ok_or_else(missing)?;
+                table.mapping = recompile(&relation, &self.types, &resolved, to).map_err(|e| {
+                    PipelineError::Mapping {
+                        problems: vec![e.to_string()],
+                    }
+                })?;
+                table.resolved = resolved;
+                tracing::info!(table = %relation.name, "the source table has changed its form");
+                Ok(())
+            }
+            (Some(Entry::Mapped(table)), None) => Err(PipelineError::Definite {
+                message: format!(
+                    "the source table {} is now called {}, which no rule speaks of",
+                    table.resolved.source, relation.name
+                ),
+                advice: "add a [[tables]] rule for the new name, with the same replica table"
+                    .into(),
+            }),
+            (_, Some(_)) => Err(PipelineError::TableJoined(relation.name.to_string())),
+            (_, None) => {
+                self.entries.insert(relation.id, Entry::Ignored);
+                Ok(())
+            }
+        }
+    }
+
+    /// Counts what was committed.
+    pub(crate) fn tell_written(&self, written: &Written) {
+        let Some(Entry::Mapped(table)) = self.entries.get(&written.mapping.relation.id) else {
+            return;
+        };
+        let mut filtered = written.filtered;
+        let ops = [
+            (Op::Insert, written.inserts),
+            (Op::Update, written.updates),
+            (Op::Delete, written.deletes),
+            (Op::Truncate, written.truncates),
+        ];
+        for (op, changes) in ops {
+            // Which of several changes of a row the filter kept out cannot be told apart.
+            let kept_out = filtered.min(changes);
+            filtered -= kept_out;
+            if changes > kept_out {
+                table.telemetry.applied(op, changes - kept_out);
+            }
+        }
+        table.telemetry.filtered(written.filtered - filtered);
+        for (kind, conflicts) in &written.conflicts {
+            table.telemetry.conflict(*kind, *conflicts);
+            tracing::warn!(table = %written.mapping.replica, kind = kind.as_str(), conflicts, "conflict resolved");
+        }
+    }
+
+    /// Tells which tables the replica has caught up with. True when all have.
+    pub(crate) fn tell_ready(&mut self, applied: Lsn) -> bool {
+        let mut are_all_ready = true;
+        for entry in self.entries.values_mut() {
+            let Entry::Mapped(table) = entry else {
+                continue;
+            };
+            if table.is_told_ready {
+                continue;
+            }
+            if table.state.is_ready(Some(applied)) {
+                table.is_told_ready = true;
+                table.telemetry.set_state(TableStateLabel::Ready);
+            } else {
+                are_all_ready = false;
+            }
+        }
+        are_all_ready
+    }
+}

@@ -1,0 +1,479 @@
+//! From nothing, or from where the replica says we were, to a running stream.
+//!
+//! ```text
+//!  replica: own it (lock, epoch) ─▶ source: is it the right one ─▶ tables and mappings
+//!      ─▶ record? ── none ─▶ look at the rows ─▶ slot + snapshot ─▶ copy all ─┐
+//!            │                                                                ├─▶ stream
+//!            └─ known ─▶ slot still ours, not ahead? ─▶ copy what is missing ─┘
+//! ```
+//!
+//! Order matters: everything is looked at before anything is changed; the intention to
+//! make a slot is written down before it is made, its birth right after. A slot found
+//! without a birth is then ours and half made; one found without a record is not ours.
+
+use super::PipelineError;
+use super::follow::Follower;
+use super::receive::Inbox;
+use super::relations::Relations;
+use super::tables::{PlannedTable, TablePlan, fetch_plan};
+use super::{PipelineConfig, Shared};
+use crate::apply::Applier;
+use crate::catalog::{Server, fetch_server};
+use crate::conn::{Pool, Session};
+use crate::pg::{Lsn, QualifiedName, quote_ident};
+use crate::pgoutput::{Decoder, Streaming};
+use crate::progress::{PipelineIdentity, PipelineRecord, Store, TableRecord, TableState};
+use crate::replication::{
+    ReplicationConnection, ReplicationSlot, SlotName, SlotOptions, SlotWalStatus, StreamOptions,
+    create_slot, drop_slot, fetch_publication, fetch_slot,
+};
+use crate::snapshot::{CopyTable, SnapshotCopy, check_existing_rows, copy_statements};
+use crate::telemetry::{PipelineState, TableStateLabel};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_postgres::Client;
+
+/// How long another daemon's lock is waited for between looks.
+const STANDBY_LOOKS_EVERY: Duration = Duration::from_secs(1);
+
+/// Everything that a start has at hand.
+struct Start<'a> {
+    config: &'a PipelineConfig,
+    shared: &'a Shared,
+    source_pool: Pool,
+    replica_pool: Pool,
+    source: deadpool_postgres::Object,
+    control: deadpool_postgres::Object,
+    source_server: Server,
+    store: Store,
+    plan: TablePlan,
+    ignores_foreign_keys: bool,
+    places: HashMap<QualifiedName, u32>,
+}
+
+/// Connects, copies what has to be copied, and opens the stream.
+pub(crate) async fn start<'a>(
+    config: &'a PipelineConfig,
+    shared: &'a Shared,
+) -> Result<Follower<'a>, PipelineError> {
+    let writer = config.replica.connect(Session::ReplicaWrite).await?;
+    let replica_server = fetch_server(&writer).await?;
+    if replica_server.in_recovery {
+        return Err(PipelineError::Waiting(
+            "the replica is a standby and cannot be written".into(),
+        ));
+    }
+    let source_pool = config
+        .source
+        .pool(Session::SourceRead, config.copy.workers + 2)?;
+    let source = source_pool.get().await?;
+    let source_server = fetch_server(&source).await?;
+    check_servers(&source_server, &replica_server, config)?;
+    check_publication(&source, config).await?;
+    let replica_pool = config
+        .replica
+        .pool(Session::ReplicaWrite, config.copy.workers + 2)?;
+    let control = replica_pool.get().await?;
+    let plan = fetch_plan(&source, &control, &config.publication, &config.mapping).await?;
+
+    let store = own(&writer, config, shared).await?;
+    let places = plan.parents_first();
+    let mut applier = Applier::new(writer, store.clone(), places.clone())
+        .await
+        .map_err(PipelineError::Prepare)?;
+    let start = Start {
+        config,
+        shared,
+        source_pool,
+        replica_pool,
+        source,
+        control,
+        source_server,
+        store,
+        plan,
+        ignores_foreign_keys: applier.ignores_foreign_keys(),
+        places,
+    };
+    start.check_mappings(&mut applier).await?;
+    start.open(applier).await
+}
+
+/// Waits for the lock, then claims the pipeline.
+async fn own(
+    writer: &Client,
+    config: &PipelineConfig,
+    shared: &Shared,
+) -> Result<Store, PipelineError> {
+    Store::ensure_schema(writer).await?;
+    while !Store::try_lock(writer, &config.name).await? {
+        let reason = "another daemon runs this pipeline; taking over when it ends".to_owned();
+        shared
+            .telemetry
+            .set_state(PipelineState::Standby, Some(reason));
+        shared.telemetry.progressed();
+        tokio::time::sleep(STANDBY_LOOKS_EVERY).await;
+    }
+    Ok(Store::claim(writer, &config.name).await?)
+}
+
+fn check_servers(
+    source: &Server,
+    replica: &Server,
+    config: &PipelineConfig,
+) -> Result<(), PipelineError> {
+    if source.is_same_database(replica) {
+        return Err(PipelineError::Definite {
+            message: format!(
+                "source and replica are one and the same database ({} on system {})",
+                source.database, source.system_id
+            ),
+            advice: "point [replica] url at the database that is to be kept in step".into(),
+        });
+    }
+    if source.in_recovery {
+        return Err(PipelineError::Waiting(format!(
+            "the source {} is a standby; waiting for the primary",
+            config.source.describe()
+        )));
+    }
+    if source.wal_level != "logical" {
+        return Err(PipelineError::Definite {
+            message: format!(
+                "the source's wal_level is {}, not logical",
+                source.wal_level
+            ),
+            advice: "ALTER SYSTEM SET wal_level = 'logical', then restart the source server".into(),
+        });
+    }
+    if !source.may_replicate {
+        return Err(PipelineError::Definite {
+            message: format!("the source's role {} may not replicate", source.role),
+            advice: format!(
+                "ALTER ROLE {} REPLICATION (on managed services: grant the provider's replication role)",
+                quote_ident(&source.role)
+            ),
+        });
+    }
+    Ok(())
+}
+
+async fn check_publication(source: &Client, config: &PipelineConfig) -> Result<(), PipelineError> {
+    if fetch_publication(source, &config.publication)
+        .await?
+        .is_some()
+    {
+        return Ok(());
+    }
+    Err(PipelineError::Definite {
+        message: format!("the source has no publication {}", config.publication),
+        advice: format!(
+            "as the tables' owner: CREATE PUBLICATION {} FOR TABLE …; `pglockstep setup` prints it in full",
+            quote_ident(&config.publication)
+        ),
+    })
+}
+
+impl<'a> Start<'a> {
+    /// Has both servers look at every expression, filter and cast before a row moves.
+    async fn check_mappings(&self, applier: &mut Applier) -> Result<(), PipelineError> {
+        let unusual = self
+            .plan
+            .tables
+            .values()
+            .filter(|table| !table.mapping.is_plain());
+        for table in unusual {
+            let mapping = &table.mapping;
+            let statements = copy_statements(
+                mapping,
+                &self.plan.types,
+                false,
+                table.row_filter.as_deref(),
+                None,
+                &mapping.replica,
+            );
+            self.source
+                .prepare(&statements.select)
+                .await
+                .map_err(|error| PipelineError::Select {
+                    table: mapping.relation.name.to_string(),
+                    source: error.into(),
+                })?;
+            applier
+                .prepare(mapping)
+                .await
+                .map_err(PipelineError::Prepare)?;
+        }
+        Ok(())
+    }
+
+    async fn open(self, applier: Applier) -> Result<Follower<'a>, PipelineError> {
+        let record = Store::fetch_record(&self.control, &self.config.name).await?;
+        let slot_name = self.slot_name()?;
+        let slot = fetch_slot(&self.source, &slot_name).await?;
+        let known = record.filter(|record| record.slot_born_at.is_some());
+        let (connection, applied) = match (known, slot) {
+            (Some(record), slot) => {
+                let applied = self.check_record(&record, slot.as_ref())?;
+                self.copy_missing().await?;
+                (self.replication().await?, applied)
+            }
+            (None, slot) => self.begin(&slot_name, slot).await?,
+        };
+        self.stream(applier, connection, &slot_name, applied).await
+    }
+
+    /// The first start: look, note the intention, make the slot, copy everything.
+    async fn begin(
+        &self,
+        slot_name: &SlotName,
+        found: Option<ReplicationSlot>,
+    ) -> Result<(ReplicationConnection, Lsn), PipelineError> {
+        let intended = Store::fetch_record(&self.control, &self.config.name).await?;
+        let is_ours = intended.is_some_and(|record| record.identity == self.identity());
+        if found.is_some() && !is_ours {
+            return Err(PipelineError::Definite {
+                message: format!(
+                    "the source has a slot {slot_name} that this replica knows nothing of"
+                ),
+                advice: "another pipeline may use it: choose another [source] slot, or, if it is a left-over, SELECT pg_drop_replication_slot() it".into(),
+            });
+        }
+        let tables = self.copy_tables(self.plan.tables.values(), &[]);
+        check_existing_rows(&self.control, &tables).await?;
+        let mut connection = self.replication().await?;
+        if found.is_some() {
+            tracing::warn!(slot = %slot_name, "dropping the slot of an interrupted first start");
+            drop_slot(&mut connection, slot_name).await?;
+        }
+        self.store
+            .intend_slot(&self.control, &self.identity())
+            .await?;
+        let options = SlotOptions {
+            temporary: false,
+            failover: self.config.failover,
+            lock_timeout_ms: self.config.slot_lock_timeout_ms,
+        };
+        let exported = create_slot(&mut connection, slot_name, options).await?;
+        tracing::info!(slot = %slot_name, at = %exported.consistent_point, "slot created");
+        self.store
+            .record_slot(&self.control, exported.consistent_point)
+            .await?;
+        self.copy(&tables, &exported.name, exported.consistent_point)
+            .await?;
+        Ok((connection, exported.consistent_point))
+    }
+
+    /// A pipeline that ran before: is the slot still the one whose history we hold?
+    fn check_record(
+        &self,
+        record: &PipelineRecord,
+        slot: Option<&ReplicationSlot>,
+    ) -> Result<Lsn, PipelineError> {
+        let stop = |message: String| {
+            Err(PipelineError::Definite {
+                message,
+                advice: "changes may be missing and nothing was skipped: run `pglockstep teardown`, then start again with existing_rows = \"merge\" to copy every table under a new slot".into(),
+            })
+        };
+        let identity = self.identity();
+        if record.identity != identity {
+            return stop(format!(
+                "the replica was fed from system {} (database {}, slot {}), and this source is system {} (database {}, slot {})",
+                record.identity.system_id,
+                record.identity.database_oid,
+                record.identity.slot,
+                identity.system_id,
+                identity.database_oid,
+                identity.slot
+            ));
+        }
+        let Some(applied) = record.applied else {
+            return stop("the replica's progress row holds no position".to_owned());
+        };
+        let Some(slot) = slot else {
+            return stop(format!("the source's slot {} is gone", identity.slot));
+        };
+        if slot.wal_status == Some(SlotWalStatus::Lost) {
+            return stop(format!(
+                "the source's slot {} is lost: the source has removed WAL it still needed",
+                slot.name
+            ));
+        }
+        match slot.confirmed_flush_lsn {
+            Some(confirmed) if confirmed > applied => stop(format!(
+                "the source's slot {} is at {confirmed}, beyond what this replica has applied ({applied}): it was used or made anew by somebody else, or the replica was restored from a backup",
+                slot.name
+            )),
+            _ => Ok(applied),
+        }
+    }
+
+    /// Copies tables that joined since, or whose copy was interrupted, under a snapshot of their own.
+    async fn copy_missing(&self) -> Result<(), PipelineError> {
+        let records = Store::fetch_tables(&self.control, &self.config.name).await?;
+        let is_copied = |table: &&PlannedTable| {
+            records.iter().any(|r| {
+                r.source == table.source.name && matches!(r.state, TableState::Copied { .. })
+            })
+        };
+        let missing = self.plan.tables.values().filter(|table| !is_copied(table));
+        let tables = self.copy_tables(missing, &records);
+        if tables.is_empty() {
+            return Ok(());
+        }
+        check_existing_rows(&self.control, &tables).await?;
+        let mut exporter = self.replication().await?;
+        let name = format!("pglockstep_copy_{}", std::process::id()).parse::<SlotName>()?;
+        let options = SlotOptions {
+            temporary: true,
+            failover: false,
+            lock_timeout_ms: self.config.slot_lock_timeout_ms,
+        };
+        let exported = create_slot(&mut exporter, &name, options).await?;
+        // The exporter stays until the copy is done: with it goes the snapshot.
+        self.copy(&tables, &exported.name, exported.consistent_point)
+            .await?;
+        drop(exporter);
+        Ok(())
+    }
+
+    async fn copy(
+        &self,
+        tables: &[CopyTable],
+        snapshot: &str,
+        consistent_point: Lsn,
+    ) -> Result<(), PipelineError> {
+        self.shared
+            .telemetry
+            .set_state(PipelineState::Copying, None);
+        let copy = SnapshotCopy {
+            settings: &self.config.copy,
+            source: &self.source_pool,
+            replica: &self.replica_pool,
+            control: &self.control,
+            store: &self.store,
+            snapshot,
+            consistent_point,
+            ignores_foreign_keys: self.ignores_foreign_keys,
+        };
+        let started = std::time::Instant::now();
+        // Rows that arrive are progress; between them a long merge or index build may be.
+        let mut alive = tokio::time::interval(Duration::from_secs(5));
+        let run = copy.run(tables);
+        tokio::pin!(run);
+        loop {
+            tokio::select! {
+                done = &mut run => { done?; break }
+                _ = alive.tick() => self.shared.telemetry.progressed(),
+            }
+        }
+        tracing::info!(
+            tables = tables.len(),
+            seconds = started.elapsed().as_secs_f64(),
+            "first copy done"
+        );
+        Ok(())
+    }
+
+    async fn stream(
+        self,
+        applier: Applier,
+        connection: ReplicationConnection,
+        slot_name: &SlotName,
+        applied: Lsn,
+    ) -> Result<Follower<'a>, PipelineError> {
+        let records = Store::fetch_tables(&self.control, &self.config.name).await?;
+        let states: HashMap<&QualifiedName, TableState> = records
+            .iter()
+            .map(|r: &TableRecord| (&r.source, r.state))
+            .collect();
+        let types = self.plan.types.as_ref().clone();
+        let rules = self.config.mapping.clone();
+        let mut relations = Relations::new(rules, types, self.replica_pool.clone(), applied);
+        for table in self.plan.tables.values() {
+            let state = states
+                .get(&table.source.name)
+                .copied()
+                .unwrap_or(TableState::Init);
+            let telemetry = self
+                .shared
+                .telemetry
+                .table(&table.source.name, &table.replica.name);
+            telemetry.set_state(TableStateLabel::CatchingUp);
+            relations.add(table, state, telemetry);
+        }
+        self.shared
+            .telemetry
+            .set_state(PipelineState::CatchingUp, None);
+        let publications = vec![self.config.publication.clone()];
+        let options = StreamOptions {
+            // Version 1 has all that an unstreamed, unprepared transaction needs.
+            protocol_version: 1,
+            ..StreamOptions::new(self.source_server.version_num, publications)
+        };
+        let stream = connection.start(slot_name, applied, &options).await?;
+        let inbox = Inbox::open(
+            stream,
+            Decoder::new(1, Streaming::Off),
+            applied,
+            self.config.queue_bytes_max(),
+            self.shared.telemetry.clone(),
+        );
+        let (settings, telemetry) = (&self.config.apply, &self.shared.telemetry);
+        Ok(Follower::new(
+            inbox, applier, relations, applied, settings, telemetry,
+        ))
+    }
+
+    fn copy_tables<'t>(
+        &self,
+        tables: impl Iterator<Item = &'t PlannedTable>,
+        records: &[TableRecord],
+    ) -> Vec<CopyTable> {
+        let state = |name: &QualifiedName| {
+            records
+                .iter()
+                .find(|r| r.source == *name)
+                .map_or(TableState::Init, |r| r.state)
+        };
+        tables
+            .map(|table| CopyTable {
+                mapping: Arc::clone(&table.mapping),
+                types: Arc::clone(&self.plan.types),
+                source_kind: table.source.kind,
+                row_filter: table.row_filter.clone(),
+                existing_rows: table.resolved.rule.existing_rows,
+                extra_rows: table.resolved.rule.extra_rows,
+                priority: table.resolved.rule.priority,
+                place: self
+                    .places
+                    .get(&table.replica.name)
+                    .copied()
+                    .unwrap_or_default(),
+                bytes: table.bytes,
+                state: state(&table.source.name),
+                telemetry: self
+                    .shared
+                    .telemetry
+                    .table(&table.source.name, &table.replica.name),
+            })
+            .collect()
+    }
+
+    async fn replication(&self) -> Result<ReplicationConnection, PipelineError> {
+        Ok(ReplicationConnection::connect(&self.config.source).await?)
+    }
+
+    fn slot_name(&self) -> Result<SlotName, PipelineError> {
+        Ok(self.config.slot.parse()?)
+    }
+
+    fn identity(&self) -> PipelineIdentity {
+        PipelineIdentity {
+            system_id: self.source_server.system_id.clone(),
+            database_oid: self.source_server.database_oid,
+            slot: self.config.slot.clone(),
+        }
+    }
+}

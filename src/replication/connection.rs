@@ -1,0 +1,270 @@
+//! `ReplicationConnection`: a walsender of the source that also answers SQL.
+//!
+//! ```text
+//!  connect ─▶ ReplicationConnection ─ start ─▶ ReplicationStream
+//!                ▲   IDENTIFY_SYSTEM, slots, SQL      │
+//!                └───────────── stop ─────────────────┘
+//! ```
+//!
+//! No published client speaks CopyBoth, so this one does: on postgres-protocol's
+//! messages, over the same sockets, TLS and login walk as SQL sessions.
+
+use super::auth::{ServerParameters, log_in};
+use super::error::{ReplicationError, Request};
+use super::wire::{Incoming, Wire};
+use crate::conn::{
+    self, ConnFailure, ConnectionUrl, Endpoint, Login, SERVER_KIND_SQL, ServerError, ServerKind,
+    ServerStream, Session,
+};
+use crate::pg::Lsn;
+use postgres_protocol::message::backend::{DataRowBody, Message};
+use postgres_protocol::message::frontend;
+use secrecy::SecretString;
+use std::time::Duration;
+use tokio_postgres::fallible_iterator::FallibleIterator;
+
+/// Values of one row, as text.
+pub type Row = Vec<Option<String>>;
+
+/// A session with a walsender, bound to one database, pinned and read-only as SQL sessions are.
+pub struct ReplicationConnection {
+    pub(super) wire: Wire,
+    parameters: ServerParameters,
+    server_version_num: u32,
+    wal_sender_timeout: Option<Duration>,
+}
+
+/// Which history a position belongs to.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct SystemIdentity {
+    /// Given to a cluster by `initdb`; the same on its standbys.
+    pub system_id: String,
+    /// Moves on with every promotion.
+    pub timeline: u32,
+    /// How far the log is flushed.
+    pub wal_position: Lsn,
+    /// The database this connection is bound to.
+    pub database: String,
+}
+
+impl ReplicationConnection {
+    /// Opens a session for logical replication.
+    ///
+    /// # Errors
+    /// [`ReplicationError::Connect`] with every server that was tried, or what the source
+    /// answered when the session was pinned.
+    pub async fn connect(endpoint: &Endpoint) -> Result<Self, ReplicationError> {
+        let login = ReplicationLogin {
+            application_name: endpoint.effective_application_name(),
+        };
+        let mut connection = conn::connect(endpoint, &login)
+            .await
+            .map_err(ReplicationError::Connect)?;
+        connection.pin(endpoint).await?;
+        Ok(connection)
+    }
+
+    /// What the server reported at login: `server_version`, `in_hot_standby`, …
+    #[must_use]
+    pub fn parameter(&self, name: &str) -> Option<&str> {
+        self.parameters.get(name).map(String::as_str)
+    }
+
+    /// As `server_version_num`: 150018 for 15.18.
+    #[must_use]
+    pub fn server_version_num(&self) -> u32 {
+        self.server_version_num
+    }
+
+    /// After how long a silent client is cut off; `None` for never.
+    #[must_use]
+    pub fn wal_sender_timeout(&self) -> Option<Duration> {
+        self.wal_sender_timeout
+    }
+
+    /// `IDENTIFY_SYSTEM`.
+    ///
+    /// # Errors
+    /// [`ReplicationError`], also when the answer is not one.
+    pub async fn identify_system(&mut self) -> Result<SystemIdentity, ReplicationError> {
+        let rows = self.run(Request::IdentifySystem, "IDENTIFY_SYSTEM").await?;
+        let identity = || {
+            let [system_id, timeline, position, database] =
+                <[_; 4]>::try_from(rows.into_iter().next()?).ok()?;
+            Some(SystemIdentity {
+                system_id: system_id?,
+                timeline: timeline?.parse().ok()?,
+                wal_position: position?.parse().ok()?,
+                database: database?,
+            })
+        };
+        identity().ok_or_else(|| {
+            ReplicationError::Protocol("IDENTIFY_SYSTEM was not answered by one system".to_owned())
+        })
+    }
+
+    /// Runs SQL, or a command of the replication protocol; rows of all statements in order.
+    ///
+    /// # Errors
+    /// [`ReplicationError::Server`] when the source refuses it: the connection is usable
+    /// afterwards. After any other error it is not.
+    pub async fn simple_query(&mut self, sql: &str) -> Result<Vec<Row>, ReplicationError> {
+        self.run(Request::Query, sql).await
+    }
+
+    /// Takes leave of the server, which would otherwise find out by itself.
+    pub async fn close(mut self) {
+        frontend::terminate(&mut self.wire.write);
+        // A server that is gone need not be told.
+        let _ = tokio::time::timeout(Duration::from_secs(1), self.wire.send()).await;
+    }
+
+    pub(super) async fn run(
+        &mut self,
+        request: Request,
+        sql: &str,
+    ) -> Result<Vec<Row>, ReplicationError> {
+        let unsendable = |error: std::io::Error| ReplicationError::Protocol(error.to_string());
+        frontend::query(sql, &mut self.wire.write).map_err(unsendable)?;
+        self.wire.send().await?;
+        let mut rows = Vec::new();
+        let mut refused = None;
+        loop {
+            match self.wire.next().await? {
+                Incoming::Message(Message::DataRow(body)) => rows.push(row(&body)?),
+                Incoming::Message(Message::ErrorResponse(body)) => {
+                    let error = ServerError::from_wire(body.fields());
+                    // FATAL: no ReadyForQuery will follow.
+                    if error.severity != "ERROR" {
+                        return Err(ReplicationError::Server { request, error });
+                    }
+                    refused.get_or_insert(error);
+                }
+                Incoming::Message(Message::ReadyForQuery(_)) => break,
+                Incoming::Message(message) => self.note(message)?,
+                Incoming::CopyBoth | Incoming::CopyData(_) => {
+                    return Err(ReplicationError::Protocol(
+                        "a stream in place of an answer".to_owned(),
+                    ));
+                }
+            }
+        }
+        match refused {
+            Some(error) => Err(ReplicationError::Server { request, error }),
+            None => Ok(rows),
+        }
+    }
+
+    /// Messages that may come between any others.
+    pub(super) fn note(&mut self, message: Message) -> Result<(), ReplicationError> {
+        match message {
+            Message::ParameterStatus(body) => {
+                if let (Ok(name), Ok(value)) = (body.name(), body.value())
+                    && let Some(known) = self.parameters.get_mut(name)
+                {
+                    value.clone_into(known);
+                }
+                Ok(())
+            }
+            Message::NoticeResponse(body) => {
+                let notice = ServerError::from_wire(body.fields());
+                tracing::debug!(sqlstate = notice.code, "notice from the source");
+                Ok(())
+            }
+            Message::RowDescription(_)
+            | Message::CommandComplete(_)
+            | Message::EmptyQueryResponse
+            | Message::NotificationResponse(_) => Ok(()),
+            _ => Err(ReplicationError::Protocol(
+                "a message out of place".to_owned(),
+            )),
+        }
+    }
+
+    /// Settings as for every SQL session, and what the version decides later.
+    async fn pin(&mut self, endpoint: &Endpoint) -> Result<(), ReplicationError> {
+        let sql = format!(
+            "{}; SELECT pg_catalog.current_setting('server_version_num'), (SELECT setting \
+             FROM pg_catalog.pg_settings WHERE name OPERATOR(pg_catalog.=) 'wal_sender_timeout')",
+            conn::pins_sql(Session::SourceRead, endpoint.lock_timeout_ms)
+        );
+        let rows = self.simple_query(&sql).await?;
+        let facts = rows.get(1).map(Vec::as_slice);
+        let Some([Some(version), Some(timeout_ms)]) = facts else {
+            return Err(ReplicationError::Protocol(
+                "no server_version_num".to_owned(),
+            ));
+        };
+        let wrong = |_| ReplicationError::Protocol("server_version_num is not a number".to_owned());
+        self.server_version_num = version.parse().map_err(wrong)?;
+        let timeout_ms = timeout_ms.parse().map_err(wrong)?;
+        self.wal_sender_timeout = (timeout_ms > 0).then(|| Duration::from_millis(timeout_ms));
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for ReplicationConnection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ReplicationConnection")
+            .field("server_version_num", &self.server_version_num)
+            .finish_non_exhaustive()
+    }
+}
+
+fn row(body: &DataRowBody) -> Result<Row, ReplicationError> {
+    let value = |range: Option<std::ops::Range<usize>>| {
+        Ok(range.map(|range| String::from_utf8_lossy(&body.buffer()[range]).into_owned()))
+    };
+    body.ranges()
+        .map(value)
+        .collect()
+        .map_err(|error: std::io::Error| {
+            ReplicationError::Protocol(format!("a row that is none: {error}"))
+        })
+}
+
+struct ReplicationLogin<'a> {
+    application_name: &'a str,
+}
+
+impl Login for ReplicationLogin<'_> {
+    type Session = ReplicationConnection;
+
+    async fn log_in(
+        &self,
+        stream: ServerStream,
+        url: &ConnectionUrl,
+        password: Option<&SecretString>,
+    ) -> Result<ReplicationConnection, ConnFailure> {
+        let mut wire = Wire::new(stream);
+        let parameters = log_in(&mut wire, url, password, self.application_name).await?;
+        wire.accept_large_messages();
+        Ok(ReplicationConnection {
+            wire,
+            parameters,
+            server_version_num: 0,
+            wal_sender_timeout: None,
+        })
+    }
+
+    async fn server_kind(
+        &self,
+        session: &mut ReplicationConnection,
+    ) -> Result<ServerKind, ConnFailure> {
+        let answer = session
+            .simple_query(SERVER_KIND_SQL)
+            .await
+            .map_err(|error| match error {
+                ReplicationError::Server { error, .. } => ConnFailure::Server(error),
+                ReplicationError::Lost(error) => ConnFailure::from_io(error),
+                other => ConnFailure::Protocol(other.to_string()),
+            })?;
+        let kind = match answer.first().map(Vec::as_slice) {
+            Some([recovery, read_only]) => {
+                ServerKind::from_row(recovery.as_deref(), read_only.as_deref())
+            }
+            _ => None,
+        };
+        kind.ok_or_else(|| ConnFailure::Protocol("no row where one was asked for".to_owned()))
+    }
+}

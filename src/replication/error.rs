@@ -1,0 +1,264 @@
+//! What can go wrong between us and a walsender, and what the operator can do about it.
+
+use super::wire::WireError;
+use crate::conn::{ConnError, ServerError};
+use crate::pg::Disposition;
+use std::fmt;
+use std::io;
+use std::time::Duration;
+
+/// What was being asked of the source when it said no.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// `IDENTIFY_SYSTEM`.
+    IdentifySystem,
+    /// `CREATE_REPLICATION_SLOT`.
+    CreateSlot,
+    /// `DROP_REPLICATION_SLOT`.
+    DropSlot,
+    /// `START_REPLICATION`.
+    StartReplication,
+    /// The stream, once it runs.
+    Stream,
+    /// SQL over the replication connection.
+    Query,
+    /// Slots and publications, over an SQL session.
+    Catalog,
+}
+
+impl fmt::Display for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::IdentifySystem => "identifying the system",
+            Self::CreateSlot => "creating the replication slot",
+            Self::DropSlot => "dropping the replication slot",
+            Self::StartReplication => "starting replication",
+            Self::Stream => "streaming changes",
+            Self::Query => "running a query on the replication connection",
+            Self::Catalog => "reading slots and publications",
+        })
+    }
+}
+
+/// Replication cannot begin or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplicationError {
+    /// No connection.
+    #[error("{0}")]
+    Connect(ConnError),
+    /// The connection broke.
+    #[error("lost the connection to the source: {0}")]
+    Lost(io::Error),
+    /// The source ended the stream in good order, as it does when it shuts down.
+    #[error("the source ended the replication stream")]
+    Ended,
+    /// The source said no.
+    #[error("{request} failed on the source: {error}")]
+    Server {
+        /// What was asked.
+        request: Request,
+        /// What it answered.
+        error: ServerError,
+    },
+    /// The source sent what the protocol does not have at this place.
+    #[error("the source does not follow the replication protocol: {0}")]
+    Protocol(String),
+    /// A message beyond any that PostgreSQL sends.
+    #[error(
+        "the source announces a message of kind 0x{tag:02X} with {bytes} bytes, the limit is {limit}"
+    )]
+    TooLarge {
+        /// The message's first byte.
+        tag: u8,
+        /// Its announced length.
+        bytes: usize,
+        /// What is accepted at this stage.
+        limit: usize,
+    },
+    /// The source did not answer.
+    #[error("{request} took longer than {} s", .after.as_secs())]
+    Timeout {
+        /// What was asked.
+        request: Request,
+        /// How long we waited.
+        after: Duration,
+    },
+    /// Asked of a server that is too old for it.
+    #[error("{what} needs PostgreSQL {since} or later on the source, which has {}", .server_version_num / 10_000)]
+    Unsupported {
+        /// The option.
+        what: &'static str,
+        /// The first major version that has it.
+        since: u32,
+        /// The source's version.
+        server_version_num: u32,
+    },
+}
+
+impl ReplicationError {
+    /// Whether the same work may pass later.
+    #[must_use]
+    pub fn disposition(&self) -> Disposition {
+        match self {
+            Self::Connect(error) => error.disposition(),
+            Self::Lost(_) | Self::Ended | Self::Timeout { .. } => Disposition::Transient,
+            Self::Server { error, .. } => match error.code.as_str() {
+                // No free slot, and WAL that is gone: classes 53 and 58, but waiting does not help.
+                "53400" | "58P01" => Disposition::Definite,
+                _ => error.disposition(),
+            },
+            Self::Protocol(_) | Self::TooLarge { .. } | Self::Unsupported { .. } => {
+                Disposition::Definite
+            }
+        }
+    }
+
+    /// The SQLSTATE, where the source gave one.
+    #[must_use]
+    pub fn code(&self) -> Option<&str> {
+        match self {
+            Self::Server { error, .. } => Some(&error.code),
+            Self::Connect(error) => error.code(),
+            _ => None,
+        }
+    }
+
+    /// One line for the operator.
+    #[must_use]
+    pub fn advice(&self) -> String {
+        match self {
+            Self::Connect(error) => error.advice(),
+            Self::Lost(_) | Self::Ended => {
+                "it is tried again; see the source's log if it persists".into()
+            }
+            Self::Server { request, error } => server_advice(*request, error),
+            Self::Protocol(_) | Self::TooLarge { .. } => {
+                "check that [source] url leads to PostgreSQL itself and not to a pooler".into()
+            }
+            Self::Timeout {
+                request: Request::CreateSlot,
+                ..
+            } => "a slot waits for transactions that were open before it: end them, or wait".into(),
+            Self::Timeout { .. } => "see the source's log".into(),
+            Self::Unsupported { .. } => "upgrade the source, or do without the option".into(),
+        }
+    }
+}
+
+fn server_advice(request: Request, error: &ServerError) -> String {
+    use Request::{CreateSlot, StartReplication, Stream};
+    match (error.code.as_str(), request) {
+        ("55006", _) => "another session uses the slot: stop the other daemon, or wait until \
+             wal_sender_timeout ends a session that is gone (SELECT pg_terminate_backend(active_pid) \
+             FROM pg_replication_slots)",
+        ("55000", CreateSlot) => {
+            "logical decoding is off: ALTER SYSTEM SET wal_level = logical, then restart the source"
+        }
+        ("55000" | "58P01", _) => {
+            "the slot can no longer be read (its WAL is gone, it was invalidated, or it belongs to \
+             another database): drop it and copy anew, and raise max_slot_wal_keep_size"
+        }
+        ("42704", StartReplication) => {
+            "the slot is missing: if it was dropped or lost in a failover, copy anew"
+        }
+        ("42704", Stream) => {
+            "the publication is missing: CREATE PUBLICATION … FOR TABLE …, as `pglockstep setup` prints; \
+             a publication made after the slot is not seen by changes before it"
+        }
+        ("42710", CreateSlot) => "a slot of this name exists: choose another name, or drop it",
+        ("42501" | "28000", _) => {
+            "the role may not replicate: ALTER ROLE … REPLICATION (on RDS: GRANT rds_replication)"
+        }
+        ("53400", _) => "all slots are taken: drop unused ones, or raise max_replication_slots and restart",
+        ("53300", _) => "all walsenders are busy: raise max_wal_senders and restart, or wait",
+        ("55P03", CreateSlot) => {
+            "the slot waits for transactions that were open before it: end them, or raise the time-out"
+        }
+        ("0A000", _) => "the source does not support what is asked; see its message",
+        ("57P01" | "57P02" | "57P03", _) => "the source is stopping or starting; it is tried again",
+        _ => "see the source's log",
+    }
+    .to_owned()
+}
+
+impl From<WireError> for ReplicationError {
+    fn from(error: WireError) -> Self {
+        match error {
+            WireError::Io(error) => Self::Lost(error),
+            WireError::TooLarge { tag, bytes, limit } => Self::TooLarge { tag, bytes, limit },
+            WireError::Malformed(why) => Self::Protocol(why),
+        }
+    }
+}
+
+/// An error of a query on an SQL session.
+pub(super) fn catalog_error(error: &tokio_postgres::Error) -> ReplicationError {
+    match error.as_db_error() {
+        Some(db) => ReplicationError::Server {
+            request: Request::Catalog,
+            error: db.into(),
+        },
+        None => ReplicationError::Lost(io::Error::other(error.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn server(request: Request, code: &str) -> ReplicationError {
+        let error = ServerError {
+            severity: "ERROR".into(),
+            code: code.into(),
+            message: "m".into(),
+            detail: None,
+            hint: None,
+        };
+        ReplicationError::Server { request, error }
+    }
+
+    #[test]
+    fn what_may_be_tried_again() {
+        use Disposition::{Definite, Transient};
+        for (request, code, expected, advice) in [
+            (
+                Request::StartReplication,
+                "55006",
+                Transient,
+                "another session",
+            ),
+            (
+                Request::StartReplication,
+                "42704",
+                Definite,
+                "slot is missing",
+            ),
+            (Request::Stream, "42704", Definite, "CREATE PUBLICATION"),
+            (
+                Request::CreateSlot,
+                "55000",
+                Definite,
+                "wal_level = logical",
+            ),
+            (Request::StartReplication, "55000", Definite, "copy anew"),
+            (Request::Stream, "58P01", Definite, "copy anew"),
+            (
+                Request::CreateSlot,
+                "53400",
+                Definite,
+                "max_replication_slots",
+            ),
+            (Request::CreateSlot, "55P03", Transient, "time-out"),
+            (Request::CreateSlot, "42501", Definite, "REPLICATION"),
+            (Request::Stream, "57P01", Transient, "tried again"),
+        ] {
+            let error = server(request, code);
+            assert_eq!(error.disposition(), expected, "{code}");
+            assert!(
+                error.advice().contains(advice),
+                "{code}: {}",
+                error.advice()
+            );
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! Publications: what they let through, and which tables they hold.
+
+use super::error::{ReplicationError, catalog_error};
+use crate::pg::{QualifiedName, RelationId};
+use tokio_postgres::{Client, Row};
+
+/// A publication as `pg_publication` shows it.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[allow(clippy::struct_excessive_bools)] // the catalogue's columns
+pub struct Publication {
+    /// Its name.
+    pub name: String,
+    /// Inserts are published.
+    pub insert: bool,
+    /// Updates are published.
+    pub update: bool,
+    /// Deletes are published.
+    pub delete: bool,
+    /// Truncates are published.
+    pub truncate: bool,
+    /// Partitions are published as their topmost table.
+    pub via_root: bool,
+    /// All tables of the database, present and future.
+    pub all_tables: bool,
+}
+
+/// A table of a publication.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PublishedTable {
+    /// Its object id, as the stream names it.
+    pub oid: RelationId,
+    /// Its name.
+    pub name: QualifiedName,
+    /// The published columns; none before PostgreSQL 15, where all are.
+    pub columns: Option<Vec<String>>,
+    /// The condition that published rows meet.
+    pub row_filter: Option<String>,
+}
+
+const FETCH_PUBLICATION: &str = "\
+SELECT pubname::text, pubinsert, pubupdate, pubdelete, pubtruncate, pubviaroot, puballtables
+  FROM pg_catalog.pg_publication
+ WHERE pubname = $1::text";
+
+// attnames and rowfilter are there from PostgreSQL 15 on: looked up in the row's JSON form.
+const FETCH_PUBLISHED_TABLES: &str = "\
+SELECT c.oid, t.schemaname::text, t.tablename::text,
+       CASE WHEN t.fields ? 'attnames'
+            THEN ARRAY(SELECT pg_catalog.jsonb_array_elements_text(t.fields -> 'attnames')) END,
+       t.fields ->> 'rowfilter'
+  FROM (SELECT p.schemaname, p.tablename, pg_catalog.to_jsonb(p) AS fields
+          FROM pg_catalog.pg_publication_tables AS p
+         WHERE p.pubname = $1::text) AS t
+  JOIN pg_catalog.pg_namespace AS n ON n.nspname = t.schemaname
+  JOIN pg_catalog.pg_class AS c ON c.relnamespace = n.oid AND c.relname = t.tablename
+ ORDER BY t.schemaname, t.tablename";
+
+/// Looks a publication up.
+///
+/// # Errors
+/// [`ReplicationError`] when the query fails.
+pub async fn fetch_publication(
+    client: &Client,
+    name: &str,
+) -> Result<Option<Publication>, ReplicationError> {
+    let row = client.query_opt(FETCH_PUBLICATION, &[&name]).await;
+    row.and_then(|row| row.as_ref().map(publication).transpose())
+        .map_err(|error| catalog_error(&error))
+}
+
+fn publication(row: &Row) -> Result<Publication, tokio_postgres::Error> {
+    Ok(Publication {
+        name: row.try_get(0)?,
+        insert: row.try_get(1)?,
+        update: row.try_get(2)?,
+        delete: row.try_get(3)?,
+        truncate: row.try_get(4)?,
+        via_root: row.try_get(5)?,
+        all_tables: row.try_get(6)?,
+    })
+}
+
+/// The tables of a publication, in order of their names; works on PostgreSQL 14 to 18.
+///
+/// # Errors
+/// [`ReplicationError`] when the query fails.
+pub async fn fetch_published_tables(
+    client: &Client,
+    name: &str,
+) -> Result<Vec<PublishedTable>, ReplicationError> {
+    let rows = client.query(FETCH_PUBLISHED_TABLES, &[&name]).await;
+    rows.and_then(|rows| rows.iter().map(published_table).collect())
+        .map_err(|error| catalog_error(&error))
+}
+
+fn published_table(row: &Row) -> Result<PublishedTable, tokio_postgres::Error> {
+    Ok(PublishedTable {
+        oid: row.try_get(0)?,
+        name: QualifiedName::new(row.try_get::<_, String>(1)?, row.try_get::<_, String>(2)?),
+        columns: row.try_get(3)?,
+        row_filter: row.try_get(4)?,
+    })
+}

@@ -1,0 +1,178 @@
+//! Replica rows that are there before the first copy: refuse, empty, or merge into them.
+//!
+//! A merge copies into an unlogged staging table first, in pieces and in parallel, and
+//! then brings the replica table in line with it in one transaction: readers never see
+//! it half done, and an interrupted merge leaves nothing behind but the staging table.
+
+use super::{CopyTable, SnapshotError};
+use crate::mapping::{ConflictPolicy, ExistingRows, ExtraRows, RowIdentity, TableMapping};
+use crate::pg::{QualifiedName, ServerError, quote_ident};
+use crate::progress::{BOOKKEEPING_SCHEMA, TableState};
+use tokio_postgres::Client;
+
+/// Where a table's rows are copied to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Destination {
+    /// Straight into the replica table, which is empty.
+    Table,
+    /// Into a staging table, to be merged.
+    Staging,
+}
+
+/// Looks at every table before anything is changed.
+pub(crate) async fn check(
+    client: &Client,
+    tables: &[CopyTable],
+) -> Result<Vec<Destination>, SnapshotError> {
+    let mut destinations = Vec::with_capacity(tables.len());
+    let mut refused = Vec::new();
+    for table in tables {
+        let name = &table.mapping.replica;
+        let sql = format!("SELECT 1 FROM {} LIMIT 1", name.quoted());
+        let row = client.query_opt(&sql, &[]).await;
+        let has_rows = row.map_err(SnapshotError::on(name, "look into"))?.is_some();
+        destinations.push(match table.existing_rows {
+            ExistingRows::Merge if has_rows => {
+                if !matches!(table.mapping.identity, RowIdentity::Key(_)) {
+                    return Err(SnapshotError::MergeNeedsKey {
+                        table: name.clone(),
+                    });
+                }
+                Destination::Staging
+            }
+            // What an interrupted copy of ours left is not the operator's.
+            ExistingRows::Refuse if has_rows && table.state != TableState::Copying => {
+                refused.push(name.to_string());
+                Destination::Table
+            }
+            _ => Destination::Table,
+        });
+    }
+    if refused.is_empty() {
+        Ok(destinations)
+    } else {
+        Err(SnapshotError::HasRows { tables: refused })
+    }
+}
+
+/// Empties the tables that are copied into directly; part of the transaction that marks them.
+pub(crate) async fn empty(client: &Client, tables: &[&QualifiedName]) -> Result<(), SnapshotError> {
+    let Some(first) = tables.first() else {
+        return Ok(());
+    };
+    let names: Vec<String> = tables.iter().map(|name| name.quoted()).collect();
+    let truncated = async {
+        client.batch_execute("SAVEPOINT before_truncate").await?;
+        client
+            .batch_execute(&format!("TRUNCATE {}", names.join(", ")))
+            .await
+    };
+    match truncated.await.map_err(ServerError::from) {
+        Ok(()) => Ok(()),
+        // A foreign key from outside, or no TRUNCATE privilege: row by row then.
+        Err(error) if matches!(error.sqlstate(), Some("0A000" | "42501")) => {
+            let mut sql = "ROLLBACK TO SAVEPOINT before_truncate".to_owned();
+            for name in &names {
+                sql.push_str("; DELETE FROM ");
+                sql.push_str(name);
+            }
+            let deleted = client.batch_execute(&sql).await;
+            deleted.map_err(SnapshotError::on(first, "empty"))
+        }
+        Err(source) => Err(SnapshotError::Table {
+            table: (*first).clone(),
+            what: "empty",
+            source,
+        }),
+    }
+}
+
+/// The staging table of a replica table.
+pub(crate) fn staging_name(relation: u32) -> QualifiedName {
+    QualifiedName::new(BOOKKEEPING_SCHEMA, format!("staging_{relation}"))
+}
+
+/// Makes the staging table anew: the mapped columns, without constraints.
+pub(crate) async fn create_staging(
+    client: &Client,
+    mapping: &TableMapping,
+) -> Result<(), SnapshotError> {
+    let staging = staging_name(mapping.relation.id).quoted();
+    let columns: Vec<String> = mapping
+        .columns
+        .iter()
+        .map(|c| quote_ident(&c.name))
+        .collect();
+    let sql = format!(
+        "DROP TABLE IF EXISTS {staging}; CREATE UNLOGGED TABLE {staging} AS \
+         SELECT {} FROM {} WHERE false",
+        columns.join(", "),
+        mapping.replica.quoted()
+    );
+    let created = client.batch_execute(&sql).await;
+    created.map_err(SnapshotError::on(
+        &mapping.replica,
+        "make a staging table for",
+    ))
+}
+
+/// The statements that bring a replica table in line with its staging table.
+pub(crate) fn merge_sql(mapping: &TableMapping, extra_rows: ExtraRows) -> String {
+    let table = mapping.replica.quoted();
+    let staging = staging_name(mapping.relation.id).quoted();
+    let key: Vec<usize> = match &mapping.identity {
+        RowIdentity::Key(key) => key.clone(),
+        RowIdentity::FullRow | RowIdentity::InsertsOnly => Vec::new(),
+    };
+    let names: Vec<String> = mapping
+        .columns
+        .iter()
+        .map(|c| quote_ident(&c.name))
+        .collect();
+    let same_key: Vec<String> = key
+        .iter()
+        .filter_map(|i| names.get(*i))
+        .map(|name| format!("t.{name} = s.{name}"))
+        .collect();
+    let same_key = same_key.join(" AND ");
+    let others = || names.iter().enumerate().filter(|(i, _)| !key.contains(i));
+    let set: Vec<String> = others()
+        .map(|(_, name)| format!("{name} = s.{name}"))
+        .collect();
+    let row = |alias: &str| {
+        let columns: Vec<String> = others()
+            .map(|(_, name)| format!("{alias}.{name}"))
+            .collect();
+        // As text: not every type has an equality, and not every equality is identity.
+        format!("ROW({})::pg_catalog.text", columns.join(", "))
+    };
+
+    let mut sql = format!("ANALYZE {staging};");
+    if extra_rows == ExtraRows::Delete {
+        sql.push_str(&format!(
+            "DELETE FROM {table} AS t WHERE NOT EXISTS \
+             (SELECT 1 FROM {staging} AS s WHERE {same_key});"
+        ));
+    }
+    if !set.is_empty() && mapping.on_conflict != ConflictPolicy::ReplicaWins {
+        let newer = match &mapping.on_conflict {
+            ConflictPolicy::NewestWins { column } => {
+                let column = quote_ident(column);
+                format!(" AND (t.{column} <= s.{column} OR t.{column} IS NULL)")
+            }
+            _ => String::new(),
+        };
+        sql.push_str(&format!(
+            "UPDATE {table} AS t SET {} FROM {staging} AS s WHERE {same_key} AND {} <> {}{newer};",
+            set.join(", "),
+            row("t"),
+            row("s")
+        ));
+    }
+    sql.push_str(&format!(
+        "INSERT INTO {table} ({names}) OVERRIDING SYSTEM VALUE SELECT {names} FROM {staging} AS s \
+         WHERE NOT EXISTS (SELECT 1 FROM {table} AS t WHERE {same_key}); DROP TABLE {staging}",
+        names = names.join(", ")
+    ));
+    sql
+}

@@ -1,0 +1,100 @@
+//! In which order tables are copied, and in which pieces; pure.
+
+use super::statement::CtidRange;
+use std::collections::VecDeque;
+
+/// Blocks of one piece: 32 MiB.
+const RANGE_BLOCKS: u64 = 4_096;
+const BLOCK_BYTES: u64 = 8_192;
+
+/// What planning needs to know of a table.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Size {
+    pub(crate) priority: i32,
+    /// Place when parents come first; only looked at when foreign keys fire.
+    pub(crate) place: u32,
+    pub(crate) bytes: u64,
+    /// Has rows of its own, so that ranges of blocks make sense.
+    pub(crate) may_split: bool,
+}
+
+/// One piece of work: a whole table or a range of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Piece {
+    /// Place in the list of sizes.
+    pub(crate) table: usize,
+    pub(crate) range: Option<CtidRange>,
+}
+
+/// Pieces in the order of priority and then of size; parents first where foreign keys fire.
+pub(crate) fn plan(sizes: &[Size], ignores_foreign_keys: bool) -> VecDeque<Piece> {
+    let mut order: Vec<usize> = (0..sizes.len()).collect();
+    order.sort_by_key(|table| {
+        let size = sizes[*table];
+        let place = if ignores_foreign_keys { 0 } else { size.place };
+        (
+            place,
+            std::cmp::Reverse(size.priority),
+            std::cmp::Reverse(size.bytes),
+        )
+    });
+    let mut pieces = VecDeque::new();
+    for table in order {
+        let size = sizes[table];
+        let blocks = size.bytes.div_ceil(BLOCK_BYTES);
+        // Rows that refer to rows of their own table must arrive in one statement.
+        if !size.may_split || !ignores_foreign_keys || blocks < 2 * RANGE_BLOCKS {
+            pieces.push_back(Piece { table, range: None });
+            continue;
+        }
+        let count = blocks / RANGE_BLOCKS;
+        for i in 0..count {
+            let to = (i + 1 < count).then_some((i + 1) * RANGE_BLOCKS);
+            let range = CtidRange {
+                from: i * RANGE_BLOCKS,
+                to,
+            };
+            pieces.push_back(Piece {
+                table,
+                range: Some(range),
+            });
+        }
+    }
+    pieces
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size(priority: i32, place: u32, mebibytes: u64) -> Size {
+        Size {
+            priority,
+            place,
+            bytes: mebibytes << 20,
+            may_split: true,
+        }
+    }
+
+    #[test]
+    fn priority_then_size_and_ranges_without_gaps() {
+        let sizes = [size(0, 2, 1), size(0, 1, 100), size(5, 3, 0)];
+        let pieces = plan(&sizes, true);
+        let tables: Vec<usize> = pieces.iter().map(|p| p.table).collect();
+        assert_eq!(tables, [2, 1, 1, 1, 0]);
+        let ranges: Vec<CtidRange> = pieces.iter().filter_map(|p| p.range).collect();
+        assert_eq!(ranges[0].from, 0);
+        for pair in ranges.windows(2) {
+            assert_eq!(pair[0].to, Some(pair[1].from));
+        }
+        assert_eq!(ranges.last().unwrap().to, None);
+    }
+
+    #[test]
+    fn whole_tables_parents_first_where_foreign_keys_fire() {
+        let pieces = plan(&[size(0, 2, 1), size(0, 1, 100), size(5, 3, 0)], false);
+        let tables: Vec<usize> = pieces.iter().map(|p| p.table).collect();
+        assert_eq!(tables, [1, 0, 2]);
+        assert!(pieces.iter().all(|p| p.range.is_none()));
+    }
+}

@@ -1,0 +1,316 @@
+//! What is known of the pipeline now. Metrics and status are both made from it.
+
+use super::family::Family;
+use super::labels::{ConnectionState, PipelineState};
+use crate::pg::{Lsn, Side};
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::MetricFamily;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+/// A state, since when, and why.
+#[derive(Clone, Debug)]
+pub(super) struct Phase<S> {
+    pub(super) state: S,
+    pub(super) since: Instant,
+    pub(super) since_unix_ms: u64,
+    pub(super) reason: Option<String>,
+}
+
+impl<S: PartialEq> Phase<S> {
+    pub(super) fn new(state: S) -> Self {
+        Self {
+            state,
+            since: Instant::now(),
+            since_unix_ms: unix_ms(),
+            reason: None,
+        }
+    }
+
+    /// Enters a state; staying in it keeps `since`.
+    pub(super) fn enter(&mut self, state: S, reason: Option<String>) {
+        if self.state == state {
+            self.reason = reason;
+        } else {
+            *self = Self {
+                reason,
+                ..Self::new(state)
+            };
+        }
+    }
+}
+
+/// Wall-clock milliseconds, for people; nothing is decided by them.
+pub(super) fn unix_ms() -> u64 {
+    let elapsed = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The slot as `pg_replication_slots` shows it, and the forecast.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+pub struct SlotHealth {
+    /// Bytes of log the source keeps for the slot.
+    pub retained_bytes: u64,
+    /// `safe_wal_size`: bytes until the slot is in danger; none when unlimited.
+    pub safe_bytes: Option<i64>,
+    /// `wal_status`: reserved, extended, unreserved, lost.
+    pub wal_status: Option<String>,
+    /// Seconds until the slot is lost at the present rate; none when it will not be.
+    pub exhaustion_seconds: Option<f64>,
+}
+
+impl SlotHealth {
+    /// The source threw away log that the slot needs: the pipeline cannot continue from it.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.wal_status.as_deref() == Some("lost")
+    }
+
+    fn wal_status_number(&self) -> Option<f64> {
+        match self.wal_status.as_deref()? {
+            "reserved" => Some(0.0),
+            "extended" => Some(1.0),
+            "unreserved" => Some(2.0),
+            "lost" => Some(3.0),
+            _ => None,
+        }
+    }
+}
+
+/// Sessions of the replica's pool.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PoolHealth {
+    /// Lent out.
+    pub in_use: usize,
+    /// Open and free.
+    pub idle: usize,
+    /// Callers that wait for one.
+    pub waiting: usize,
+}
+
+/// Which database one end is, for people.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Endpoint {
+    /// Host and port, or the socket's folder.
+    pub host: String,
+    /// The database's name.
+    pub database: String,
+    /// The label from the configuration.
+    pub environment: Option<String>,
+}
+
+/// The last thing that went wrong.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct LastError {
+    /// When, in wall-clock milliseconds since 1970.
+    pub at_unix_ms: u64,
+    /// What and where.
+    pub message: String,
+    /// What to do about it.
+    pub advice: Option<String>,
+}
+
+/// The part of the facts that changes rarely.
+pub(super) struct Slow {
+    pub(super) state: Phase<PipelineState>,
+    pub(super) source: Phase<ConnectionState>,
+    pub(super) replica: Phase<ConnectionState>,
+    /// The health, and since when its `wal_status` is what it is.
+    pub(super) slot: Option<Phase<SlotHealth>>,
+    pub(super) pool: Option<PoolHealth>,
+    pub(super) lag_bytes: Option<u64>,
+    pub(super) lag_seconds: Option<f64>,
+    pub(super) endpoints: Option<(Endpoint, Endpoint)>,
+    pub(super) last_error: Option<LastError>,
+}
+
+impl Slow {
+    pub(super) fn connection(&mut self, side: Side) -> &mut Phase<ConnectionState> {
+        match side {
+            Side::Source => &mut self.source,
+            Side::Replica => &mut self.replica,
+        }
+    }
+
+    pub(super) fn set_slot(&mut self, health: &SlotHealth) {
+        match &mut self.slot {
+            Some(phase) if phase.state.wal_status == health.wal_status => {
+                phase.state = health.clone();
+            }
+            slot => *slot = Some(Phase::new(health.clone())),
+        }
+    }
+}
+
+/// A position that several tasks read and one moves, without a lock. Never zero once set.
+#[derive(Default)]
+pub(super) struct Position(AtomicU64);
+
+impl Position {
+    pub(super) fn set(&self, lsn: Lsn) {
+        self.0.store(lsn.as_u64(), Relaxed);
+    }
+
+    pub(super) fn get(&self) -> Option<Lsn> {
+        Lsn::from_wire(self.0.load(Relaxed))
+    }
+}
+
+/// All of it.
+pub(super) struct Facts {
+    pub(super) received: Position,
+    pub(super) applied: Position,
+    pub(super) flushed: Position,
+    slow: Mutex<Slow>,
+}
+
+impl Facts {
+    pub(super) fn new() -> Self {
+        let slow = Slow {
+            state: Phase::new(PipelineState::Starting),
+            source: Phase::new(ConnectionState::Connecting),
+            replica: Phase::new(ConnectionState::Connecting),
+            slot: None,
+            pool: None,
+            lag_bytes: None,
+            lag_seconds: None,
+            endpoints: None,
+            last_error: None,
+        };
+        Self {
+            received: Position::default(),
+            applied: Position::default(),
+            flushed: Position::default(),
+            slow: Mutex::new(slow),
+        }
+    }
+
+    /// Held for a few assignments only. A panic elsewhere must not silence the telemetry.
+    pub(super) fn slow(&self) -> MutexGuard<'_, Slow> {
+        self.slow.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+const STATE: Family = Family::gauge(
+    "pglockstep_state",
+    &["state"],
+    "1 for the state the pipeline is in, 0 for the others.",
+);
+const LAG_BYTES: Family = Family::gauge(
+    "pglockstep_replication_lag_bytes",
+    &[],
+    "Log of the source that is not yet replayed; absent until measured.",
+);
+const LAG_SECONDS: Family = Family::gauge(
+    "pglockstep_replication_lag_seconds",
+    &[],
+    "Age of the oldest change not yet applied, 0 when proven idle; absent until measured.",
+);
+const RECEIVED_LSN: Family = Family::gauge(
+    "pglockstep_received_lsn",
+    &[],
+    "Position up to which the stream arrived, as a number.",
+);
+const APPLIED_LSN: Family = Family::gauge(
+    "pglockstep_applied_lsn",
+    &[],
+    "Position up to which the replica is durable, as a number.",
+);
+const FLUSHED_LSN: Family = Family::gauge(
+    "pglockstep_flushed_lsn",
+    &[],
+    "Position that was confirmed to the source, as a number.",
+);
+const SLOT_RETAINED: Family = Family::gauge(
+    "pglockstep_slot_retained_bytes",
+    &[],
+    "Log the source keeps for the slot.",
+);
+const SLOT_SAFE: Family = Family::gauge(
+    "pglockstep_slot_safe_bytes",
+    &[],
+    "Log that can still be written before the slot is in danger; absent when unlimited.",
+);
+const SLOT_STATUS: Family = Family::gauge(
+    "pglockstep_slot_wal_status",
+    &[],
+    "wal_status of the slot: 0 reserved, 1 extended, 2 unreserved, 3 lost.",
+);
+const SLOT_EXHAUSTION: Family = Family::gauge(
+    "pglockstep_slot_exhaustion_seconds",
+    &[],
+    "Time until the slot is lost at the present rate; absent when it will not be.",
+);
+const POOL: Family = Family::gauge(
+    "pglockstep_pool_connections",
+    &["state"],
+    "Sessions of the replica's pool: in_use, idle; and callers that wait: waiting.",
+);
+const FAMILIES: [&Family; 11] = [
+    &STATE,
+    &LAG_BYTES,
+    &LAG_SECONDS,
+    &RECEIVED_LSN,
+    &APPLIED_LSN,
+    &FLUSHED_LSN,
+    &SLOT_RETAINED,
+    &SLOT_SAFE,
+    &SLOT_STATUS,
+    &SLOT_EXHAUSTION,
+    &POOL,
+];
+
+/// Makes the pipeline's gauges at a scrape.
+pub(super) struct FactsCollector {
+    facts: Arc<Facts>,
+    descs: Vec<Desc>,
+}
+
+impl FactsCollector {
+    pub(super) fn new(facts: Arc<Facts>) -> prometheus::Result<Self> {
+        let descs = FAMILIES
+            .iter()
+            .map(|family| family.desc())
+            .collect::<Result<_, _>>()?;
+        Ok(Self { facts, descs })
+    }
+}
+
+impl Collector for FactsCollector {
+    fn desc(&self) -> Vec<&Desc> {
+        self.descs.iter().collect()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        let position = |at: &Position| at.get().map(|lsn| lsn.as_u64() as f64);
+        let slow = self.facts.slow();
+        let slot = slow.slot.as_ref().map(|phase| &phase.state);
+        let states = PipelineState::ALL.iter().map(|state| state.as_str());
+        let pool = slow.pool.iter().flat_map(|pool| {
+            [
+                ("in_use", pool.in_use),
+                ("idle", pool.idle),
+                ("waiting", pool.waiting),
+            ]
+        });
+        vec![
+            STATE.samples(Family::one_hot(&[], states, slow.state.state.as_str())),
+            LAG_BYTES.single(slow.lag_bytes.map(|bytes| bytes as f64)),
+            LAG_SECONDS.single(slow.lag_seconds),
+            RECEIVED_LSN.single(position(&self.facts.received)),
+            APPLIED_LSN.single(position(&self.facts.applied)),
+            FLUSHED_LSN.single(position(&self.facts.flushed)),
+            SLOT_RETAINED.single(slot.map(|slot| slot.retained_bytes as f64)),
+            SLOT_SAFE.single(
+                slot.and_then(|slot| slot.safe_bytes)
+                    .map(|bytes| bytes as f64),
+            ),
+            SLOT_STATUS.single(slot.and_then(SlotHealth::wal_status_number)),
+            SLOT_EXHAUSTION.single(slot.and_then(|slot| slot.exhaustion_seconds)),
+            POOL.samples(pool.map(|(state, count)| (vec![state], count as f64))),
+        ]
+    }
+}

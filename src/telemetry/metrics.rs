@@ -1,0 +1,156 @@
+//! The registry, and the counters and histograms that only ever add up.
+//!
+//! Gauges that mirror a fact are in `facts.rs` and `table.rs`. Names, labels and meanings
+//! are an interface: dashboards and alert rules are written against them.
+
+use super::facts::{Facts, FactsCollector};
+use super::labels::{ErrorCategory, Severity};
+use super::table::{TableCollector, Tables};
+use crate::pg::Side;
+use prometheus::core::Collector;
+use prometheus::{
+    Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
+};
+use std::sync::Arc;
+
+/// From a commit nobody notices to one that stalls everybody.
+const BATCH_SECONDS: &[f64] = &[
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
+];
+/// From a local network's round trip to a backlog of an hour.
+const END_TO_END_SECONDS: &[f64] = &[
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
+    300.0, 900.0, 3600.0,
+];
+
+pub(super) struct Metrics {
+    registry: Registry,
+    pub(super) transactions_applied: IntCounter,
+    pub(super) apply_batch_seconds: Histogram,
+    pub(super) end_to_end_seconds: Histogram,
+    pub(super) source_write_attempts: IntCounter,
+    errors: IntCounterVec,
+    reconnects: IntCounterVec,
+}
+
+impl Metrics {
+    /// Registers everything on a registry of its own, so that several pipelines can live
+    /// in one process.
+    pub(super) fn register(facts: Arc<Facts>, tables: Tables) -> prometheus::Result<Self> {
+        let registry = Registry::new();
+        let metrics = Self {
+            transactions_applied: add(
+                &registry,
+                IntCounter::new(
+                    "pglockstep_transactions_applied_total",
+                    "Transactions of the source that are durable on the replica.",
+                )?,
+            )?,
+            apply_batch_seconds: add(
+                &registry,
+                histogram(
+                    "pglockstep_apply_batch_seconds",
+                    "Time from a batch's first statement to its commit.",
+                    BATCH_SECONDS,
+                )?,
+            )?,
+            end_to_end_seconds: add(
+                &registry,
+                histogram(
+                    "pglockstep_end_to_end_seconds",
+                    "Time from a commit on the source to the same on the replica.",
+                    END_TO_END_SECONDS,
+                )?,
+            )?,
+            source_write_attempts: add(
+                &registry,
+                IntCounter::new(
+                    "pglockstep_source_write_attempts_total",
+                    "Statements that tried to write to the source; stays 0.",
+                )?,
+            )?,
+            errors: add(
+                &registry,
+                IntCounterVec::new(
+                    Opts::new(
+                        "pglockstep_errors_total",
+                        "Errors met, retried ones included.",
+                    ),
+                    &["category", "severity"],
+                )?,
+            )?,
+            reconnects: add(
+                &registry,
+                IntCounterVec::new(
+                    Opts::new(
+                        "pglockstep_reconnects_total",
+                        "Sessions made again after a break.",
+                    ),
+                    &["side"],
+                )?,
+            )?,
+            registry,
+        };
+        // Series that exist from the start: the first increment shows as a rate.
+        for category in ErrorCategory::ALL {
+            for severity in Severity::ALL {
+                metrics.error_counter(*category, *severity);
+            }
+        }
+        for side in [Side::Source, Side::Replica] {
+            metrics.reconnect_counter(side);
+        }
+        metrics
+            .registry
+            .register(Box::new(FactsCollector::new(facts)?))?;
+        metrics
+            .registry
+            .register(Box::new(TableCollector::new(tables)?))?;
+        metrics.register_process()?;
+        Ok(metrics)
+    }
+
+    /// The process itself, under Prometheus' customary names, and the build.
+    fn register_process(&self) -> prometheus::Result<()> {
+        #[cfg(target_os = "linux")]
+        {
+            let process = prometheus::process_collector::ProcessCollector::for_self();
+            self.registry.register(Box::new(process))?;
+        }
+        let build = IntGaugeVec::new(
+            Opts::new("pglockstep_build_info", "1; the labels say what runs."),
+            &["version", "revision"],
+        )?;
+        build
+            .with_label_values(&[super::VERSION, super::REVISION])
+            .set(1);
+        self.registry.register(Box::new(build))
+    }
+
+    pub(super) fn error_counter(&self, category: ErrorCategory, severity: Severity) -> IntCounter {
+        self.errors
+            .with_label_values(&[category.as_str(), severity.as_str()])
+    }
+
+    pub(super) fn reconnect_counter(&self, side: Side) -> IntCounter {
+        let side = match side {
+            Side::Source => "source",
+            Side::Replica => "replica",
+        };
+        self.reconnects.with_label_values(&[side])
+    }
+
+    /// Text format 0.0.4.
+    pub(super) fn render(&self) -> prometheus::Result<String> {
+        TextEncoder::new().encode_to_string(&self.registry.gather())
+    }
+}
+
+fn histogram(name: &str, help: &str, buckets: &[f64]) -> prometheus::Result<Histogram> {
+    Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))
+}
+
+fn add<C: Collector + Clone + 'static>(registry: &Registry, metric: C) -> prometheus::Result<C> {
+    registry.register(Box::new(metric.clone()))?;
+    Ok(metric)
+}
