@@ -14,6 +14,7 @@
 use super::PipelineError;
 use super::receive::{Event, Inbox};
 use super::relations::{Entry, Relations};
+use super::slot_watch::SlotWatch;
 use crate::apply::{Applier, ApplyError, Batch, RowChange, Settings, Written};
 use crate::pg::{Change, Lsn};
 use crate::pgoutput::Message;
@@ -26,13 +27,22 @@ use tokio_util::sync::CancellationToken;
 /// Positions without data are written this often.
 const IDLE_ADVANCE_EVERY: Duration = Duration::from_secs(10);
 
-/// The one owner of a running stream.
-pub(crate) struct Follower<'a> {
+/// What a start hands over.
+pub(crate) struct Streams {
     pub(crate) inbox: Inbox,
     pub(crate) applier: Applier,
     pub(crate) relations: Relations,
-    pub(crate) settings: &'a Settings,
-    pub(crate) telemetry: &'a Telemetry,
+    pub(crate) watch: SlotWatch,
+}
+
+/// The one owner of a running stream.
+pub(crate) struct Follower<'a> {
+    inbox: Inbox,
+    applier: Applier,
+    relations: Relations,
+    _watch: SlotWatch,
+    settings: &'a Settings,
+    telemetry: &'a Telemetry,
     /// Every table is past its copy.
     is_streaming: bool,
     state: State,
@@ -72,9 +82,7 @@ struct Received {
 
 impl<'a> Follower<'a> {
     pub(crate) fn new(
-        inbox: Inbox,
-        applier: Applier,
-        relations: Relations,
+        streams: Streams,
         applied: Lsn,
         settings: &'a Settings,
         telemetry: &'a Telemetry,
@@ -90,10 +98,17 @@ impl<'a> Follower<'a> {
             last_commit_time_us: None,
             written: Vec::new(),
         };
+        let Streams {
+            inbox,
+            applier,
+            relations,
+            watch,
+        } = streams;
         Self {
             inbox,
             applier,
             relations,
+            _watch: watch,
             settings,
             telemetry,
             is_streaming: false,

@@ -17,6 +17,7 @@ mod lag;
 mod receive;
 mod relations;
 mod settings;
+mod slot_watch;
 mod start;
 mod supervise;
 mod tables;
@@ -27,7 +28,6 @@ pub use supervise::supervise;
 pub use tables::{PlannedTable, TablePlan, fetch_plan};
 
 use crate::conn::Endpoint;
-use crate::telemetry::Telemetry;
 use crate::{apply, mapping, snapshot};
 
 /// What a pipeline is made of.
@@ -67,9 +67,4 @@ impl PipelineConfig {
             .saturating_sub(batch)
             .clamp(1 << 20, 16 << 20)
     }
-}
-
-/// What outlives an attempt.
-pub(crate) struct Shared {
-    pub(crate) telemetry: Telemetry,
 }

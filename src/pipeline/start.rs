@@ -11,12 +11,13 @@
 //! make a slot is written down before it is made, its birth right after. A slot found
 //! without a birth is then ours and half made; one found without a record is not ours.
 
+use super::PipelineConfig;
 use super::PipelineError;
-use super::follow::Follower;
+use super::follow::{Follower, Streams};
 use super::receive::Inbox;
 use super::relations::Relations;
+use super::slot_watch::SlotWatch;
 use super::tables::{PlannedTable, TablePlan, fetch_plan};
-use super::{PipelineConfig, Shared};
 use crate::apply::Applier;
 use crate::catalog::{Server, fetch_server};
 use crate::conn::{Pool, Session};
@@ -28,7 +29,7 @@ use crate::replication::{
     create_slot, drop_slot, fetch_publication, fetch_slot,
 };
 use crate::snapshot::{CopyTable, SnapshotCopy, check_existing_rows, copy_statements};
-use crate::telemetry::{PipelineState, TableStateLabel};
+use crate::telemetry::{PipelineState, TableStateLabel, Telemetry};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,7 +41,7 @@ const STANDBY_LOOKS_EVERY: Duration = Duration::from_secs(1);
 /// Everything that a start has at hand.
 struct Start<'a> {
     config: &'a PipelineConfig,
-    shared: &'a Shared,
+    telemetry: &'a Telemetry,
     source_pool: Pool,
     replica_pool: Pool,
     source: deadpool_postgres::Object,
@@ -55,7 +56,7 @@ struct Start<'a> {
 /// Connects, copies what has to be copied, and opens the stream.
 pub(crate) async fn start<'a>(
     config: &'a PipelineConfig,
-    shared: &'a Shared,
+    telemetry: &'a Telemetry,
 ) -> Result<Follower<'a>, PipelineError> {
     let writer = config.replica.connect(Session::ReplicaWrite).await?;
     let replica_server = fetch_server(&writer).await?;
@@ -77,14 +78,14 @@ pub(crate) async fn start<'a>(
     let control = replica_pool.get().await?;
     let plan = fetch_plan(&source, &control, &config.publication, &config.mapping).await?;
 
-    let store = own(&writer, config, shared).await?;
+    let store = own(&writer, config, telemetry).await?;
     let places = plan.parents_first();
     let mut applier = Applier::new(writer, store.clone(), places.clone())
         .await
         .map_err(PipelineError::Prepare)?;
     let start = Start {
         config,
-        shared,
+        telemetry,
         source_pool,
         replica_pool,
         source,
@@ -103,15 +104,13 @@ pub(crate) async fn start<'a>(
 async fn own(
     writer: &Client,
     config: &PipelineConfig,
-    shared: &Shared,
+    telemetry: &Telemetry,
 ) -> Result<Store, PipelineError> {
     Store::ensure_schema(writer).await?;
     while !Store::try_lock(writer, &config.name).await? {
         let reason = "another daemon runs this pipeline; taking over when it ends".to_owned();
-        shared
-            .telemetry
-            .set_state(PipelineState::Standby, Some(reason));
-        shared.telemetry.progressed();
+        telemetry.set_state(PipelineState::Standby, Some(reason));
+        telemetry.progressed();
         tokio::time::sleep(STANDBY_LOOKS_EVERY).await;
     }
     Ok(Store::claim(writer, &config.name).await?)
@@ -344,9 +343,7 @@ impl<'a> Start<'a> {
         snapshot: &str,
         consistent_point: Lsn,
     ) -> Result<(), PipelineError> {
-        self.shared
-            .telemetry
-            .set_state(PipelineState::Copying, None);
+        self.telemetry.set_state(PipelineState::Copying, None);
         let copy = SnapshotCopy {
             settings: &self.config.copy,
             source: &self.source_pool,
@@ -365,7 +362,7 @@ impl<'a> Start<'a> {
         loop {
             tokio::select! {
                 done = &mut run => { done?; break }
-                _ = alive.tick() => self.shared.telemetry.progressed(),
+                _ = alive.tick() => self.telemetry.progressed(),
             }
         }
         tracing::info!(
@@ -397,15 +394,12 @@ impl<'a> Start<'a> {
                 .copied()
                 .unwrap_or(TableState::Init);
             let telemetry = self
-                .shared
                 .telemetry
                 .table(&table.source.name, &table.replica.name);
             telemetry.set_state(TableStateLabel::CatchingUp);
             relations.add(table, state, telemetry);
         }
-        self.shared
-            .telemetry
-            .set_state(PipelineState::CatchingUp, None);
+        self.telemetry.set_state(PipelineState::CatchingUp, None);
         let publications = vec![self.config.publication.clone()];
         let options = StreamOptions {
             // Version 1 has all that an unstreamed, unprepared transaction needs.
@@ -418,11 +412,23 @@ impl<'a> Start<'a> {
             Decoder::new(1, Streaming::Off),
             applied,
             self.config.queue_bytes_max(),
-            self.shared.telemetry.clone(),
+            self.telemetry.clone(),
         );
-        let (settings, telemetry) = (&self.config.apply, &self.shared.telemetry);
+        let streams = Streams {
+            inbox,
+            applier,
+            relations,
+            watch: SlotWatch::start(
+                self.source_pool.clone(),
+                slot_name.clone(),
+                self.telemetry.clone(),
+            ),
+        };
         Ok(Follower::new(
-            inbox, applier, relations, applied, settings, telemetry,
+            streams,
+            applied,
+            &self.config.apply,
+            self.telemetry,
         ))
     }
 
@@ -454,7 +460,6 @@ impl<'a> Start<'a> {
                 bytes: table.bytes,
                 state: state(&table.source.name),
                 telemetry: self
-                    .shared
                     .telemetry
                     .table(&table.source.name, &table.replica.name),
             })

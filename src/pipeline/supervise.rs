@@ -6,7 +6,7 @@
 //! again at the longest delay: what was wrong may be put right at any time.
 
 use super::start::start;
-use super::{PipelineConfig, PipelineError, Shared};
+use super::{PipelineConfig, PipelineError, RetrySettings};
 use crate::pg::{Disposition, Side};
 use crate::telemetry::{Chain, PipelineState, Severity, Telemetry};
 use backon::{BackoffBuilder, ExponentialBuilder};
@@ -19,21 +19,20 @@ const SUCCESS_AFTER: Duration = Duration::from_secs(30);
 /// The first new attempt after a success comes this soon.
 const FIRST_DELAY: Duration = Duration::from_millis(50);
 
-/// Runs the pipeline until it is shut down.
+/// Runs the pipeline until it is shut down. It is configured anew for each attempt, so that a
+/// changed connection string is picked up.
 ///
 /// # Errors
 /// A definite error before the pipeline ever ran.
 pub async fn supervise(
-    config: &PipelineConfig,
+    configure: impl Fn() -> Result<PipelineConfig, PipelineError>,
+    retry: RetrySettings,
     telemetry: &Telemetry,
     shutdown: &CancellationToken,
 ) -> Result<(), PipelineError> {
-    let shared = Shared {
-        telemetry: telemetry.clone(),
-    };
     let delays = ExponentialBuilder::default()
-        .with_min_delay(config.retry.delay_min)
-        .with_max_delay(config.retry.delay_max)
+        .with_min_delay(retry.delay_min)
+        .with_max_delay(retry.delay_max)
         .with_jitter()
         .without_max_times();
     let mut next_delays = delays.build();
@@ -41,7 +40,10 @@ pub async fn supervise(
     let mut told = String::new();
     loop {
         let started = Instant::now();
-        let outcome = attempt(config, &shared, shutdown, &mut has_run).await;
+        let outcome = match configure() {
+            Ok(config) => attempt(&config, telemetry, shutdown, &mut has_run).await,
+            Err(error) => Err(error),
+        };
         let Err(error) = outcome else { return Ok(()) };
         if shutdown.is_cancelled() {
             return Ok(());
@@ -56,9 +58,9 @@ pub async fn supervise(
             told.clear();
         }
         let delay = match (is_definite, was_success) {
-            (true, _) => config.retry.delay_max,
+            (true, _) => retry.delay_max,
             (false, true) => FIRST_DELAY,
-            (false, false) => next_delays.next().unwrap_or(config.retry.delay_max),
+            (false, false) => next_delays.next().unwrap_or(retry.delay_max),
         };
         tell(telemetry, &error, delay, &mut told);
         if let Some(side) = side_of(&error) {
@@ -73,13 +75,13 @@ pub async fn supervise(
 
 async fn attempt(
     config: &PipelineConfig,
-    shared: &Shared,
+    telemetry: &Telemetry,
     shutdown: &CancellationToken,
     has_run: &mut bool,
 ) -> Result<(), PipelineError> {
     // Before the stream there is nothing to finish: a start is dropped where it stands.
     let follower = tokio::select! {
-        follower = Box::pin(start(config, shared)) => follower?,
+        follower = Box::pin(start(config, telemetry)) => follower?,
         () = shutdown.cancelled() => return Ok(()),
     };
     *has_run = true;
