@@ -52,9 +52,11 @@ async fn number(client: &Client, sql: &str) -> i64 {
 }
 
 #[test]
-fn the_compose_file_uses_the_same_mapping() {
-    let file = include_str!("../../../deploy/compose/pglockstep.toml");
-    assert!(file.ends_with(MAPPING_TOML));
+fn compose_file_and_readme_show_the_same_mapping() {
+    let compose = include_str!("../../../deploy/compose/pglockstep.toml");
+    assert!(compose.ends_with(MAPPING_TOML));
+    let readme = include_str!("../../../README.md");
+    assert!(readme.contains(&format!("```toml\n{MAPPING_TOML}```")));
 }
 
 #[tokio::test]
