@@ -80,7 +80,10 @@ impl Batch {
     /// Appends a TRUNCATE.
     pub fn push_truncate(&mut self, tables: Vec<u32>, restart_identity: bool) {
         self.bytes += size_of::<BatchItem>() + tables.len() * 4;
-        self.items.push(BatchItem::Truncate { tables, restart_identity });
+        self.items.push(BatchItem::Truncate {
+            tables,
+            restart_identity,
+        });
     }
 
     /// Cuts after the first `items`, which hold `bytes`; returns the rest.
@@ -88,10 +91,18 @@ impl Batch {
     pub fn split_off(&mut self, items: usize, bytes: usize) -> Self {
         let rest = self.items.split_off(items.min(self.items.len()));
         // An empty rest starts without tables, so that those of old versions are let go.
-        let tables = if rest.is_empty() { Vec::new() } else { self.tables.clone() };
+        let tables = if rest.is_empty() {
+            Vec::new()
+        } else {
+            self.tables.clone()
+        };
         let rest_bytes = self.bytes.saturating_sub(bytes);
         self.bytes = bytes;
-        Self { tables, items: rest, bytes: rest_bytes }
+        Self {
+            tables,
+            items: rest,
+            bytes: rest_bytes,
+        }
     }
 
     /// No changes.

@@ -193,18 +193,32 @@ impl Applier {
             (false, true) => "BEGIN",
             (false, false) => "BEGIN; SET CONSTRAINTS ALL DEFERRED",
         };
-        let mut done = self.run_stages(batch, &net_effect::net_effect(batch), begin).await;
-        if done.as_ref().is_err_and(ApplyError::may_pass_in_source_order) {
+        let mut done = self
+            .run_stages(batch, &net_effect::net_effect(batch), begin)
+            .await;
+        if done
+            .as_ref()
+            .is_err_and(ApplyError::may_pass_in_source_order)
+        {
             self.undo(is_part).await?;
-            done = self.run_stages(batch, &NetEffect::in_source_order(batch), DEFER).await;
+            done = self
+                .run_stages(batch, &NetEffect::in_source_order(batch), DEFER)
+                .await;
         }
-        if done.as_ref().is_err_and(ApplyError::may_pass_in_source_order) {
+        if done
+            .as_ref()
+            .is_err_and(ApplyError::may_pass_in_source_order)
+        {
             self.undo(is_part).await?;
             done = self.run_resolving(batch).await;
         }
         let outcome = done?;
         if is_part {
-            let released = self.session.client.batch_execute("RELEASE SAVEPOINT part").await;
+            let released = self
+                .session
+                .client
+                .batch_execute("RELEASE SAVEPOINT part")
+                .await;
             released.map_err(ApplyError::transaction("release a savepoint"))?;
         }
         Ok(outcome)
@@ -212,7 +226,11 @@ impl Applier {
 
     /// Back to where the batch began, ready to write it again.
     async fn undo(&mut self, is_part: bool) -> Result<(), ApplyError> {
-        let sql = if is_part { "ROLLBACK TO SAVEPOINT part" } else { "ROLLBACK; BEGIN" };
+        let sql = if is_part {
+            "ROLLBACK TO SAVEPOINT part"
+        } else {
+            "ROLLBACK; BEGIN"
+        };
         let undone = self.session.client.batch_execute(sql).await;
         undone.map_err(ApplyError::transaction("roll back"))
     }
@@ -224,18 +242,27 @@ impl Applier {
         first: &str,
     ) -> Result<Outcome, ApplyError> {
         let parents_first = self.places(batch);
-        let context = StageContext { batch, effect, parents_first: &parents_first };
+        let context = StageContext {
+            batch,
+            effect,
+            parents_first: &parents_first,
+        };
         let mut balance = Balance::new();
         let mut first = Some(first);
         for stage in &effect.stages {
-            context.run(&mut self.session, stage, first.take(), &mut balance).await?;
+            context
+                .run(&mut self.session, stage, first.take(), &mut balance)
+                .await?;
         }
         let filtered = balance
             .into_iter()
             .filter(|(table, _)| context.is_filtered(*table))
             .filter_map(|(table, rows)| Some((table, u64::try_from(rows).ok()?)))
             .collect();
-        Ok(Outcome { conflicts: Conflicts::new(), filtered })
+        Ok(Outcome {
+            conflicts: Conflicts::new(),
+            filtered,
+        })
     }
 
     async fn run_resolving(&mut self, batch: &Batch) -> Result<Outcome, ApplyError> {
@@ -243,12 +270,18 @@ impl Applier {
         deferred.map_err(ApplyError::transaction("defer constraints"))?;
         let parents_first = self.places(batch);
         let effect = NetEffect::default();
-        let context = StageContext { batch, effect: &effect, parents_first: &parents_first };
+        let context = StageContext {
+            batch,
+            effect: &effect,
+            parents_first: &parents_first,
+        };
         let mut outcome = Outcome::default();
         for (place, item) in (0u32..).zip(&batch.items) {
             if let BatchItem::Truncate { .. } = item {
                 let stage = net_effect::Stage::Truncate(place);
-                context.run(&mut self.session, &stage, None, &mut Balance::new()).await?;
+                context
+                    .run(&mut self.session, &stage, None, &mut Balance::new())
+                    .await?;
                 continue;
             }
             let mut resolver = Resolver {
@@ -264,7 +297,11 @@ impl Applier {
 
     fn places(&self, batch: &Batch) -> Vec<u32> {
         let place = |table: &Arc<TableMapping>| self.parents_first.get(&table.replica).copied();
-        batch.tables.iter().map(|table| place(table).unwrap_or_default()).collect()
+        batch
+            .tables
+            .iter()
+            .map(|table| place(table).unwrap_or_default())
+            .collect()
     }
 }
 
@@ -277,7 +314,9 @@ fn tell(batch: &Batch, outcome: &Outcome) -> Vec<Written> {
             BatchItem::Truncate { tables, .. } => (tables.as_slice(), None),
         };
         for table in tables {
-            let Some(of_table) = written.get_mut(*table as usize) else { continue };
+            let Some(of_table) = written.get_mut(*table as usize) else {
+                continue;
+            };
             let count = match change {
                 Some(RowChange::Insert { .. }) => &mut of_table.inserts,
                 Some(RowChange::Update { .. }) => &mut of_table.updates,
@@ -320,9 +359,14 @@ const DEFER: &str = "SET CONSTRAINTS ALL DEFERRED";
 /// Tries to make triggers and foreign keys keep still, as PostgreSQL's own subscriber does.
 /// False where the role may not.
 pub(crate) async fn take_replica_role(client: &Client) -> Result<bool, ApplyError> {
-    match client.batch_execute("SET session_replication_role = replica").await {
+    match client
+        .batch_execute("SET session_replication_role = replica")
+        .await
+    {
         Ok(()) => Ok(true),
         Err(error) if error.code().is_some_and(|code| code.code() == "42501") => Ok(false),
-        Err(error) => Err(ApplyError::transaction("set session_replication_role")(error)),
+        Err(error) => Err(ApplyError::transaction("set session_replication_role")(
+            error,
+        )),
     }
 }

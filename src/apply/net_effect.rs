@@ -69,7 +69,10 @@ impl NetEffect {
                 (BatchItem::Row { .. }, _) => stages.push(Stage::Ordered(vec![place])),
             }
         }
-        Self { stages, earlier: HashMap::new() }
+        Self {
+            stages,
+            earlier: HashMap::new(),
+        }
     }
 
     /// A value of a row after the change at `item`, looking back through merged updates.
@@ -92,7 +95,11 @@ impl NetEffect {
 
 /// Computes the net effect.
 pub(crate) fn net_effect(batch: &Batch) -> NetEffect {
-    let mut planner = Planner { batch, effect: NetEffect::default(), open: Open::default() };
+    let mut planner = Planner {
+        batch,
+        effect: NetEffect::default(),
+        open: Open::default(),
+    };
     for (place, item) in (0u32..).zip(&batch.items) {
         planner.add(place, item);
     }
@@ -112,8 +119,15 @@ enum Key<'b> {
 enum Net {
     Insert(u32),
     Update(u32),
-    Delete { at: u32, is_certain: bool },
-    Replace { deleted_at: u32, is_certain: bool, inserted_at: u32 },
+    Delete {
+        at: u32,
+        is_certain: bool,
+    },
+    Replace {
+        deleted_at: u32,
+        is_certain: bool,
+        inserted_at: u32,
+    },
 }
 
 #[derive(Default)]
@@ -145,7 +159,9 @@ impl<'b> Planner<'b> {
             self.effect.stages.push(Stage::Truncate(place));
             return;
         };
-        let Some(mapping) = self.batch.mapping(*table) else { return };
+        let Some(mapping) = self.batch.mapping(*table) else {
+            return;
+        };
         if !matches!(mapping.identity, RowIdentity::Key(_)) {
             match change {
                 RowChange::Insert { .. } => {
@@ -200,8 +216,11 @@ impl<'b> Planner<'b> {
 
     fn close(&mut self) {
         let tables = std::mem::take(&mut self.open).tables;
-        let nets: Vec<TableNet> =
-            tables.into_iter().map(close_table).filter(|net| !net.is_empty()).collect();
+        let nets: Vec<TableNet> = tables
+            .into_iter()
+            .map(close_table)
+            .filter(|net| !net.is_empty())
+            .collect();
         if !nets.is_empty() {
             self.effect.stages.push(Stage::Net(nets));
         }
@@ -218,8 +237,11 @@ impl TableNet {
 }
 
 fn close_table(open: OpenTable<'_>) -> TableNet {
-    let mut net =
-        TableNet { table: open.table, inserts: open.plain_inserts, ..TableNet::default() };
+    let mut net = TableNet {
+        table: open.table,
+        inserts: open.plain_inserts,
+        ..TableNet::default()
+    };
     for state in open.nets {
         let (deleted, inserted) = match state {
             Net::Insert(at) => (None, Some(at)),
@@ -228,9 +250,11 @@ fn close_table(open: OpenTable<'_>) -> TableNet {
                 (None, None)
             }
             Net::Delete { at, is_certain } => (Some((at, is_certain)), None),
-            Net::Replace { deleted_at, is_certain, inserted_at } => {
-                (Some((deleted_at, is_certain)), Some(inserted_at))
-            }
+            Net::Replace {
+                deleted_at,
+                is_certain,
+                inserted_at,
+            } => (Some((deleted_at, is_certain)), Some(inserted_at)),
         };
         match deleted {
             Some((at, true)) => net.deletes.push(at),
@@ -257,7 +281,10 @@ fn merge<'b>(open: &mut OpenTable<'b>, key: Key<'b>, place: u32, change: &RowCha
             open.nets.push(match change {
                 RowChange::Insert { .. } => Net::Insert(place),
                 RowChange::Update { .. } => Net::Update(place),
-                RowChange::Delete { .. } => Net::Delete { at: place, is_certain: true },
+                RowChange::Delete { .. } => Net::Delete {
+                    at: place,
+                    is_certain: true,
+                },
             });
             return Merged::Done;
         }
@@ -265,24 +292,51 @@ fn merge<'b>(open: &mut OpenTable<'b>, key: Key<'b>, place: u32, change: &RowCha
     };
     let (next, merged) = match (*net, change) {
         (Net::Delete { at, is_certain }, RowChange::Insert { .. }) => {
-            let next = Net::Replace { deleted_at: at, is_certain, inserted_at: place };
+            let next = Net::Replace {
+                deleted_at: at,
+                is_certain,
+                inserted_at: place,
+            };
             (next, Merged::Done)
         }
         (Net::Insert(at), RowChange::Update { .. }) => (Net::Insert(place), Merged::Onto(at)),
         (Net::Update(at), RowChange::Update { .. }) => (Net::Update(place), Merged::Onto(at)),
-        (Net::Replace { deleted_at, is_certain, inserted_at }, RowChange::Update { .. }) => {
-            let next = Net::Replace { deleted_at, is_certain, inserted_at: place };
+        (
+            Net::Replace {
+                deleted_at,
+                is_certain,
+                inserted_at,
+            },
+            RowChange::Update { .. },
+        ) => {
+            let next = Net::Replace {
+                deleted_at,
+                is_certain,
+                inserted_at: place,
+            };
             (next, Merged::Onto(inserted_at))
         }
-        (Net::Insert(_), RowChange::Delete { .. }) => {
-            (Net::Delete { at: place, is_certain: false }, Merged::Done)
-        }
-        (Net::Update(_), RowChange::Delete { .. }) => {
-            (Net::Delete { at: place, is_certain: true }, Merged::Done)
-        }
-        (Net::Replace { is_certain, .. }, RowChange::Delete { .. }) => {
-            (Net::Delete { at: place, is_certain }, Merged::Done)
-        }
+        (Net::Insert(_), RowChange::Delete { .. }) => (
+            Net::Delete {
+                at: place,
+                is_certain: false,
+            },
+            Merged::Done,
+        ),
+        (Net::Update(_), RowChange::Delete { .. }) => (
+            Net::Delete {
+                at: place,
+                is_certain: true,
+            },
+            Merged::Done,
+        ),
+        (Net::Replace { is_certain, .. }, RowChange::Delete { .. }) => (
+            Net::Delete {
+                at: place,
+                is_certain,
+            },
+            Merged::Done,
+        ),
         (Net::Insert(_) | Net::Update(_) | Net::Replace { .. }, RowChange::Insert { .. })
         | (Net::Delete { .. }, RowChange::Update { .. } | RowChange::Delete { .. }) => {
             return Merged::Impossible;
@@ -300,20 +354,27 @@ fn single_key<'b>(change: &'b RowChange, positions: &[usize]) -> Option<Key<'b>>
         RowChange::Insert { .. } | RowChange::Update { old: None, .. } => key_of(positions, new),
         RowChange::Delete { .. } => key_of(positions, old),
         RowChange::Update { old: Some(_), .. } => {
-            let is_same = positions.iter().all(|p| new(*p).is_some() && new(*p) == old(*p));
-            if is_same { key_of(positions, new) } else { None }
+            let is_same = positions
+                .iter()
+                .all(|p| new(*p).is_some() && new(*p) == old(*p));
+            if is_same {
+                key_of(positions, new)
+            } else {
+                None
+            }
         }
     }
 }
 
-fn key_of<'b>(
-    positions: &[usize],
-    value: impl Fn(usize) -> Option<&'b [u8]>,
-) -> Option<Key<'b>> {
+fn key_of<'b>(positions: &[usize], value: impl Fn(usize) -> Option<&'b [u8]>) -> Option<Key<'b>> {
     match positions {
         [] => None,
         [position] => value(*position).map(Key::One),
-        positions => positions.iter().map(|p| value(*p)).collect::<Option<_>>().map(Key::Many),
+        positions => positions
+            .iter()
+            .map(|p| value(*p))
+            .collect::<Option<_>>()
+            .map(Key::Many),
     }
 }
 

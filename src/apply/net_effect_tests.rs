@@ -88,18 +88,35 @@ fn history(acts: &[Act], rows: &mut BTreeMap<u8, u8>) -> Batch {
         match *act {
             Act::Insert(k, v) if !rows.contains_key(&k) => {
                 rows.insert(k, v);
-                batch.push_row(table, RowChange::Insert { new: tuple(k, Some(v)) });
+                batch.push_row(
+                    table,
+                    RowChange::Insert {
+                        new: tuple(k, Some(v)),
+                    },
+                );
             }
             Act::Update(k, v) if rows.contains_key(&k) => {
                 let kept = rows.get(&k).copied();
                 rows.extend(v.or(kept).map(|v| (k, v)));
-                batch.push_row(table, RowChange::Update { old: None, new: tuple(k, v) });
+                batch.push_row(
+                    table,
+                    RowChange::Update {
+                        old: None,
+                        new: tuple(k, v),
+                    },
+                );
             }
             Act::Rekey(a, b, v) if rows.contains_key(&a) && (a == b || !rows.contains_key(&b)) => {
                 let kept = rows.remove(&a);
                 rows.extend(v.or(kept).map(|v| (b, v)));
                 let old = Some(OldTuple::Key(tuple(a, Some(b'?'))));
-                batch.push_row(table, RowChange::Update { old, new: tuple(b, v) });
+                batch.push_row(
+                    table,
+                    RowChange::Update {
+                        old,
+                        new: tuple(b, v),
+                    },
+                );
             }
             Act::Delete(k) if rows.remove(&k).is_some() => {
                 let old = OldTuple::Key(tuple(k, Some(b'?')));
@@ -124,7 +141,10 @@ struct Model<'a> {
 
 impl Model<'_> {
     fn row(&self, item: u32) -> Row {
-        let byte = |position| match self.effect.new_value(self.batch, item, position, position == 0) {
+        let byte = |position| match self
+            .effect
+            .new_value(self.batch, item, position, position == 0)
+        {
             Some(TupleValue::Text(bytes)) => Some(bytes[0]),
             Some(TupleValue::UnchangedToast) => None,
             other => panic!("{other:?}"),
@@ -139,14 +159,20 @@ impl Model<'_> {
 
     fn update(&mut self, item: u32, found_by: u8) {
         let (key, value) = self.row(item);
-        let kept = self.rows.remove(&found_by).expect("an update must find its row");
+        let kept = self
+            .rows
+            .remove(&found_by)
+            .expect("an update must find its row");
         assert!(self.rows.insert(key, value.unwrap_or(kept)).is_none());
     }
 
     fn insert(&mut self, item: u32) {
         let (key, value) = self.row(item);
         let value = value.expect("an insert must be whole");
-        assert!(self.rows.insert(key, value).is_none(), "an insert must be new");
+        assert!(
+            self.rows.insert(key, value).is_none(),
+            "an insert must be new"
+        );
     }
 
     fn carry_out(&mut self, stage: &Stage) {
@@ -156,7 +182,10 @@ impl Model<'_> {
                 for net in nets {
                     for item in &net.deletes {
                         let key = self.old_key(*item);
-                        assert!(self.rows.remove(&key).is_some(), "a delete must find its row");
+                        assert!(
+                            self.rows.remove(&key).is_some(),
+                            "a delete must find its row"
+                        );
                     }
                     for item in &net.possible_deletes {
                         let key = self.old_key(*item);
@@ -173,7 +202,9 @@ impl Model<'_> {
                 for item in items {
                     match self.batch.row(*item).unwrap().1 {
                         RowChange::Insert { .. } => self.insert(*item),
-                        RowChange::Update { old: None, .. } => self.update(*item, self.row(*item).0),
+                        RowChange::Update { old: None, .. } => {
+                            self.update(*item, self.row(*item).0)
+                        }
                         RowChange::Update { .. } => self.update(*item, self.old_key(*item)),
                         RowChange::Delete { .. } => {
                             let key = self.old_key(*item);
@@ -192,7 +223,11 @@ fn check(before: &[Act], acts: &[Act], plan: impl Fn(&Batch) -> NetEffect) {
     let replica = source.clone();
     let batch = history(acts, &mut source);
     let effect = plan(&batch);
-    let mut model = Model { batch: &batch, effect: &effect, rows: replica };
+    let mut model = Model {
+        batch: &batch,
+        effect: &effect,
+        rows: replica,
+    };
     for stage in &effect.stages {
         model.carry_out(stage);
     }
@@ -210,9 +245,20 @@ proptest! {
 #[test]
 fn a_hot_row_is_written_once() {
     let mut rows = BTreeMap::from([(1, 0)]);
-    let batch = history(&[Act::Update(1, Some(1)), Act::Update(1, None), Act::Update(1, Some(3))], &mut rows);
+    let batch = history(
+        &[
+            Act::Update(1, Some(1)),
+            Act::Update(1, None),
+            Act::Update(1, Some(3)),
+        ],
+        &mut rows,
+    );
     let effect = net_effect(&batch);
-    let net = TableNet { table: 0, updates: vec![2], ..TableNet::default() };
+    let net = TableNet {
+        table: 0,
+        updates: vec![2],
+        ..TableNet::default()
+    };
     assert_eq!(effect.stages, [Stage::Net(vec![net])]);
 }
 
@@ -220,6 +266,10 @@ fn a_hot_row_is_written_once() {
 fn what_came_and_went_may_still_be_there_from_before() {
     let mut rows = BTreeMap::new();
     let batch = history(&[Act::Insert(1, 1), Act::Delete(1)], &mut rows);
-    let net = TableNet { table: 0, possible_deletes: vec![1], ..TableNet::default() };
+    let net = TableNet {
+        table: 0,
+        possible_deletes: vec![1],
+        ..TableNet::default()
+    };
     assert_eq!(net_effect(&batch).stages, [Stage::Net(vec![net])]);
 }

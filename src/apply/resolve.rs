@@ -37,9 +37,17 @@ impl Resolver<'_> {
     /// Brings the replica to where the source was after this change.
     pub(crate) async fn resolve(&mut self, item: u32) -> Result<(), ApplyError> {
         let context = self.context;
-        let Some((table, change)) = context.batch.row(item) else { return Ok(()) };
-        let Some(mapping) = context.batch.mapping(table) else { return Ok(()) };
-        let step = Step { table, item, mapping };
+        let Some((table, change)) = context.batch.row(item) else {
+            return Ok(());
+        };
+        let Some(mapping) = context.batch.mapping(table) else {
+            return Ok(());
+        };
+        let step = Step {
+            table,
+            item,
+            mapping,
+        };
         match (context.way(table, change), change) {
             (_, RowChange::Insert { .. }) => self.insert(&step).await,
             (Way::Key, RowChange::Update { .. }) => {
@@ -60,7 +68,11 @@ impl Resolver<'_> {
                 self.after_update(&step, touched).await
             }
             (way, RowChange::Delete { .. }) => {
-                let shape = if way == Way::Full { Shape::DeleteFull } else { Shape::Delete };
+                let shape = if way == Way::Full {
+                    Shape::DeleteFull
+                } else {
+                    Shape::Delete
+                };
                 match self.run(&step, &shape).await? {
                     0 if mapping.filter.is_some() => Ok(()),
                     0 => self.conflict(&step, ConflictKind::DeleteMissing),
@@ -118,7 +130,9 @@ impl Resolver<'_> {
         let absent = self.context.absent(step.table, step.item);
         let has_key = matches!(step.mapping.identity, RowIdentity::Key(_));
         if step.mapping.filter.is_some() && has_key {
-            let gone = self.run(step, &Shape::DeleteFiltered(absent.clone())).await?;
+            let gone = self
+                .run(step, &Shape::DeleteFiltered(absent.clone()))
+                .await?;
             if gone > 0 {
                 return Ok(());
             }
@@ -144,7 +158,9 @@ impl Resolver<'_> {
             }
         }
         if !absent.is_empty() {
-            return Err(ApplyError::IncompleteRow { table: step.mapping.replica.clone() });
+            return Err(ApplyError::IncompleteRow {
+                table: step.mapping.replica.clone(),
+            });
         }
         let touched = self.run(step, &Shape::Insert).await?;
         if is_filtered {
@@ -175,14 +191,19 @@ impl Resolver<'_> {
     }
 
     async fn run(&mut self, step: &Step<'_>, shape: &Shape) -> Result<u64, ApplyError> {
-        self.context.run_single(self.session, step.item, shape).await
+        self.context
+            .run_single(self.session, step.item, shape)
+            .await
     }
 
     /// Counts a conflict; under `stop` it is an error.
     fn conflict(&mut self, step: &Step<'_>, kind: ConflictKind) -> Result<(), ApplyError> {
         if step.mapping.on_conflict == ConflictPolicy::Stop {
             let table = step.mapping.replica.clone();
-            return Err(ApplyError::Conflict { table, kind: kind.as_str() });
+            return Err(ApplyError::Conflict {
+                table,
+                kind: kind.as_str(),
+            });
         }
         *self.conflicts.entry((step.table, kind)).or_default() += 1;
         Ok(())
@@ -206,5 +227,9 @@ fn one_row(step: &Step<'_>, what: &'static str, touched: u64) -> Result<(), Appl
     if touched == 1 {
         return Ok(());
     }
-    Err(ApplyError::RowCount { table: step.mapping.replica.clone(), what, touched })
+    Err(ApplyError::RowCount {
+        table: step.mapping.replica.clone(),
+        what,
+        touched,
+    })
 }

@@ -48,7 +48,11 @@ pub(crate) struct ReplicaSession {
 
 impl ReplicaSession {
     pub(crate) fn new(client: Client) -> Self {
-        Self { client, tables: HashMap::new(), prepared_count: 0 }
+        Self {
+            client,
+            tables: HashMap::new(),
+            prepared_count: 0,
+        }
     }
 
     /// The shape for a table, prepared now if it was not.
@@ -69,7 +73,10 @@ impl ReplicaSession {
         let prepared = self.client.prepare_typed(&text.sql, &types).await;
         let statement =
             prepared.map_err(|error| ApplyError::statement(mapping, "prepare", error))?;
-        let prepared = Arc::new(Prepared { statement, params: text.params });
+        let prepared = Arc::new(Prepared {
+            statement,
+            params: text.params,
+        });
         self.remember(mapping, shape.clone(), Arc::clone(&prepared));
         Ok(prepared)
     }
@@ -79,10 +86,13 @@ impl ReplicaSession {
             self.tables.clear();
             self.prepared_count = 0;
         }
-        let table = self.tables.entry(mapping.relation.id).or_insert_with(|| TableStatements {
-            mapping: Arc::clone(mapping),
-            by_shape: HashMap::new(),
-        });
+        let table = self
+            .tables
+            .entry(mapping.relation.id)
+            .or_insert_with(|| TableStatements {
+                mapping: Arc::clone(mapping),
+                by_shape: HashMap::new(),
+            });
         if !Arc::ptr_eq(&table.mapping, mapping) {
             // The table's mapping changed: its old statements are of no use.
             self.prepared_count -= table.by_shape.len();
@@ -111,7 +121,9 @@ impl ReplicaSession {
         futures.push(Box::pin(begin));
         for work in works {
             futures.push(Box::pin(async move {
-                client.execute_raw(&work.prepared.statement, work.arrays).await
+                client
+                    .execute_raw(&work.prepared.statement, work.arrays)
+                    .await
             }));
         }
         let mut touched = Vec::with_capacity(futures.len());
@@ -130,8 +142,7 @@ impl ReplicaSession {
     }
 }
 
-type Sending<'a> =
-    Pin<Box<dyn Future<Output = Result<u64, tokio_postgres::Error>> + Send + 'a>>;
+type Sending<'a> = Pin<Box<dyn Future<Output = Result<u64, tokio_postgres::Error>> + Send + 'a>>;
 
 /// Starts every future in order, then awaits them in order.
 async fn in_order(mut futures: Vec<Sending<'_>>) -> Vec<Result<u64, tokio_postgres::Error>> {

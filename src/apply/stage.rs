@@ -93,12 +93,16 @@ impl StageContext<'_> {
             checks.push((plan.mapping, plan.what, plan.expected, plan.table));
             works.push(plan.work);
         }
-        let counts = session.execute_all(first, works).await.map_err(|(place, error)| {
-            match place.and_then(|place| checks.get(place)) {
-                Some((mapping, what, ..)) => ApplyError::statement(mapping, what, error),
-                None => ApplyError::transaction("begin a transaction")(error),
-            }
-        })?;
+        let counts =
+            session
+                .execute_all(first, works)
+                .await
+                .map_err(
+                    |(place, error)| match place.and_then(|place| checks.get(place)) {
+                        Some((mapping, what, ..)) => ApplyError::statement(mapping, what, error),
+                        None => ApplyError::transaction("begin a transaction")(error),
+                    },
+                )?;
         for ((mapping, what, expected, table), count) in checks.into_iter().zip(counts) {
             let is_met = match expected {
                 Expected::Exactly(rows) => count == rows,
@@ -106,7 +110,11 @@ impl StageContext<'_> {
             };
             if !is_met {
                 let table = mapping.replica.clone();
-                return Err(ApplyError::RowCount { table, what, touched: count });
+                return Err(ApplyError::RowCount {
+                    table,
+                    what,
+                    touched: count,
+                });
             }
             *balance.entry(table).or_default() -= count.cast_signed();
         }
@@ -125,19 +133,36 @@ impl StageContext<'_> {
         let mut planned = Vec::new();
         for net in ordered.iter().rev() {
             if !self.is_filtered(net.table) {
-                self.plan(session, net.table, &Shape::Delete, &net.deletes, &mut planned).await?;
+                self.plan(
+                    session,
+                    net.table,
+                    &Shape::Delete,
+                    &net.deletes,
+                    &mut planned,
+                )
+                .await?;
             } else {
-                self.plan_possible(session, net.table, &net.deletes, &mut planned).await?;
+                self.plan_possible(session, net.table, &net.deletes, &mut planned)
+                    .await?;
             }
-            self.plan_possible(session, net.table, &net.possible_deletes, &mut planned).await?;
+            self.plan_possible(session, net.table, &net.possible_deletes, &mut planned)
+                .await?;
         }
         for net in &ordered {
             for (absent, items) in self.by_absent(net) {
-                self.plan_update(session, net.table, absent, &items, &mut planned).await?;
+                self.plan_update(session, net.table, absent, &items, &mut planned)
+                    .await?;
             }
         }
         for net in &ordered {
-            self.plan(session, net.table, &Shape::Insert, &net.inserts, &mut planned).await?;
+            self.plan(
+                session,
+                net.table,
+                &Shape::Insert,
+                &net.inserts,
+                &mut planned,
+            )
+            .await?;
         }
         Ok(planned)
     }
@@ -150,7 +175,8 @@ impl StageContext<'_> {
         planned: &mut Vec<Planned>,
     ) -> Result<(), ApplyError> {
         let before = planned.len();
-        self.plan(session, table, &Shape::Delete, items, planned).await?;
+        self.plan(session, table, &Shape::Delete, items, planned)
+            .await?;
         for plan in planned.iter_mut().skip(before) {
             plan.expected = Expected::AtMost(items.len() as u64);
         }
@@ -167,14 +193,18 @@ impl StageContext<'_> {
         planned: &mut Vec<Planned>,
     ) -> Result<(), ApplyError> {
         if !self.is_filtered(table) {
-            return self.plan(session, table, &Shape::Update(absent), items, planned).await;
+            return self
+                .plan(session, table, &Shape::Update(absent), items, planned)
+                .await;
         }
         let leaves = Shape::DeleteFiltered(absent.clone());
         self.plan(session, table, &leaves, items, planned).await?;
         let is_whole = absent.is_empty();
-        self.plan(session, table, &Shape::Update(absent), items, planned).await?;
+        self.plan(session, table, &Shape::Update(absent), items, planned)
+            .await?;
         if is_whole {
-            self.plan(session, table, &Shape::InsertIfAbsent, items, planned).await?;
+            self.plan(session, table, &Shape::InsertIfAbsent, items, planned)
+                .await?;
         } else if let Some(update) = planned.last_mut() {
             // A row that comes in must be known whole: all of them must have been there.
             update.expected = Expected::Exactly(items.len() as u64);
@@ -189,13 +219,17 @@ impl StageContext<'_> {
         item: u32,
         planned: &mut Vec<Planned>,
     ) -> Result<(), ApplyError> {
-        let Some((table, change)) = self.batch.row(item) else { return Ok(()) };
+        let Some((table, change)) = self.batch.row(item) else {
+            return Ok(());
+        };
         let items = [item];
         let absent = || self.absent(table, item);
         let shape = match (self.way(table, change), change) {
             (_, RowChange::Insert { .. }) => Shape::Insert,
             (Way::Key, RowChange::Update { .. }) => {
-                return self.plan_update(session, table, absent(), &items, planned).await;
+                return self
+                    .plan_update(session, table, absent(), &items, planned)
+                    .await;
             }
             (Way::Rekey, RowChange::Update { .. }) => Shape::Rekey(absent()),
             (Way::Full, RowChange::Update { .. }) => Shape::UpdateFull,
@@ -227,18 +261,25 @@ impl StageContext<'_> {
         items: &[u32],
         planned: &mut Vec<Planned>,
     ) -> Result<(), ApplyError> {
-        let Some(mapping) = self.batch.mapping(table) else { return Ok(()) };
+        let Some(mapping) = self.batch.mapping(table) else {
+            return Ok(());
+        };
         if items.is_empty() {
             return Ok(());
         }
         let prepared = session.prepare(mapping, shape).await?;
         let work = self.work(mapping, prepared, items)?;
         let rows = items.len() as u64;
-        let expected =
-            if mapping.filter.is_some() { Expected::AtMost(rows) } else { Expected::Exactly(rows) };
+        let expected = if mapping.filter.is_some() {
+            Expected::AtMost(rows)
+        } else {
+            Expected::Exactly(rows)
+        };
         let what = match shape {
             Shape::Insert | Shape::InsertIfAbsent => "insert",
-            Shape::Update(_) | Shape::Overwrite(_) | Shape::Rekey(_) | Shape::UpdateFull => "update",
+            Shape::Update(_) | Shape::Overwrite(_) | Shape::Rekey(_) | Shape::UpdateFull => {
+                "update"
+            }
             Shape::Delete | Shape::DeleteFull | Shape::DeleteFiltered(_) => "delete",
             Shape::Exists => "look for",
         };
@@ -247,7 +288,14 @@ impl StageContext<'_> {
             _ => rows,
         };
         let mapping = Arc::clone(mapping);
-        planned.push(Planned { mapping, what, expected, table, offered, work });
+        planned.push(Planned {
+            mapping,
+            what,
+            expected,
+            table,
+            offered,
+            work,
+        });
         Ok(())
     }
 
@@ -258,8 +306,12 @@ impl StageContext<'_> {
         item: u32,
         shape: &Shape,
     ) -> Result<u64, ApplyError> {
-        let Some((table, _)) = self.batch.row(item) else { return Ok(0) };
-        let Some(mapping) = self.batch.mapping(table) else { return Ok(0) };
+        let Some((table, _)) = self.batch.row(item) else {
+            return Ok(0);
+        };
+        let Some(mapping) = self.batch.mapping(table) else {
+            return Ok(0);
+        };
         let prepared = session.prepare(mapping, shape).await?;
         let work = self.work(mapping, prepared, &[item])?;
         let counts = session.execute_all(None, vec![work]).await;
@@ -283,12 +335,15 @@ impl StageContext<'_> {
                     _ if param.position == ROW_MARKER => Some(TupleValue::Null),
                     ImageSide::New => {
                         let is_key = keys.contains(&param.position);
-                        self.effect.new_value(self.batch, *item, param.position, is_key)
+                        self.effect
+                            .new_value(self.batch, *item, param.position, is_key)
                     }
                     ImageSide::Old => self.old_value(*item, param.position),
                 };
                 let value = value.unwrap_or(TupleValue::UnchangedToast);
-                array.push(value).map_err(|error| ApplyError::value(mapping, &error))?;
+                array
+                    .push(value)
+                    .map_err(|error| ApplyError::value(mapping, &error))?;
             }
         }
         Ok(Work { prepared, arrays })
@@ -306,35 +361,55 @@ impl StageContext<'_> {
     fn by_absent(&self, net: &TableNet) -> BTreeMap<Absent, Vec<u32>> {
         let mut groups: BTreeMap<Absent, Vec<u32>> = BTreeMap::new();
         for item in &net.updates {
-            groups.entry(self.absent(net.table, *item)).or_default().push(*item);
+            groups
+                .entry(self.absent(net.table, *item))
+                .or_default()
+                .push(*item);
         }
         groups
     }
 
     /// The columns that no image of the row holds.
     pub(crate) fn absent(&self, table: u32, item: u32) -> Absent {
-        let Some(mapping) = self.batch.mapping(table) else { return Absent::new() };
-        let Some((_, change)) = self.batch.row(item) else { return Absent::new() };
-        let Some(new) = change.new_tuple() else { return Absent::new() };
-        if !new.values().any(|value| value == TupleValue::UnchangedToast) {
+        let Some(mapping) = self.batch.mapping(table) else {
+            return Absent::new();
+        };
+        let Some((_, change)) = self.batch.row(item) else {
+            return Absent::new();
+        };
+        let Some(new) = change.new_tuple() else {
+            return Absent::new();
+        };
+        if !new
+            .values()
+            .any(|value| value == TupleValue::UnchangedToast)
+        {
             return Absent::new();
         }
         let keys = mapping.key_positions();
         let unsent = mapping.inputs.iter().filter(|input| {
             let is_key = keys.contains(&input.position);
-            let value = self.effect.new_value(self.batch, item, input.position, is_key);
+            let value = self
+                .effect
+                .new_value(self.batch, item, input.position, is_key);
             value == Some(TupleValue::UnchangedToast)
         });
-        unsent.filter_map(|input| u16::try_from(input.position).ok()).collect()
+        unsent
+            .filter_map(|input| u16::try_from(input.position).ok())
+            .collect()
     }
 
     pub(crate) fn is_filtered(&self, table: u32) -> bool {
-        self.batch.mapping(table).is_some_and(|mapping| mapping.filter.is_some())
+        self.batch
+            .mapping(table)
+            .is_some_and(|mapping| mapping.filter.is_some())
     }
 
     /// How the row of a change is found.
     pub(crate) fn way(&self, table: u32, change: &RowChange) -> Way {
-        let Some(mapping) = self.batch.mapping(table) else { return Way::Full };
+        let Some(mapping) = self.batch.mapping(table) else {
+            return Way::Full;
+        };
         if !matches!(mapping.identity, RowIdentity::Key(_)) {
             return Way::Full;
         }
@@ -349,8 +424,10 @@ impl StageContext<'_> {
     }
 
     async fn truncate(&self, session: &ReplicaSession, item: u32) -> Result<(), ApplyError> {
-        let Some(BatchItem::Truncate { tables, restart_identity }) =
-            self.batch.items.get(item as usize)
+        let Some(BatchItem::Truncate {
+            tables,
+            restart_identity,
+        }) = self.batch.items.get(item as usize)
         else {
             return Ok(());
         };
@@ -362,14 +439,22 @@ impl StageContext<'_> {
         if names.is_empty() {
             return Ok(());
         }
-        let restart = if *restart_identity { " RESTART IDENTITY" } else { "" };
+        let restart = if *restart_identity {
+            " RESTART IDENTITY"
+        } else {
+            ""
+        };
         // CASCADE is not passed on: the source has listed every published table it reached,
         // and nothing beyond the mapping may be emptied.
         let sql = format!("TRUNCATE {}{restart}", names.join(", "));
-        session.client.batch_execute(&sql).await.map_err(|error| ApplyError::Truncate {
-            tables: names.join(", "),
-            source: error.into(),
-        })
+        session
+            .client
+            .batch_execute(&sql)
+            .await
+            .map_err(|error| ApplyError::Truncate {
+                tables: names.join(", "),
+                source: error.into(),
+            })
     }
 }
 

@@ -101,7 +101,11 @@ pub enum ShapeError {
 
 /// Writes the statement for one shape.
 pub(crate) fn statement(mapping: &TableMapping, shape: &Shape) -> Result<Statement, ShapeError> {
-    let mut writer = Writer { mapping, params: Vec::new(), may_read_held_row: true };
+    let mut writer = Writer {
+        mapping,
+        params: Vec::new(),
+        may_read_held_row: true,
+    };
     let sql = match shape {
         Shape::Insert => writer.insert(false)?,
         Shape::InsertIfAbsent => writer.insert(true)?,
@@ -114,7 +118,10 @@ pub(crate) fn statement(mapping: &TableMapping, shape: &Shape) -> Result<Stateme
         Shape::DeleteFiltered(absent) => writer.delete_filtered(absent)?,
         Shape::Exists => writer.exists()?,
     };
-    Ok(Statement { sql, params: writer.params })
+    Ok(Statement {
+        sql,
+        params: writer.params,
+    })
 }
 
 struct Writer<'a> {
@@ -187,7 +194,10 @@ impl Writer<'_> {
         let key = self.key()?.to_vec();
         let rows = self.key_rows(ImageSide::Old, &key);
         let condition = self.key_match(ImageSide::Old)?;
-        Ok(format!("DELETE FROM {} AS t USING {rows} AS r WHERE {condition}", self.table()))
+        Ok(format!(
+            "DELETE FROM {} AS t USING {rows} AS r WHERE {condition}",
+            self.table()
+        ))
     }
 
     fn delete_filtered(&mut self, absent: &Absent) -> Result<String, ShapeError> {
@@ -203,7 +213,10 @@ impl Writer<'_> {
         let key = self.key()?.to_vec();
         let rows = self.key_rows(ImageSide::New, &key);
         let condition = self.key_match(ImageSide::Old)?;
-        Ok(format!("SELECT 1 FROM {} AS t, {rows} AS r WHERE {condition}", self.table()))
+        Ok(format!(
+            "SELECT 1 FROM {} AS t, {rows} AS r WHERE {condition}",
+            self.table()
+        ))
     }
 
     fn update_full(&mut self) -> Result<String, ShapeError> {
@@ -231,10 +244,15 @@ impl Writer<'_> {
     /// have no equality (json, point), or one that is not identity (numeric's scale, box's area).
     fn found_row(&mut self) -> Result<String, ShapeError> {
         let old = self.rows(ImageSide::Old, &Vec::new())?;
-        let equal = self.mapping.columns.iter().enumerate().filter(|(_, column)| {
-            // A value made from no column may differ at each evaluation, as now() does.
-            !matches!(&column.value, ColumnValue::Computed(e) if e.reads.is_empty())
-        });
+        let equal = self
+            .mapping
+            .columns
+            .iter()
+            .enumerate()
+            .filter(|(_, column)| {
+                // A value made from no column may differ at each evaluation, as now() does.
+                !matches!(&column.value, ColumnValue::Computed(e) if e.reads.is_empty())
+            });
         let equal: Vec<String> = equal
             .map(|(i, column)| {
                 format!(
@@ -257,9 +275,9 @@ impl Writer<'_> {
     fn key(&self) -> Result<&[usize], ShapeError> {
         match &self.mapping.identity {
             RowIdentity::Key(key) => Ok(key),
-            RowIdentity::FullRow | RowIdentity::InsertsOnly => {
-                Err(ShapeError::NoIdentity { table: self.mapping.relation.name.to_string() })
-            }
+            RowIdentity::FullRow | RowIdentity::InsertsOnly => Err(ShapeError::NoIdentity {
+                table: self.mapping.relation.name.to_string(),
+            }),
         }
     }
 
@@ -281,30 +299,48 @@ impl Writer<'_> {
     }
 
     fn keep_condition(&self) -> Vec<String> {
-        self.mapping.filter.iter().map(|_| "r.keep".to_owned()).collect()
+        self.mapping
+            .filter
+            .iter()
+            .map(|_| "r.keep".to_owned())
+            .collect()
     }
 
     fn newest_guard(&self, absent: &Absent) -> Option<String> {
-        let ConflictPolicy::NewestWins { column } = &self.mapping.on_conflict else { return None };
-        let i = self.mapping.columns.iter().position(|c| c.name == *column)?;
+        let ConflictPolicy::NewestWins { column } = &self.mapping.on_conflict else {
+            return None;
+        };
+        let i = self
+            .mapping
+            .columns
+            .iter()
+            .position(|c| c.name == *column)?;
         let is_sent = !self.is_absent(self.mapping.columns.get(i)?, absent);
         is_sent.then(|| format!("(t.{0} <= r.c{i} OR t.{0} IS NULL)", quote_ident(column)))
     }
 
     fn assignments(&self, absent: &Absent, skip: impl Fn(usize) -> bool) -> String {
-        join(self.mapping.columns.iter().enumerate().filter_map(|(i, column)| {
-            let keep = skip(i) || self.is_absent(column, absent);
-            (!keep).then(|| format!("{} = r.c{i}", quote_ident(&column.name)))
-        }))
+        join(
+            self.mapping
+                .columns
+                .iter()
+                .enumerate()
+                .filter_map(|(i, column)| {
+                    let keep = skip(i) || self.is_absent(column, absent);
+                    (!keep).then(|| format!("{} = r.c{i}", quote_ident(&column.name)))
+                }),
+        )
     }
 
     /// Whether all that the column is made of was left out, so that its value stays.
     fn is_absent(&self, column: &ColumnMapping, absent: &Absent) -> bool {
         let unsent = |position: usize| absent.iter().any(|a| usize::from(*a) == position);
         match &column.value {
-            ColumnValue::Input(input) => {
-                self.mapping.inputs.get(*input).is_some_and(|i| unsent(i.position))
-            }
+            ColumnValue::Input(input) => self
+                .mapping
+                .inputs
+                .get(*input)
+                .is_some_and(|i| unsent(i.position)),
             ColumnValue::Computed(e) => {
                 !e.reads.is_empty() && e.reads.iter().all(|position| unsent(*position))
             }
@@ -324,7 +360,10 @@ impl Writer<'_> {
         if let Some(filter) = &mapping.filter {
             values.push(format!("({}) AS keep", on_own_line(filter)));
         }
-        Ok(format!("(SELECT {} FROM {typed}) AS r", join(values.into_iter())))
+        Ok(format!(
+            "(SELECT {} FROM {typed}) AS r",
+            join(values.into_iter())
+        ))
     }
 
     fn value(&self, column: &ColumnMapping) -> String {
@@ -371,29 +410,55 @@ impl Writer<'_> {
             // A table without columns has rows all the same.
             arrays.push(self.param(side, ROW_MARKER));
         }
-        let held = if needs_held { self.held_row()? } else { String::new() };
+        let held = if needs_held {
+            self.held_row()?
+        } else {
+            String::new()
+        };
         let from = unnest(&arrays);
-        Ok(format!("(SELECT {} FROM {from}{held}) AS s", join(values.into_iter())))
+        Ok(format!(
+            "(SELECT {} FROM {from}{held}) AS s",
+            join(values.into_iter())
+        ))
     }
 
     /// Whether an expression that must be computed, or the filter, reads a column that was left out.
     fn is_read_by_expression(&self, position: usize, absent: &Absent) -> bool {
-        let computed = self.mapping.columns.iter().filter_map(|column| match &column.value {
-            ColumnValue::Computed(e) if !self.is_absent(column, absent) => Some(e),
-            _ => None,
-        });
-        computed.chain(self.mapping.filter.iter()).any(|e| e.reads.contains(&position))
+        let computed = self
+            .mapping
+            .columns
+            .iter()
+            .filter_map(|column| match &column.value {
+                ColumnValue::Computed(e) if !self.is_absent(column, absent) => Some(e),
+                _ => None,
+            });
+        computed
+            .chain(self.mapping.filter.iter())
+            .any(|e| e.reads.contains(&position))
     }
 
     /// Joins the replica's own row as `h`, by the key columns of `u`.
     fn held_row(&self) -> Result<String, ShapeError> {
         let mut conditions = Vec::new();
         for column in self.key()? {
-            let Some(column) = self.mapping.columns.get(*column) else { continue };
-            let ColumnValue::Input(input) = column.value else { continue };
-            let Some(input) = self.mapping.inputs.get(input) else { continue };
-            let param = Param { side: ImageSide::New, position: input.position };
-            let number = self.params.iter().position(|p| *p == param).unwrap_or_default();
+            let Some(column) = self.mapping.columns.get(*column) else {
+                continue;
+            };
+            let ColumnValue::Input(input) = column.value else {
+                continue;
+            };
+            let Some(input) = self.mapping.inputs.get(input) else {
+                continue;
+            };
+            let param = Param {
+                side: ImageSide::New,
+                position: input.position,
+            };
+            let number = self
+                .params
+                .iter()
+                .position(|p| *p == param)
+                .unwrap_or_default();
             conditions.push(format!(
                 "h.{} = u.a{number}::{}::{}",
                 quote_ident(&column.name),
@@ -401,7 +466,11 @@ impl Writer<'_> {
                 column.cast_to.quoted()
             ));
         }
-        Ok(format!(" JOIN {} AS h ON {}", self.table(), conditions.join(" AND ")))
+        Ok(format!(
+            " JOIN {} AS h ON {}",
+            self.table(),
+            conditions.join(" AND ")
+        ))
     }
 
     /// Only key columns, as `k0`, `k1` …; not aliased.
@@ -409,9 +478,15 @@ impl Writer<'_> {
         let mut values = Vec::new();
         let mut arrays = Vec::new();
         for (place, column) in key.iter().enumerate() {
-            let Some(column) = self.mapping.columns.get(*column) else { continue };
-            let ColumnValue::Input(input) = column.value else { continue };
-            let Some(input) = self.mapping.inputs.get(input) else { continue };
+            let Some(column) = self.mapping.columns.get(*column) else {
+                continue;
+            };
+            let ColumnValue::Input(input) = column.value else {
+                continue;
+            };
+            let Some(input) = self.mapping.inputs.get(input) else {
+                continue;
+            };
             let number = self.param(side, input.position);
             values.push(format!(
                 "u.a{number}::{}::{} AS k{place}",
@@ -420,7 +495,11 @@ impl Writer<'_> {
             ));
             arrays.push(number);
         }
-        format!("(SELECT {} FROM {})", join(values.into_iter()), unnest(&arrays))
+        format!(
+            "(SELECT {} FROM {})",
+            join(values.into_iter()),
+            unnest(&arrays)
+        )
     }
 
     /// The rows of `rows` with the old key beside each, matched by their place in the arrays.
@@ -435,7 +514,10 @@ impl Writer<'_> {
             .collect();
         names.extend((0..key.len()).map(|place| format!("o.k{place}")));
         names.extend(self.mapping.filter.iter().map(|_| "r.keep".to_owned()));
-        Ok(format!("(SELECT {} FROM {rows}, {old} AS o) AS r", join(names.into_iter())))
+        Ok(format!(
+            "(SELECT {} FROM {rows}, {old} AS o) AS r",
+            join(names.into_iter())
+        ))
     }
 
     fn param(&mut self, side: ImageSide, position: usize) -> usize {
@@ -451,7 +533,11 @@ fn on_own_line(expression: &Expression) -> String {
 
 /// `pg_catalog.unnest($1::text[], $2::text[]) AS u(a0, a1)`.
 fn unnest(arrays: &[usize]) -> String {
-    let params = join(arrays.iter().map(|n| format!("${}::pg_catalog.text[]", n + 1)));
+    let params = join(
+        arrays
+            .iter()
+            .map(|n| format!("${}::pg_catalog.text[]", n + 1)),
+    );
     let names = join(arrays.iter().map(|n| format!("a{n}")));
     format!("pg_catalog.unnest({params}) AS u({names})")
 }

@@ -67,10 +67,17 @@ pub fn parents_first(keys: &[ForeignKey]) -> HashMap<QualifiedName, u32> {
     let mut next = 0;
     while !parents.is_empty() {
         let is_free = |of: &Vec<&QualifiedName>| of.iter().all(|p| places.contains_key(*p));
-        let free: Vec<&QualifiedName> =
-            parents.iter().filter(|(_, of)| is_free(of)).map(|(table, _)| *table).collect();
+        let free: Vec<&QualifiedName> = parents
+            .iter()
+            .filter(|(_, of)| is_free(of))
+            .map(|(table, _)| *table)
+            .collect();
         // Nothing free: a circle, which is opened anywhere.
-        let taken = if free.is_empty() { parents.keys().take(1).copied().collect() } else { free };
+        let taken = if free.is_empty() {
+            parents.keys().take(1).copied().collect()
+        } else {
+            free
+        };
         for table in taken {
             parents.remove(table);
             places.insert(table.clone(), next);

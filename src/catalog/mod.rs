@@ -27,7 +27,10 @@ pub struct CatalogError {
 
 impl CatalogError {
     fn reading(what: &'static str) -> impl FnOnce(tokio_postgres::Error) -> Self {
-        move |error| Self { what, source: error.into() }
+        move |error| Self {
+            what,
+            source: error.into(),
+        }
     }
 
     /// Whether to try again.

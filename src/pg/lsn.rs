@@ -77,7 +77,11 @@ impl FromStr for Lsn {
 }
 
 impl ToSql for Lsn {
-    fn to_sql(&self, ty: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn Error + Sync + Send>> {
+    fn to_sql(
+        &self,
+        ty: &Type,
+        out: &mut BytesMut,
+    ) -> Result<IsNull, Box<dyn Error + Sync + Send>> {
         PgLsn::from(self.as_u64()).to_sql(ty, out)
     }
 

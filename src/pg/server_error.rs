@@ -44,7 +44,8 @@ impl ServerError {
     /// Whether to try again; a lost connection is always worth another try.
     #[must_use]
     pub fn disposition(&self) -> Disposition {
-        self.sqlstate().map_or(Disposition::Transient, sqlstate_disposition)
+        self.sqlstate()
+            .map_or(Disposition::Transient, sqlstate_disposition)
     }
 }
 

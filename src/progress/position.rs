@@ -28,14 +28,22 @@ impl Positions {
     /// A pipeline that resumes where the replica's progress row says.
     #[must_use]
     pub fn resumed_at(applied: Lsn) -> Self {
-        Self { received: Some(applied), applied: Some(applied), flushed: Some(applied) }
+        Self {
+            received: Some(applied),
+            applied: Some(applied),
+            flushed: Some(applied),
+        }
     }
 
     /// What the source may be told: never more than is durable, never more than is applied.
     #[must_use]
     pub fn feedback(&self) -> Feedback {
         let flush = self.flushed.min(self.applied);
-        Feedback { write: self.received.max(self.applied), flush, apply: self.applied }
+        Feedback {
+            write: self.received.max(self.applied),
+            flush,
+            apply: self.applied,
+        }
     }
 
     /// Notes an arrival.
@@ -70,7 +78,10 @@ mod tests {
         positions.commit(lsn(200));
         assert_eq!(positions.feedback().apply, Some(lsn(300)));
         assert_eq!(Positions::default().feedback().flush, None);
-        let only_applied = Positions { applied: Some(lsn(9)), ..Positions::default() };
+        let only_applied = Positions {
+            applied: Some(lsn(9)),
+            ..Positions::default()
+        };
         assert_eq!(only_applied.feedback().flush, None);
     }
 }

@@ -86,7 +86,10 @@ pub enum ProgressError {
 
 impl ProgressError {
     fn doing(what: &'static str) -> impl FnOnce(tokio_postgres::Error) -> Self {
-        move |error| Self::Statement { what, source: error.into() }
+        move |error| Self::Statement {
+            what,
+            source: error.into(),
+        }
     }
 
     /// Whether to try again.
@@ -144,15 +147,22 @@ impl Store {
     pub async fn ensure_schema(client: &Client) -> Result<(), ProgressError> {
         let known = "SELECT pg_catalog.to_regclass('pglockstep.pipelines') IS NOT NULL \
                      AND pg_catalog.to_regclass('pglockstep.tables') IS NOT NULL";
-        let row = client.query_one(known, &[]).await.map_err(ProgressError::doing("look"))?;
+        let row = client
+            .query_one(known, &[])
+            .await
+            .map_err(ProgressError::doing("look"))?;
         if row.get(0) {
             return Ok(());
         }
         let made = client.batch_execute(&bookkeeping_sql(None)).await;
-        made.map_err(ServerError::from).map_err(|source| match source.sqlstate() {
-            Some("42501") => ProgressError::NoSchema(source),
-            _ => ProgressError::Statement { what: "create the tables", source },
-        })
+        made.map_err(ServerError::from)
+            .map_err(|source| match source.sqlstate() {
+                Some("42501") => ProgressError::NoSchema(source),
+                _ => ProgressError::Statement {
+                    what: "create the tables",
+                    source,
+                },
+            })
     }
 
     /// Queues for the pipeline: true when this session now holds its lock.
@@ -162,8 +172,10 @@ impl Store {
     pub async fn try_lock(client: &Client, pipeline: &str) -> Result<bool, ProgressError> {
         let sql = "SELECT pg_catalog.pg_try_advisory_lock(\
                    pg_catalog.hashtextextended('pglockstep/' || $1, 0))";
-        let row =
-            client.query_one(sql, &[&pipeline]).await.map_err(ProgressError::doing("lock"))?;
+        let row = client
+            .query_one(sql, &[&pipeline])
+            .await
+            .map_err(ProgressError::doing("lock"))?;
         Ok(row.get(0))
     }
 
@@ -176,7 +188,10 @@ impl Store {
             .query_one(CLAIM, &[&pipeline])
             .await
             .map_err(ProgressError::doing("claim the pipeline"))?;
-        Ok(Self { pipeline: pipeline.to_owned(), epoch: row.get(0) })
+        Ok(Self {
+            pipeline: pipeline.to_owned(),
+            epoch: row.get(0),
+        })
     }
 
     /// The pipeline's record; `None` when no slot was ever meant for it.
@@ -189,8 +204,10 @@ impl Store {
     ) -> Result<Option<PipelineRecord>, ProgressError> {
         let sql = "SELECT system_id, database_oid, slot, slot_born_at, applied_lsn \
                    FROM pglockstep.pipelines WHERE name = $1 AND slot <> ''";
-        let row =
-            client.query_opt(sql, &[&pipeline]).await.map_err(ProgressError::doing("read"))?;
+        let row = client
+            .query_opt(sql, &[&pipeline])
+            .await
+            .map_err(ProgressError::doing("read"))?;
         Ok(row.map(|row| PipelineRecord {
             identity: PipelineIdentity {
                 system_id: row.get(0),
@@ -219,7 +236,13 @@ impl Store {
         let touched = client
             .execute(
                 sql,
-                &[&self.pipeline, &self.epoch, &identity.system_id, &database_oid, &identity.slot],
+                &[
+                    &self.pipeline,
+                    &self.epoch,
+                    &identity.system_id,
+                    &database_oid,
+                    &identity.slot,
+                ],
             )
             .await
             .map_err(ProgressError::doing("note the slot"))?;
@@ -295,17 +318,25 @@ impl Store {
             .map_err(ProgressError::doing("read the tables"))?;
         rows.iter()
             .map(|row| {
-                let name = |at| QualifiedName::new(row.get::<_, &str>(at), row.get::<_, &str>(at + 1));
+                let name =
+                    |at| QualifiedName::new(row.get::<_, &str>(at), row.get::<_, &str>(at + 1));
                 let state = match (row.get::<_, &str>(4), row.get::<_, Option<Lsn>>(5)) {
                     ("init", _) => TableState::Init,
                     ("copying", _) => TableState::Copying,
                     ("copied", Some(at)) => TableState::Copied { at },
                     (state, _) => {
                         let state = state.to_owned();
-                        return Err(ProgressError::UnknownState { table: name(0), state });
+                        return Err(ProgressError::UnknownState {
+                            table: name(0),
+                            state,
+                        });
                     }
                 };
-                Ok(TableRecord { source: name(0), replica: name(2), state })
+                Ok(TableRecord {
+                    source: name(0),
+                    replica: name(2),
+                    state,
+                })
             })
             .collect()
     }
@@ -320,7 +351,8 @@ impl Store {
         records: &[TableRecord],
     ) -> Result<(), ProgressError> {
         self.prove_ownership(client).await?;
-        let column = |value: fn(&TableRecord) -> &str| records.iter().map(value).collect::<Vec<_>>();
+        let column =
+            |value: fn(&TableRecord) -> &str| records.iter().map(value).collect::<Vec<_>>();
         let copied_at: Vec<Option<Lsn>> = records
             .iter()
             .map(|record| match record.state {
@@ -360,7 +392,10 @@ impl Store {
     /// When the statement fails.
     pub async fn forget(client: &Client, pipeline: &str) -> Result<(), ProgressError> {
         let sql = "DELETE FROM pglockstep.pipelines WHERE name = $1";
-        client.execute(sql, &[&pipeline]).await.map_err(ProgressError::doing("forget"))?;
+        client
+            .execute(sql, &[&pipeline])
+            .await
+            .map_err(ProgressError::doing("forget"))?;
         Ok(())
     }
 
@@ -371,6 +406,10 @@ impl Store {
     }
 
     fn expect_one(&self, touched: u64) -> Result<(), ProgressError> {
-        if touched == 1 { Ok(()) } else { Err(ProgressError::Superseded { epoch: self.epoch }) }
+        if touched == 1 {
+            Ok(())
+        } else {
+            Err(ProgressError::Superseded { epoch: self.epoch })
+        }
     }
 }

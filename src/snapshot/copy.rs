@@ -38,9 +38,16 @@ impl Pipe {
             "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}",
             quote_literal(snapshot)
         );
-        source.batch_execute(&sql).await.map_err(|e| SnapshotError::Snapshot(e.into()))?;
+        source
+            .batch_execute(&sql)
+            .await
+            .map_err(|e| SnapshotError::Snapshot(e.into()))?;
         let replica = replica.get().await?;
-        Ok(Self { source, replica, ignores_foreign_keys })
+        Ok(Self {
+            source,
+            replica,
+            ignores_foreign_keys,
+        })
     }
 
     /// Copies one piece and returns its rows.
@@ -68,10 +75,18 @@ impl Pipe {
             ""
         };
         let begin = format!("BEGIN; SET LOCAL synchronous_commit = off{role}");
-        client.batch_execute(&begin).await.map_err(SnapshotError::on(name, "begin to copy into"))?;
+        client
+            .batch_execute(&begin)
+            .await
+            .map_err(SnapshotError::on(name, "begin to copy into"))?;
         store.prove_ownership(client).await?;
-        let rows = self.pump(table, &statements.copy_out, &statements.copy_in).await?;
-        client.batch_execute("COMMIT").await.map_err(SnapshotError::on(name, "copy into"))?;
+        let rows = self
+            .pump(table, &statements.copy_out, &statements.copy_in)
+            .await?;
+        client
+            .batch_execute("COMMIT")
+            .await
+            .map_err(SnapshotError::on(name, "copy into"))?;
         Ok(rows)
     }
 
@@ -93,11 +108,17 @@ impl Pipe {
             chunk.extend_from_slice(&row);
             if chunk.len() >= CHUNK_BYTES {
                 let full = chunk.split().freeze();
-                sink.send(full).await.map_err(SnapshotError::on(to, "copy into"))?;
+                sink.send(full)
+                    .await
+                    .map_err(SnapshotError::on(to, "copy into"))?;
                 chunk.reserve(CHUNK_BYTES + CHUNK_BYTES / 4);
             }
         }
-        sink.send(chunk.freeze()).await.map_err(SnapshotError::on(to, "copy into"))?;
-        sink.finish().await.map_err(SnapshotError::on(to, "copy into"))
+        sink.send(chunk.freeze())
+            .await
+            .map_err(SnapshotError::on(to, "copy into"))?;
+        sink.finish()
+            .await
+            .map_err(SnapshotError::on(to, "copy into"))
     }
 }

@@ -34,7 +34,9 @@ pub(crate) async fn check(
         destinations.push(match table.existing_rows {
             ExistingRows::Merge if has_rows => {
                 if !matches!(table.mapping.identity, RowIdentity::Key(_)) {
-                    return Err(SnapshotError::MergeNeedsKey { table: name.clone() });
+                    return Err(SnapshotError::MergeNeedsKey {
+                        table: name.clone(),
+                    });
                 }
                 Destination::Staging
             }
@@ -46,16 +48,24 @@ pub(crate) async fn check(
             _ => Destination::Table,
         });
     }
-    if refused.is_empty() { Ok(destinations) } else { Err(SnapshotError::HasRows { tables: refused }) }
+    if refused.is_empty() {
+        Ok(destinations)
+    } else {
+        Err(SnapshotError::HasRows { tables: refused })
+    }
 }
 
 /// Empties the tables that are copied into directly; part of the transaction that marks them.
 pub(crate) async fn empty(client: &Client, tables: &[&QualifiedName]) -> Result<(), SnapshotError> {
-    let Some(first) = tables.first() else { return Ok(()) };
+    let Some(first) = tables.first() else {
+        return Ok(());
+    };
     let names: Vec<String> = tables.iter().map(|name| name.quoted()).collect();
     let truncated = async {
         client.batch_execute("SAVEPOINT before_truncate").await?;
-        client.batch_execute(&format!("TRUNCATE {}", names.join(", "))).await
+        client
+            .batch_execute(&format!("TRUNCATE {}", names.join(", ")))
+            .await
     };
     match truncated.await.map_err(ServerError::from) {
         Ok(()) => Ok(()),
@@ -69,9 +79,11 @@ pub(crate) async fn empty(client: &Client, tables: &[&QualifiedName]) -> Result<
             let deleted = client.batch_execute(&sql).await;
             deleted.map_err(SnapshotError::on(first, "empty"))
         }
-        Err(source) => {
-            Err(SnapshotError::Table { table: (*first).clone(), what: "empty", source })
-        }
+        Err(source) => Err(SnapshotError::Table {
+            table: (*first).clone(),
+            what: "empty",
+            source,
+        }),
     }
 }
 
@@ -86,7 +98,11 @@ pub(crate) async fn create_staging(
     mapping: &TableMapping,
 ) -> Result<(), SnapshotError> {
     let staging = staging_name(mapping.relation.id).quoted();
-    let columns: Vec<String> = mapping.columns.iter().map(|c| quote_ident(&c.name)).collect();
+    let columns: Vec<String> = mapping
+        .columns
+        .iter()
+        .map(|c| quote_ident(&c.name))
+        .collect();
     let sql = format!(
         "DROP TABLE IF EXISTS {staging}; CREATE UNLOGGED TABLE {staging} AS \
          SELECT {} FROM {} WHERE false",
@@ -94,7 +110,10 @@ pub(crate) async fn create_staging(
         mapping.replica.quoted()
     );
     let created = client.batch_execute(&sql).await;
-    created.map_err(SnapshotError::on(&mapping.replica, "make a staging table for"))
+    created.map_err(SnapshotError::on(
+        &mapping.replica,
+        "make a staging table for",
+    ))
 }
 
 /// The statements that bring a replica table in line with its staging table.
@@ -105,7 +124,11 @@ pub(crate) fn merge_sql(mapping: &TableMapping, extra_rows: ExtraRows) -> String
         RowIdentity::Key(key) => key.clone(),
         RowIdentity::FullRow | RowIdentity::InsertsOnly => Vec::new(),
     };
-    let names: Vec<String> = mapping.columns.iter().map(|c| quote_ident(&c.name)).collect();
+    let names: Vec<String> = mapping
+        .columns
+        .iter()
+        .map(|c| quote_ident(&c.name))
+        .collect();
     let same_key: Vec<String> = key
         .iter()
         .filter_map(|i| names.get(*i))
@@ -113,9 +136,13 @@ pub(crate) fn merge_sql(mapping: &TableMapping, extra_rows: ExtraRows) -> String
         .collect();
     let same_key = same_key.join(" AND ");
     let others = || names.iter().enumerate().filter(|(i, _)| !key.contains(i));
-    let set: Vec<String> = others().map(|(_, name)| format!("{name} = s.{name}")).collect();
+    let set: Vec<String> = others()
+        .map(|(_, name)| format!("{name} = s.{name}"))
+        .collect();
     let row = |alias: &str| {
-        let columns: Vec<String> = others().map(|(_, name)| format!("{alias}.{name}")).collect();
+        let columns: Vec<String> = others()
+            .map(|(_, name)| format!("{alias}.{name}"))
+            .collect();
         // As text: not every type has an equality, and not every equality is identity.
         format!("ROW({})::pg_catalog.text", columns.join(", "))
     };

@@ -85,7 +85,11 @@ impl SnapshotError {
         what: &'static str,
     ) -> impl FnOnce(tokio_postgres::Error) -> Self {
         let table = table.clone();
-        move |error| Self::Table { table, what, source: error.into() }
+        move |error| Self::Table {
+            table,
+            what,
+            source: error.into(),
+        }
     }
 
     /// Whether to try again.
@@ -177,7 +181,11 @@ impl SnapshotCopy<'_> {
         let totals = left.clone();
         let queue = Arc::new(Mutex::new(pieces));
         // Parents first means one after the other.
-        let workers = if self.ignores_foreign_keys { self.settings.workers } else { 1 };
+        let workers = if self.ignores_foreign_keys {
+            self.settings.workers
+        } else {
+            1
+        };
         let (done, mut finished) = tokio::sync::mpsc::channel(workers.max(1));
         let mut tasks = JoinSet::new();
         for _ in 0..workers.max(1) {
@@ -229,7 +237,9 @@ impl SnapshotCopy<'_> {
         tables: &[CopyTable],
         destinations: &[Destination],
     ) -> Result<(), SnapshotError> {
-        let Some(first) = tables.first() else { return Ok(()) };
+        let Some(first) = tables.first() else {
+            return Ok(());
+        };
         let name = &first.mapping.replica;
         let begun = self.control.batch_execute("BEGIN").await;
         begun.map_err(SnapshotError::on(name, "begin to copy into"))?;
@@ -246,8 +256,10 @@ impl SnapshotCopy<'_> {
             }
             table.telemetry.set_state(TableStateLabel::Copying);
         }
-        let records: Vec<TableRecord> =
-            tables.iter().map(|table| record(table, TableState::Copying)).collect();
+        let records: Vec<TableRecord> = tables
+            .iter()
+            .map(|table| record(table, TableState::Copying))
+            .collect();
         self.store.record_tables(self.control, &records).await?;
         let committed = self.control.batch_execute("COMMIT").await;
         committed.map_err(SnapshotError::on(name, "begin to copy into"))
@@ -272,8 +284,12 @@ impl SnapshotCopy<'_> {
             let merged = self.control.batch_execute(&sql).await;
             merged.map_err(SnapshotError::on(name, "merge into"))?;
         }
-        let state = TableState::Copied { at: self.consistent_point };
-        self.store.record_tables(self.control, &[record(table, state)]).await?;
+        let state = TableState::Copied {
+            at: self.consistent_point,
+        };
+        self.store
+            .record_tables(self.control, &[record(table, state)])
+            .await?;
         let committed = self.control.batch_execute("COMMIT").await;
         committed.map_err(SnapshotError::on(name, "finish"))?;
         table.telemetry.set_copy_progress(1.0);
@@ -312,14 +328,21 @@ struct Worker {
 impl Worker {
     async fn run(self) -> Result<(), SnapshotError> {
         loop {
-            let next = self.queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+            let next = self
+                .queue
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .pop_front();
             let Some(piece) = next else { return Ok(()) };
             let table = &self.tables[piece.table];
             let into = match self.destinations[piece.table] {
                 Destination::Table => table.mapping.replica.clone(),
                 Destination::Staging => existing::staging_name(table.mapping.relation.id),
             };
-            let rows = self.pipe.copy(table, piece.range, &into, &self.store).await?;
+            let rows = self
+                .pipe
+                .copy(table, piece.range, &into, &self.store)
+                .await?;
             if self.done.send((piece.table, rows)).await.is_err() {
                 // The copy was given up.
                 return Ok(());

@@ -32,7 +32,11 @@ pub(crate) fn plan(sizes: &[Size], ignores_foreign_keys: bool) -> VecDeque<Piece
     order.sort_by_key(|table| {
         let size = sizes[*table];
         let place = if ignores_foreign_keys { 0 } else { size.place };
-        (place, std::cmp::Reverse(size.priority), std::cmp::Reverse(size.bytes))
+        (
+            place,
+            std::cmp::Reverse(size.priority),
+            std::cmp::Reverse(size.bytes),
+        )
     });
     let mut pieces = VecDeque::new();
     for table in order {
@@ -46,8 +50,14 @@ pub(crate) fn plan(sizes: &[Size], ignores_foreign_keys: bool) -> VecDeque<Piece
         let count = blocks / RANGE_BLOCKS;
         for i in 0..count {
             let to = (i + 1 < count).then_some((i + 1) * RANGE_BLOCKS);
-            let range = CtidRange { from: i * RANGE_BLOCKS, to };
-            pieces.push_back(Piece { table, range: Some(range) });
+            let range = CtidRange {
+                from: i * RANGE_BLOCKS,
+                to,
+            };
+            pieces.push_back(Piece {
+                table,
+                range: Some(range),
+            });
         }
     }
     pieces
@@ -58,7 +68,12 @@ mod tests {
     use super::*;
 
     fn size(priority: i32, place: u32, mebibytes: u64) -> Size {
-        Size { priority, place, bytes: mebibytes << 20, may_split: true }
+        Size {
+            priority,
+            place,
+            bytes: mebibytes << 20,
+            may_split: true,
+        }
     }
 
     #[test]

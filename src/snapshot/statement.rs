@@ -56,14 +56,22 @@ pub fn copy_statements(
     into: &QualifiedName,
 ) -> CopyStatements {
     let format = format_of(mapping, types);
-    let values: Vec<String> =
-        mapping.columns.iter().map(|c| value(mapping, c, types)).collect();
+    let values: Vec<String> = mapping
+        .columns
+        .iter()
+        .map(|c| value(mapping, c, types))
+        .collect();
     // Partitions hold the rows of a partitioned table; an ordinary one's children are tables
     // of their own.
     let only = if source_is_partitioned { "" } else { "ONLY " };
     let mut conditions: Vec<String> = range.map(ctid_condition).into_iter().collect();
     conditions.extend(row_filter.map(|filter| format!("({filter}\n)")));
-    conditions.extend(mapping.filter.as_ref().map(|filter| format!("({}\n)", filter.sql)));
+    conditions.extend(
+        mapping
+            .filter
+            .as_ref()
+            .map(|filter| format!("({}\n)", filter.sql)),
+    );
     let condition = if conditions.is_empty() {
         String::new()
     } else {
@@ -74,11 +82,23 @@ pub fn copy_statements(
         values.join(", "),
         mapping.relation.name.quoted()
     );
-    let names: Vec<String> = mapping.columns.iter().map(|c| quote_ident(&c.name)).collect();
-    let names = if names.is_empty() { String::new() } else { format!(" ({})", names.join(", ")) };
+    let names: Vec<String> = mapping
+        .columns
+        .iter()
+        .map(|c| quote_ident(&c.name))
+        .collect();
+    let names = if names.is_empty() {
+        String::new()
+    } else {
+        format!(" ({})", names.join(", "))
+    };
     CopyStatements {
         copy_out: format!("COPY ({select}) TO STDOUT {}", format.option()),
-        copy_in: format!("COPY {}{names} FROM STDIN {}", into.quoted(), format.option()),
+        copy_in: format!(
+            "COPY {}{names} FROM STDIN {}",
+            into.quoted(),
+            format.option()
+        ),
         select,
     }
 }
@@ -94,10 +114,16 @@ fn ctid_condition(range: CtidRange) -> String {
 fn value(mapping: &TableMapping, column: &ColumnMapping, types: &TypeNames) -> String {
     match &column.value {
         ColumnValue::Computed(expression) => {
-            format!("({}\n)::{}", expression.sql, cast_on_source(&column.cast_to))
+            format!(
+                "({}\n)::{}",
+                expression.sql,
+                cast_on_source(&column.cast_to)
+            )
         }
         ColumnValue::Input(input) => {
-            let Some(input) = mapping.inputs.get(*input) else { return "NULL".to_owned() };
+            let Some(input) = mapping.inputs.get(*input) else {
+                return "NULL".to_owned();
+            };
             let name = quote_ident(&input.name);
             let is_same = source_type(mapping, input.position, types) == Some(&column.cast_to);
             let is_text_enough = !column.cast_to.is_builtin();
@@ -112,7 +138,11 @@ fn value(mapping: &TableMapping, column: &ColumnMapping, types: &TypeNames) -> S
 
 /// The replica's own types are not known to the source; their text is.
 fn cast_on_source(to: &TypeName) -> String {
-    if to.is_builtin() { to.quoted() } else { "pg_catalog.text".to_owned() }
+    if to.is_builtin() {
+        to.quoted()
+    } else {
+        "pg_catalog.text".to_owned()
+    }
 }
 
 fn source_type<'t>(
@@ -135,7 +165,8 @@ fn format_of(mapping: &TableMapping, types: &TypeNames) -> CopyFormat {
                 .and_then(|input| source_type(mapping, input.position, types))
                 .is_some_and(|from| *from == column.cast_to),
         };
-        is_same && BINARY_TYPES.contains(&column.cast_to.0.name.as_str())
+        is_same
+            && BINARY_TYPES.contains(&column.cast_to.0.name.as_str())
             && column.cast_to.is_builtin()
     };
     if !mapping.columns.is_empty() && mapping.columns.iter().all(travels_binary) {
@@ -147,9 +178,28 @@ fn format_of(mapping: &TableMapping, types: &TypeNames) -> CopyFormat {
 
 /// Types whose binary form holds neither object ids nor a server's settings.
 const BINARY_TYPES: [&str; 22] = [
-    "bool", "int2", "int4", "int8", "float4", "float8", "numeric", "text", "varchar", "bpchar",
-    "bytea", "date", "time", "timetz", "timestamp", "timestamptz", "interval", "uuid", "jsonb",
-    "json", "inet", "cidr",
+    "bool",
+    "int2",
+    "int4",
+    "int8",
+    "float4",
+    "float8",
+    "numeric",
+    "text",
+    "varchar",
+    "bpchar",
+    "bytea",
+    "date",
+    "time",
+    "timetz",
+    "timestamp",
+    "timestamptz",
+    "interval",
+    "uuid",
+    "jsonb",
+    "json",
+    "inet",
+    "cidr",
 ];
 
 #[cfg(test)]
@@ -175,7 +225,11 @@ mod tests {
             read_as: type_name("pg_catalog", "int8"),
             kept_in: None,
         };
-        let to = |name: &str, cast_to, value| ColumnMapping { name: name.into(), cast_to, value };
+        let to = |name: &str, cast_to, value| ColumnMapping {
+            name: name.into(),
+            cast_to,
+            value,
+        };
         TableMapping {
             relation: Relation {
                 id: 1,
@@ -190,7 +244,10 @@ mod tests {
                 to("m", mood_to, ColumnValue::Input(1)),
             ],
             identity: RowIdentity::InsertsOnly,
-            filter: filter.map(|sql| Expression { sql: sql.into(), reads: vec![0] }),
+            filter: filter.map(|sql| Expression {
+                sql: sql.into(),
+                reads: vec![0],
+            }),
             on_conflict: ConflictPolicy::SourceWins,
         }
     }
@@ -205,14 +262,27 @@ mod tests {
     #[test]
     fn types_of_the_replica_travel_as_text() {
         let mapping = mapping(type_name("crm", "mood"), None);
-        let range = CtidRange { from: 5, to: Some(9) };
-        let made = copy_statements(&mapping, &types(), false, None, Some(range), &mapping.replica);
+        let range = CtidRange {
+            from: 5,
+            to: Some(9),
+        };
+        let made = copy_statements(
+            &mapping,
+            &types(),
+            false,
+            None,
+            Some(range),
+            &mapping.replica,
+        );
         assert_eq!(
             made.copy_out,
             "COPY (SELECT \"id\", \"mood\" FROM ONLY \"public\".\"a\"\"b\" WHERE \
              ctid >= '(5,0)'::pg_catalog.tid AND ctid < '(9,0)'::pg_catalog.tid) TO STDOUT (FORMAT text)"
         );
-        assert_eq!(made.copy_in, "COPY \"crm\".\"t\" (\"id\", \"m\") FROM STDIN (FORMAT text)");
+        assert_eq!(
+            made.copy_in,
+            "COPY \"crm\".\"t\" (\"id\", \"m\") FROM STDIN (FORMAT text)"
+        );
     }
 
     #[test]
@@ -227,6 +297,10 @@ mod tests {
         let mut same = types();
         same.insert(16_400, type_name("pg_catalog", "text"));
         let made = copy_statements(&cast, &same, true, None, None, &cast.replica);
-        assert!(made.copy_in.ends_with("(FORMAT binary)"), "{}", made.copy_in);
+        assert!(
+            made.copy_in.ends_with("(FORMAT binary)"),
+            "{}",
+            made.copy_in
+        );
     }
 }
