@@ -165,9 +165,21 @@ pub enum AuthError {
 impl ConnFailure {
     /// An error of the stream; one of TLS hides inside when the server refuses our certificate.
     pub(crate) fn from_io(error: io::Error) -> Self {
-        match TlsError::inside(&error) {
-            Some(tls) => Self::Tls(tls),
-            None => Self::Network(error),
+        if let Some(tls) = TlsError::inside(&error) {
+            return Self::Tls(tls);
+        }
+        match error.downcast::<AuthError>() {
+            Ok(refused) => Self::Authentication(refused),
+            // The system's errors have other kinds: this is a parser's.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput
+                ) =>
+            {
+                Self::Protocol(error.to_string())
+            }
+            Err(error) => Self::Network(error),
         }
     }
 
@@ -275,6 +287,7 @@ fn server_advice(error: &ErrorResponse, side: Side, user: &str, database: &str) 
 fn describe_io(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
+        io::ErrorKind::ConnectionReset => "the server reset the connection".to_owned(),
         io::ErrorKind::UnexpectedEof => "the server closed the connection".to_owned(),
         io::ErrorKind::NotFound => "no such socket".to_owned(),
         _ => format!("connection failed: {error}"),

@@ -213,3 +213,23 @@ async fn a_password_file_serves_if_nobody_else_can_read_it() {
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
     assert!(!encryption(&url).await.unwrap());
 }
+
+#[tokio::test]
+async fn the_password_is_not_sent_in_clear_over_a_network() {
+    let cluster = server(None).await;
+    // Any address of this machine's that is not loopback; nothing is sent to find it.
+    let probe = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+    if probe.connect("198.51.100.1:9").is_err() {
+        return; // no network at all: the rule itself is tested where it stands
+    }
+    let address = probe.local_addr().unwrap().ip();
+    let url = |login: &str| format!("postgres://{login}@{address}:{}/postgres", cluster.port());
+    assert!(!encryption(&url("scram:s3cret")).await.unwrap());
+    let clear = url("clear:s3cret");
+    assert_refused(
+        &clear,
+        encryption(&clear).await,
+        "in clear",
+        "sslmode=require",
+    );
+}
