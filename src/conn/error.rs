@@ -13,9 +13,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 use tokio_postgres::fallible_iterator::FallibleIterator;
 
-/// An error as the server reported it.
+/// An error as the server reported it, of a login or of replication.
+///
+/// Statements on tables have [`pg::ServerError`](crate::pg::ServerError), which shows less.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ServerError {
+pub struct ErrorResponse {
     /// `ERROR`, `FATAL` or `PANIC`, untranslated where the server says it.
     pub severity: String,
     /// The SQLSTATE.
@@ -28,7 +30,7 @@ pub struct ServerError {
     pub hint: Option<String>,
 }
 
-impl ServerError {
+impl ErrorResponse {
     /// From an ErrorResponse; a mangled one still yields what could be read.
     pub(crate) fn from_wire(mut fields: ErrorFields<'_>) -> Self {
         let mut error = Self {
@@ -54,6 +56,16 @@ impl ServerError {
         error
     }
 
+    /// The same without what may quote a row: messages of data, constraint and raised errors.
+    pub(crate) fn without_values(mut self) -> Self {
+        if ["22", "23", "P0"].contains(&self.code.get(..2).unwrap_or_default()) {
+            self.message = "a value or row was refused".to_owned();
+            self.detail = None;
+            self.hint = None;
+        }
+        self
+    }
+
     /// Whether the same request may pass later.
     #[must_use]
     pub fn disposition(&self) -> Disposition {
@@ -61,7 +73,7 @@ impl ServerError {
     }
 }
 
-impl From<&tokio_postgres::error::DbError> for ServerError {
+impl From<&tokio_postgres::error::DbError> for ErrorResponse {
     fn from(error: &tokio_postgres::error::DbError) -> Self {
         Self {
             severity: error.severity().to_owned(),
@@ -73,7 +85,7 @@ impl From<&tokio_postgres::error::DbError> for ServerError {
     }
 }
 
-impl fmt::Display for ServerError {
+impl fmt::Display for ErrorResponse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ({} {})", self.message, self.severity, self.code)?;
         for more in [&self.detail, &self.hint].into_iter().flatten() {
@@ -83,7 +95,7 @@ impl fmt::Display for ServerError {
     }
 }
 
-impl std::error::Error for ServerError {}
+impl std::error::Error for ErrorResponse {}
 
 /// Why one server did not yield a session.
 #[derive(Debug, thiserror::Error)]
@@ -102,7 +114,7 @@ pub enum ConnFailure {
     Tls(TlsError),
     /// The server said no.
     #[error("{0}")]
-    Server(ServerError),
+    Server(ErrorResponse),
     /// We said no while logging in.
     #[error("{0}")]
     Authentication(AuthError),
@@ -153,9 +165,21 @@ pub enum AuthError {
 impl ConnFailure {
     /// An error of the stream; one of TLS hides inside when the server refuses our certificate.
     pub(crate) fn from_io(error: io::Error) -> Self {
-        match TlsError::inside(&error) {
-            Some(tls) => Self::Tls(tls),
-            None => Self::Network(error),
+        if let Some(tls) = TlsError::inside(&error) {
+            return Self::Tls(tls);
+        }
+        match error.downcast::<AuthError>() {
+            Ok(refused) => Self::Authentication(refused),
+            // The system's errors have other kinds: this is a parser's.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput
+                ) =>
+            {
+                Self::Protocol(error.to_string())
+            }
+            Err(error) => Self::Network(error),
         }
     }
 
@@ -230,7 +254,7 @@ impl AuthError {
     }
 }
 
-fn server_advice(error: &ServerError, side: Side, user: &str, database: &str) -> String {
+fn server_advice(error: &ErrorResponse, side: Side, user: &str, database: &str) -> String {
     let role = crate::pg::quote_ident(user);
     match error.code.as_str() {
         "28P01" => format!(
@@ -263,6 +287,7 @@ fn server_advice(error: &ServerError, side: Side, user: &str, database: &str) ->
 fn describe_io(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
+        io::ErrorKind::ConnectionReset => "the server reset the connection".to_owned(),
         io::ErrorKind::UnexpectedEof => "the server closed the connection".to_owned(),
         io::ErrorKind::NotFound => "no such socket".to_owned(),
         _ => format!("connection failed: {error}"),
@@ -297,6 +322,12 @@ impl ConnError {
     #[must_use]
     pub fn side(&self) -> Side {
         self.side
+    }
+
+    /// The role that wanted to log in.
+    #[must_use]
+    pub fn user(&self) -> &str {
+        &self.user
     }
 
     /// The failure an operator looks at first: a definite one before one that may pass.

@@ -23,7 +23,7 @@ mod tls;
 mod trust;
 mod url;
 
-pub use error::{AuthError, ConnError, ConnFailure, ServerError};
+pub use error::{AuthError, ConnError, ConnFailure, ErrorResponse};
 pub use pool::Pool;
 pub use sql::{Endpoint, Session};
 pub use tls::TlsError;

@@ -8,14 +8,17 @@
 //!  unix socket ── plain, whatever sslmode says (as libpq) ─▶ ServerStream
 //! ```
 //!
+//! A server that asks for the password in clear over an open network does not get it: the
+//! stream fails before anybody can answer.
+//!
 //! Receive buffers are left to the kernel: a size of our own would switch off TCP's
 //! auto-tuning, and a unix socket is bounded by the sender's buffer.
 
-use super::ConnFailure;
 use super::hosts::{Host, HostAddress};
 use super::tls::{TlsError, handshake};
 use super::trust::end_point_hash;
 use super::url::{ConnectionUrl, SslNegotiation, TcpSettings};
+use super::{AuthError, ConnFailure};
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -74,7 +77,31 @@ pub(super) async fn resolve(host: &Host) -> Result<Vec<Place>, ConnFailure> {
 pub(crate) struct ServerStream {
     transport: Transport,
     end_point_hash: Option<Vec<u8>>,
-    is_local: bool,
+    first: FirstBytes,
+}
+
+/// The beginning of what the server says, watched while a password could leak.
+#[derive(Debug, Default)]
+struct FirstBytes {
+    watched: bool,
+    seen: Vec<u8>,
+}
+
+impl FirstBytes {
+    /// AuthenticationCleartextPassword; always the first message where it comes at all.
+    const CLEARTEXT: [u8; 9] = [b'R', 0, 0, 0, 8, 0, 0, 0, 3];
+
+    /// Takes note of what was read; an error once the server asks for the password in clear.
+    fn watch(&mut self, read: &[u8]) -> io::Result<()> {
+        let missing = Self::CLEARTEXT.len().saturating_sub(self.seen.len());
+        self.seen
+            .extend_from_slice(&read[..read.len().min(missing)]);
+        self.watched = self.seen.len() < Self::CLEARTEXT.len();
+        if self.seen == Self::CLEARTEXT {
+            return Err(io::Error::other(AuthError::CleartextRefused));
+        }
+        Ok(())
+    }
 }
 
 #[derive(Debug)]
@@ -98,11 +125,7 @@ impl ServerStream {
                     .await
                     .map_err(ConnFailure::Network)?;
                 let transport = Transport::Unix(stream);
-                return Ok(Self {
-                    transport,
-                    end_point_hash: None,
-                    is_local: true,
-                });
+                return Ok(Self::new(transport, None, false));
             }
             Place::Tcp(address) => *address,
         };
@@ -119,11 +142,7 @@ impl ServerStream {
             (Encryption::Required, _) => return Err(ConnFailure::Tls(TlsError::NotOffered)),
         };
         if !begins_tls {
-            return Ok(Self {
-                transport: Transport::Tcp(stream),
-                end_point_hash: None,
-                is_local,
-            });
+            return Ok(Self::new(Transport::Tcp(stream), None, !is_local));
         }
         let name = match &host.address {
             HostAddress::Tcp { name, .. } => name.as_str(),
@@ -132,21 +151,29 @@ impl ServerStream {
         let stream = handshake(stream, &url.tls, name).await?;
         let certificates = stream.get_ref().1.peer_certificates();
         let end_point_hash = certificates.and_then(<[_]>::first).and_then(end_point_hash);
-        Ok(Self {
-            transport: Transport::Tls(Box::new(stream)),
+        Ok(Self::new(
+            Transport::Tls(Box::new(stream)),
             end_point_hash,
-            is_local,
-        })
+            false,
+        ))
+    }
+
+    /// `on_network`: others could read along.
+    fn new(transport: Transport, end_point_hash: Option<Vec<u8>>, on_network: bool) -> Self {
+        let first = FirstBytes {
+            watched: on_network,
+            seen: Vec::new(),
+        };
+        Self {
+            transport,
+            end_point_hash,
+            first,
+        }
     }
 
     /// Whether TLS protects the connection.
     pub(crate) fn is_encrypted(&self) -> bool {
         matches!(self.transport, Transport::Tls(_))
-    }
-
-    /// Whether nobody on a network can read along.
-    pub(crate) fn is_private(&self) -> bool {
-        self.is_encrypted() || self.is_local
     }
 
     /// `tls-server-end-point`, for SCRAM's channel binding.
@@ -197,10 +224,18 @@ impl AsyncRead for ServerStream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().transport {
+        let this = self.get_mut();
+        let before = buf.filled().len();
+        let outcome = match &mut this.transport {
             Transport::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
             Transport::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
             Transport::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+        };
+        match outcome {
+            Poll::Ready(Ok(())) if this.first.watched => {
+                Poll::Ready(this.first.watch(&buf.filled()[before..]))
+            }
+            outcome => outcome,
         }
     }
 }
@@ -232,5 +267,25 @@ impl AsyncWrite for ServerStream {
             Transport::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
             Transport::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_for_the_password_in_clear_is_seen_however_it_is_cut() {
+        let watch = |parts: &[&[u8]]| {
+            let mut first = FirstBytes {
+                watched: true,
+                seen: Vec::new(),
+            };
+            parts.iter().try_for_each(|part| first.watch(part)).is_err()
+        };
+        assert!(watch(&[b"R\0\0\0\x08\0\0\0\x03"]));
+        assert!(watch(&[b"R\0\0", b"\0\x08\0\0\0", b"\x03"]));
+        assert!(!watch(&[b"R\0\0\0\x0c\0\0\0\x05salt"]));
+        assert!(!watch(&[b"R\0\0\0\x08\0\0\0\0", b"R\0\0\0\x08\0\0\0\x03"]));
     }
 }

@@ -127,12 +127,23 @@ impl TlsError {
 fn describe_certificate(error: &CertificateError) -> String {
     match error {
         CertificateError::UnknownIssuer => "no trusted authority signed it".to_owned(),
+        CertificateError::BadSignature => {
+            "its signature is not that of the trusted authority".to_owned()
+        }
         CertificateError::NotValidForName => "it is for another host name".to_owned(),
         CertificateError::NotValidForNameContext { presented, .. } if presented.is_empty() => {
             "it has no host name in subjectAltName (a common name alone does not count)".to_owned()
         }
         CertificateError::NotValidForNameContext { presented, .. } => {
-            let names: Vec<_> = presented.iter().map(|name| name.replace('"', "")).collect();
+            // rustls writes them as DnsName("db.example").
+            let bare = |name: &String| {
+                name.replace(['"', ')'], "")
+                    .rsplit('(')
+                    .next()
+                    .unwrap_or_default()
+                    .to_owned()
+            };
+            let names: Vec<_> = presented.iter().map(bare).collect();
             format!("it is for {}", names.join(", "))
         }
         other => other.to_string(),

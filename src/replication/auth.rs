@@ -14,7 +14,7 @@
 //! ```
 
 use super::wire::{Incoming, Wire};
-use crate::conn::{AuthError, ChannelBinding, ConnFailure, ConnectionUrl, ServerError};
+use crate::conn::{AuthError, ChannelBinding, ConnFailure, ConnectionUrl, ErrorResponse};
 use postgres_protocol::authentication::md5_hash;
 use postgres_protocol::authentication::sasl::{
     self, SCRAM_SHA_256, SCRAM_SHA_256_PLUS, ScramSha256,
@@ -73,9 +73,7 @@ async fn authenticate(
     }
     match request {
         Message::AuthenticationOk => return Ok(()),
-        Message::AuthenticationCleartextPassword if !wire.stream().is_private() => {
-            return Err(ConnFailure::Authentication(AuthError::CleartextRefused));
-        }
+        // Over an open network the stream itself refuses this one.
         Message::AuthenticationCleartextPassword => {
             frontend::password_message(password()?, &mut wire.write).map_err(unsendable)?;
         }
@@ -172,7 +170,7 @@ async fn next(wire: &mut Wire) -> Result<Message, ConnFailure> {
     loop {
         match wire.next().await? {
             Incoming::Message(Message::ErrorResponse(body)) => {
-                return Err(ConnFailure::Server(ServerError::from_wire(body.fields())));
+                return Err(ConnFailure::Server(ErrorResponse::from_wire(body.fields())));
             }
             Incoming::Message(Message::NoticeResponse(_)) => {}
             Incoming::Message(message) => return Ok(message),

@@ -13,7 +13,7 @@ use super::auth::{ServerParameters, log_in};
 use super::error::{ReplicationError, Request};
 use super::wire::{Incoming, Wire};
 use crate::conn::{
-    self, ConnFailure, ConnectionUrl, Endpoint, Login, SERVER_KIND_SQL, ServerError, ServerKind,
+    self, ConnFailure, ConnectionUrl, Endpoint, ErrorResponse, Login, SERVER_KIND_SQL, ServerKind,
     ServerStream, Session,
 };
 use crate::pg::Lsn;
@@ -133,7 +133,7 @@ impl ReplicationConnection {
             match self.wire.next().await? {
                 Incoming::Message(Message::DataRow(body)) => rows.push(row(&body)?),
                 Incoming::Message(Message::ErrorResponse(body)) => {
-                    let error = ServerError::from_wire(body.fields());
+                    let error = ErrorResponse::from_wire(body.fields()).without_values();
                     // FATAL: no ReadyForQuery will follow.
                     if error.severity != "ERROR" {
                         return Err(ReplicationError::Server { request, error });
@@ -167,7 +167,7 @@ impl ReplicationConnection {
                 Ok(())
             }
             Message::NoticeResponse(body) => {
-                let notice = ServerError::from_wire(body.fields());
+                let notice = ErrorResponse::from_wire(body.fields());
                 tracing::debug!(sqlstate = notice.code, "notice from the source");
                 Ok(())
             }

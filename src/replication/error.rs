@@ -1,7 +1,7 @@
 //! What can go wrong between us and a walsender, and what the operator can do about it.
 
 use super::wire::WireError;
-use crate::conn::{ConnError, ServerError};
+use crate::conn::{ConnError, ErrorResponse};
 use crate::pg::Disposition;
 use std::fmt;
 use std::io;
@@ -58,7 +58,7 @@ pub enum ReplicationError {
         /// What was asked.
         request: Request,
         /// What it answered.
-        error: ServerError,
+        error: ErrorResponse,
     },
     /// The source sent what the protocol does not have at this place.
     #[error("the source does not follow the replication protocol: {0}")]
@@ -127,6 +127,14 @@ impl ReplicationError {
     #[must_use]
     pub fn advice(&self) -> String {
         match self {
+            Self::Connect(error) if error.code() == Some("42501") => {
+                let role = crate::pg::quote_ident(error.user());
+                format!(
+                    "the role may not replicate: ALTER ROLE {role} REPLICATION (on RDS: GRANT \
+                     rds_replication TO {role}); or it may not connect: {}",
+                    error.advice()
+                )
+            }
             Self::Connect(error) => error.advice(),
             Self::Lost(_) | Self::Ended => {
                 "it is tried again; see the source's log if it persists".into()
@@ -145,7 +153,7 @@ impl ReplicationError {
     }
 }
 
-fn server_advice(request: Request, error: &ServerError) -> String {
+fn server_advice(request: Request, error: &ErrorResponse) -> String {
     use Request::{CreateSlot, StartReplication, Stream};
     match (error.code.as_str(), request) {
         ("55006", _) => "another session uses the slot: stop the other daemon, or wait until \
@@ -207,7 +215,7 @@ mod tests {
     use super::*;
 
     fn server(request: Request, code: &str) -> ReplicationError {
-        let error = ServerError {
+        let error = ErrorResponse {
             severity: "ERROR".into(),
             code: code.into(),
             message: "m".into(),

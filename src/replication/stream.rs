@@ -16,7 +16,7 @@ use super::error::{ReplicationError, Request};
 use super::protocol::{ReplicationMessage, StandbyStatusUpdate, pg_time_us};
 use super::slot::SlotName;
 use super::wire::Incoming;
-use crate::conn::ServerError;
+use crate::conn::ErrorResponse;
 use crate::pg::{Lsn, quote_ident};
 use postgres_protocol::message::backend::Message;
 use postgres_protocol::message::frontend;
@@ -170,7 +170,7 @@ impl ReplicationConnection {
             match self.wire.next().await? {
                 Incoming::CopyBoth => return Ok(ReplicationStream { connection: self }),
                 Incoming::Message(Message::ErrorResponse(body)) => {
-                    let error = ServerError::from_wire(body.fields());
+                    let error = ErrorResponse::from_wire(body.fields());
                     let request = Request::StartReplication;
                     return Err(ReplicationError::Server { request, error });
                 }
@@ -294,7 +294,7 @@ impl ReplicationStream {
 }
 
 fn refused(body: &postgres_protocol::message::backend::ErrorResponseBody) -> ReplicationError {
-    let error = ServerError::from_wire(body.fields());
+    let error = ErrorResponse::from_wire(body.fields()).without_values();
     ReplicationError::Server {
         request: Request::Stream,
         error,

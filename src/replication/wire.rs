@@ -172,10 +172,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     }
 
     fn make_room(&mut self, missing: usize) {
-        let free = self.read.capacity() - self.read.len();
-        if free < missing.min(READ_BYTES_MIN) || free < READ_BYTES_MIN {
-            let most = self.read.len().max(READ_BYTES);
-            self.read.reserve(missing.clamp(READ_BYTES, most));
+        let length = self.read.len();
+        if self.read.capacity() - length < READ_BYTES_MIN {
+            // A whole of READ_BYTES, so that a buffer nobody holds on to is used again.
+            let whole = (length + missing).min(2 * length).max(READ_BYTES);
+            self.read.reserve((whole - length).max(1));
         }
     }
 
