@@ -154,7 +154,17 @@ impl Store {
         if row.get(0) {
             return Ok(());
         }
-        let made = client.batch_execute(&bookkeeping_sql(None)).await;
+        // CREATE SCHEMA IF NOT EXISTS asks for the privilege even where the schema exists.
+        let has_schema = "SELECT pg_catalog.to_regnamespace('pglockstep') IS NOT NULL";
+        let row = client
+            .query_one(has_schema, &[])
+            .await
+            .map_err(ProgressError::doing("look"))?;
+        let made = if row.get(0) {
+            client.batch_execute(BOOKKEEPING).await
+        } else {
+            client.batch_execute(&bookkeeping_sql(None)).await
+        };
         made.map_err(ServerError::from)
             .map_err(|source| match source.sqlstate() {
                 Some("42501") => ProgressError::NoSchema(source),
