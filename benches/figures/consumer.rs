@@ -4,6 +4,7 @@ use std::io::Write;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use pglockstep::demo::cluster::Cluster;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio_postgres::Client;
 
@@ -65,7 +66,7 @@ impl<'g> Consumer<'g> {
     /// From nothing until every table is copied and the stream runs.
     pub async fn first_copy(&mut self, what: &'static str) -> Sample {
         let (source, replica) = self.ground.clients().await;
-        let started = Instant::now();
+        let begun = self.begin();
         match self.kind {
             Kind::NativeText | Kind::NativeBinary => {
                 let sql = format!(
@@ -82,15 +83,14 @@ impl<'g> Consumer<'g> {
             self.is_in_step(&source, &replica).await
         })
         .await;
-        let took = started.elapsed();
-        self.sample(what, took, &source, &replica).await
+        self.sample(what, begun)
     }
 
     /// From the start until the sentinel's last value can be read on the replica.
     pub async fn drain(&mut self, what: &'static str, sentinel: i32) -> Sample {
-        let (source, replica) = self.ground.clients().await;
+        let (_, replica) = self.ground.clients().await;
         assert_ne!(self.ground.sentinel(&replica).await, Some(sentinel));
-        let started = Instant::now();
+        let begun = self.begin();
         match self.kind {
             Kind::NativeText | Kind::NativeBinary => {
                 let sql = format!("ALTER SUBSCRIPTION {NAME} ENABLE");
@@ -102,8 +102,7 @@ impl<'g> Consumer<'g> {
             self.ground.sentinel(&replica).await == Some(sentinel)
         })
         .await;
-        let took = started.elapsed();
-        self.sample(what, took, &source, &replica).await
+        self.sample(what, begun)
     }
 
     /// Ends it in order; the slot stays.
@@ -182,49 +181,53 @@ impl<'g> Consumer<'g> {
         assert!(daemon.child.wait().unwrap().success());
     }
 
-    async fn sample(
-        &self,
-        what: &'static str,
-        took: Duration,
-        source: &Client,
-        replica: &Client,
-    ) -> Sample {
-        let walsenders = "SELECT pid FROM pg_stat_replication";
-        let writers = "SELECT pid FROM pg_stat_subscription WHERE pid IS NOT NULL UNION \
-             SELECT pid FROM pg_stat_activity WHERE application_name = 'pglockstep_figures'";
+    fn sample(&self, what: &'static str, begun: Begun) -> Sample {
         let daemon = self.daemon.as_ref().map(|daemon| daemon.child.id());
         Sample {
             what,
             kind: self.kind,
-            seconds: took.as_secs_f64(),
-            walsender_seconds: cpu_seconds(&pids(source, walsenders).await),
-            writer_seconds: cpu_seconds(&pids(replica, writers).await),
-            daemon_seconds: cpu_seconds(daemon.as_slice()),
+            seconds: begun.at.elapsed().as_secs_f64(),
+            source_seconds: server_seconds(&self.ground.source) - begun.source_seconds,
+            replica_seconds: server_seconds(&self.ground.replica) - begun.replica_seconds,
+            daemon_seconds: daemon.map_or(0.0, |id| seconds_of(id, 2)),
             daemon_mib_max: daemon.map(resident_mib_max),
+        }
+    }
+
+    fn begin(&self) -> Begun {
+        Begun {
+            source_seconds: server_seconds(&self.ground.source),
+            replica_seconds: server_seconds(&self.ground.replica),
+            at: Instant::now(),
         }
     }
 }
 
-async fn pids(client: &Client, sql: &str) -> Vec<u32> {
-    let rows = client.query(sql, &[]).await.unwrap();
-    rows.iter()
-        .map(|row| u32::try_from(row.get::<_, i32>(0)).unwrap())
-        .collect()
+/// Clocks as they stood when something began.
+struct Begun {
+    source_seconds: f64,
+    replica_seconds: f64,
+    at: Instant,
 }
 
-/// User and system time of processes that still run.
-fn cpu_seconds(pids: &[u32]) -> f64 {
-    let ticks: u64 = pids
-        .iter()
-        .filter_map(|pid| {
-            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-            let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-            Some(fields[11].parse::<u64>().ok()? + fields[12].parse::<u64>().ok()?)
-        })
-        .sum();
-    #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
-    let seconds = ticks as f64 / 100.0;
-    seconds
+/// Processor time of a server and of all its processes, those that have ended included.
+fn server_seconds(cluster: &Cluster) -> f64 {
+    let id = cluster.pid().unwrap();
+    let children = std::fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap();
+    let running = children
+        .split_whitespace()
+        .map(|id| seconds_of(id.parse().unwrap(), 2));
+    seconds_of(id, 4) + running.sum::<f64>()
+}
+
+/// Processor time of one process: user and system (2 clocks), with ended children (4).
+fn seconds_of(id: u32, clocks: usize) -> f64 {
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{id}/stat")) else {
+        return 0.0;
+    };
+    let (_, after_name) = stat.rsplit_once(')').unwrap();
+    let ticks = after_name.split_whitespace().skip(11).take(clocks);
+    ticks.map(|n| n.parse::<f64>().unwrap()).sum::<f64>() / 100.0
 }
 
 fn resident_mib_max(pid: u32) -> f64 {

@@ -11,7 +11,7 @@
 //!
 //! After each, both sides must hold the same rows, by a hash over all of them: a fast wrong
 //! answer ends the run. Arguments: `--rounds N` (3), `--transactions N` for each pgbench
-//! client (25000), `--only copy|large` to leave the rest out.
+//! client (25000), `--only copy|backlog|large` and `--consumer pglockstep` to leave the rest out.
 
 #![allow(missing_docs, unreachable_pub)]
 #![allow(clippy::unwrap_used, clippy::panic)]
@@ -28,6 +28,7 @@ struct Arguments {
     rounds: usize,
     transactions: u32,
     only: Option<String>,
+    consumer: Option<String>,
 }
 
 fn main() {
@@ -52,6 +53,7 @@ fn arguments() -> Arguments {
         rounds: after("--rounds").map_or(3, |n| n.parse().unwrap()),
         transactions: after("--transactions").map_or(25_000, |n| n.parse().unwrap()),
         only: after("--only"),
+        consumer: after("--consumer"),
     }
 }
 
@@ -65,8 +67,12 @@ async fn run(arguments: &Arguments) {
         if round % 2 == 1 {
             kinds.reverse();
         }
-        for kind in kinds {
-            if is_wanted("copy") {
+        let consumer = arguments.consumer.as_deref().unwrap_or_default();
+        for kind in kinds
+            .into_iter()
+            .filter(|kind| kind.name().contains(consumer))
+        {
+            if is_wanted("copy") || is_wanted("backlog") {
                 samples.extend(pgbench(&ground, kind, arguments).await);
             }
             if is_wanted("large") {
@@ -85,7 +91,7 @@ async fn pgbench(ground: &Ground, kind: Kind, arguments: &Arguments) -> Vec<Samp
     ground.checkpoint().await;
     samples.push(consumer.first_copy("copy").await);
     ground.assert_equal(Work::Pgbench).await;
-    if arguments.only.is_none() {
+    if arguments.only.as_deref() != Some("copy") {
         consumer.stop().await;
         ground.run_pgbench(arguments.transactions);
         let sentinel = ground.write_sentinel().await;

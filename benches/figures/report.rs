@@ -12,10 +12,11 @@ pub struct Sample {
     pub what: &'static str,
     pub kind: Kind,
     pub seconds: f64,
-    /// Processor time of the source's walsender.
-    pub walsender_seconds: f64,
-    /// Processor time of whoever writes on the replica's server.
-    pub writer_seconds: f64,
+    /// Processor time of the source's server.
+    pub source_seconds: f64,
+    /// Processor time of the replica's server.
+    pub replica_seconds: f64,
+    /// Processor time of the daemon.
     pub daemon_seconds: f64,
     pub daemon_mib_max: Option<f64>,
 }
@@ -26,12 +27,12 @@ impl Sample {
             format!(", at most {mib:.1} MiB resident")
         });
         println!(
-            "{:<8} {:<28} {:>7.2} s   (processor s: walsender {:.2}, replica {:.2}, daemon {:.2}{memory})",
+            "{:<8} {:<28} {:>7.2} s   (processor s: source {:.2}, replica {:.2}, daemon {:.2}{memory})",
             self.what,
             self.kind.name(),
             self.seconds,
-            self.walsender_seconds,
-            self.writer_seconds,
+            self.source_seconds,
+            self.replica_seconds,
             self.daemon_seconds,
         );
     }
