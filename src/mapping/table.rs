@@ -116,7 +116,7 @@ pub struct MappingError {
     pub source_table: QualifiedName,
     /// The replica table.
     pub replica_table: QualifiedName,
-    /// One sentence each, with its remedy.
+    /// One sentence each; where there is a remedy, it follows the first colon.
     pub problems: Vec<String>,
 }
 
@@ -399,7 +399,7 @@ impl<'a> Compiler<'a> {
         if let ConflictPolicy::NewestWins { column } = &self.rule.on_conflict {
             if !columns.iter().any(|c| c.name == *column) {
                 self.problems.push(format!(
-                    "`on_conflict = newest_wins({column})`: the mapping does not write a replica column {column}"
+                    "`on_conflict = newest_wins({column})` compares a replica column that the mapping does not write: map a source column to it, or `set` it"
                 ));
             }
         }
