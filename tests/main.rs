@@ -8,4 +8,5 @@ mod cluster;
 mod golden;
 mod support;
 mod types;
+mod verbs;
 mod wire;

@@ -6,8 +6,8 @@ use crate::cli::human;
 use crate::config::Config;
 use crate::conn::{Endpoint, Session};
 use crate::mapping::{
-    ColumnMapping, ColumnValue, ConflictPolicy, ExistingRows, ExtraRows, RowIdentity, Settings,
-    TableMapping, TablePattern,
+    ColumnMapping, ColumnValue, ConflictPolicy, ExistingRows, ExtraRows, InputColumn, RowIdentity,
+    Settings, TableMapping, TablePattern,
 };
 use crate::pg::{QualifiedName, ReplicaIdentity};
 use crate::pipeline::{PlanProblem, PlannedTable, TablePlan, survey_tables};
@@ -148,13 +148,11 @@ impl Explained {
                 "nothing: inserts only, the source refuses updates and deletes".to_owned()
             }
         };
-        let is_kept = |name: &str| {
-            mapping
-                .inputs
-                .iter()
-                .any(|i| i.name == name && i.kept_in.is_some())
-        };
-        let left_behind = table.source.columns.iter().filter(|c| !is_kept(&c.name));
+        let left_behind = table
+            .source
+            .columns
+            .iter()
+            .filter(|c| !arrives(mapping, &c.name));
         let is_written = |name: &str| mapping.columns.iter().any(|c| c.name == name);
         let local = table
             .replica
@@ -247,6 +245,19 @@ impl Explained {
         }
         lines.join("\n")
     }
+}
+
+/// Whether a replica column holds the source column, or is made from it.
+fn arrives(mapping: &TableMapping, name: &str) -> bool {
+    let is_kept = |input: &InputColumn| input.name == name && input.kept_in.is_some();
+    let position = mapping.relation.position(name);
+    let is_read = |column: &ColumnMapping| match &column.value {
+        ColumnValue::Computed(expression) => {
+            position.is_some_and(|p| expression.reads.contains(&p))
+        }
+        ColumnValue::Input(_) => false,
+    };
+    mapping.inputs.iter().any(is_kept) || mapping.columns.iter().any(is_read)
 }
 
 fn columns(mapping: &TableMapping, key: &[usize]) -> Vec<Column> {
