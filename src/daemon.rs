@@ -1,1 +1,189 @@
-//! Daemon.
+//! Builds the rooms, spawns the tasks, owns the order of shutdown.
+//!
+//! ```text
+//!  start:     endpoints ─▶ pipeline ─▶ READY to the service manager ─▶ watchdog
+//!  shutdown:  pipeline (the batch in hand is finished, the source told) ─▶ endpoints
+//! ```
+
+use crate::config::Config;
+use crate::conn::Endpoint;
+use crate::http::{self, BindError};
+use crate::pg::Side;
+use crate::pipeline::{PipelineConfig, PipelineError, supervise};
+use crate::telemetry::{self, PipelineState, Telemetry};
+use sd_notify::NotifyState;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+/// How long the batch in hand may take to finish at shutdown; what is left of the 10 s that
+/// are promised goes to saying good-bye.
+const FINISH_WITHIN: Duration = Duration::from_secs(8);
+/// Without progress for this long the watchdog is no longer fed. Longer than any statement
+/// of a healthy batch, since a restart would only begin the same batch again.
+const STUCK_AFTER: Duration = Duration::from_secs(300);
+/// Making a slot waits for the source's open transactions; after this long it says so.
+const SLOT_LOCK_TIMEOUT_MS: u32 = 60_000;
+
+/// The daemon could not run.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// The endpoints cannot be opened.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The pipeline ended before it ever ran.
+    #[error(transparent)]
+    Pipeline(#[from] PipelineError),
+}
+
+impl DaemonError {
+    /// What an operator can do about it.
+    #[must_use]
+    pub fn advice(&self) -> Option<String> {
+        match self {
+            Self::Bind(_) => Some("choose another [http] listen, or end what holds it".to_owned()),
+            Self::Pipeline(error) => error.advice(),
+        }
+    }
+}
+
+/// Runs until `shutdown`.
+///
+/// # Errors
+/// [`DaemonError`]; once the pipeline has run, only shutdown ends it.
+pub async fn run(
+    config: &Config,
+    telemetry: Telemetry,
+    shutdown: CancellationToken,
+) -> Result<(), DaemonError> {
+    let listener = http::bind(&config.http).await?;
+    tracing::info!(
+        pipeline = config.name,
+        version = env!("CARGO_PKG_VERSION"),
+        listen = %config.http.listen,
+        "started"
+    );
+    let http_shutdown = CancellationToken::new();
+    let http = tokio::spawn(http::serve(
+        listener,
+        telemetry.clone(),
+        config.http,
+        http_shutdown.clone(),
+    ));
+    notify(&[NotifyState::Ready]);
+    let service_manager = tokio::spawn(feed_watchdog(telemetry.clone()));
+
+    let done = run_pipeline(config, &telemetry, &shutdown).await;
+
+    notify(&[NotifyState::Stopping]);
+    service_manager.abort();
+    http_shutdown.cancel();
+    // Requests under way get their second; nothing of theirs can fail the daemon.
+    let _ = http.await;
+    tracing::info!("stopped");
+    Ok(done?)
+}
+
+async fn run_pipeline(
+    config: &Config,
+    telemetry: &Telemetry,
+    shutdown: &CancellationToken,
+) -> Result<(), PipelineError> {
+    let configure = || pipeline_config(config, telemetry);
+    let pipeline = supervise(configure, config.retry, telemetry, shutdown);
+    let overdue = async {
+        shutdown.cancelled().await;
+        tokio::time::sleep(FINISH_WITHIN).await;
+    };
+    tokio::select! {
+        done = pipeline => done,
+        () = overdue => {
+            tracing::warn!(
+                waited_seconds = FINISH_WITHIN.as_secs(),
+                "the batch in hand did not finish in time: given up, it will be applied again"
+            );
+            Ok(())
+        }
+    }
+}
+
+/// The pipeline's configuration as it is now; connection strings in files are read again.
+fn pipeline_config(
+    config: &Config,
+    telemetry: &Telemetry,
+) -> Result<PipelineConfig, PipelineError> {
+    let source = endpoint(config, Side::Source)?;
+    let replica = endpoint(config, Side::Replica)?;
+    let told = |endpoint: &Endpoint, environment: &Option<String>| telemetry::Endpoint {
+        host: endpoint.describe(),
+        database: endpoint.url.database().to_owned(),
+        environment: environment.clone(),
+    };
+    telemetry.set_endpoints(
+        told(&source, &config.source.environment),
+        told(&replica, &config.replica.environment),
+    );
+    Ok(PipelineConfig {
+        name: config.name.clone(),
+        source,
+        replica,
+        publication: config.source.publication.clone(),
+        slot: config.source.slot.clone(),
+        failover: config.source.failover,
+        slot_lock_timeout_ms: SLOT_LOCK_TIMEOUT_MS,
+        mapping: config.mapping.clone(),
+        copy: config.snapshot,
+        apply: config.apply,
+        retry: config.retry,
+    })
+}
+
+/// One side's endpoint, from its connection string as it is now.
+///
+/// # Errors
+/// The string cannot be read or makes no sense.
+pub fn endpoint(config: &Config, side: Side) -> Result<Endpoint, PipelineError> {
+    let from = match side {
+        Side::Source => &config.source.url,
+        Side::Replica => &config.replica.url,
+    };
+    let definite = |message: String| PipelineError::Definite {
+        message: format!("[{side}] url cannot be used: {message}"),
+        advice: format!("mend [{side}] url or url_file"),
+    };
+    let url = from
+        .read()
+        .map_err(|error| definite(telemetry::Chain(&error).to_string()))?;
+    Ok(Endpoint::new(side, url, config.application_name()))
+}
+
+/// Tells the service manager, where there is one.
+fn notify(states: &[NotifyState<'_>]) {
+    // Without a service manager there is nobody to tell.
+    let _ = sd_notify::notify(states);
+}
+
+/// Feeds the service manager's watchdog as long as the stream makes progress, or is known to
+/// wait: for a server, for another daemon, for an operator.
+async fn feed_watchdog(telemetry: Telemetry) {
+    let period = sd_notify::watchdog_enabled().map_or(Duration::from_secs(5), |limit| limit / 3);
+    let mut ticks = tokio::time::interval(period);
+    loop {
+        ticks.tick().await;
+        let status = telemetry.status();
+        let waits = matches!(
+            status.state,
+            PipelineState::Starting
+                | PipelineState::Failed
+                | PipelineState::Paused
+                | PipelineState::Standby
+        );
+        let text = match &status.reason {
+            Some(reason) => format!("{}: {reason}", status.state.as_str()),
+            None => status.state.as_str().to_owned(),
+        };
+        notify(&[NotifyState::Status(&text)]);
+        if waits || telemetry.last_progress().elapsed() < STUCK_AFTER {
+            notify(&[NotifyState::Watchdog]);
+        }
+    }
+}

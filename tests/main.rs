@@ -7,5 +7,5 @@ mod architecture;
 mod cluster;
 mod golden;
 mod support;
+mod types;
 mod wire;
-fn main() {}

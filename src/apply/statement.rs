@@ -531,15 +531,16 @@ fn on_own_line(expression: &Expression) -> String {
     format!("{}\n", expression.sql)
 }
 
-/// `pg_catalog.unnest($1::text[], $2::text[]) AS u(a0, a1)`.
+/// `ROWS FROM (unnest($1), unnest($2)) AS u(a0, a1)`: `unnest` of several arrays cannot be
+/// named with its schema.
 fn unnest(arrays: &[usize]) -> String {
-    let params = join(
+    let columns = join(
         arrays
             .iter()
-            .map(|n| format!("${}::pg_catalog.text[]", n + 1)),
+            .map(|n| format!("pg_catalog.unnest(${}::pg_catalog.text[])", n + 1)),
     );
     let names = join(arrays.iter().map(|n| format!("a{n}")));
-    format!("pg_catalog.unnest({params}) AS u({names})")
+    format!("ROWS FROM ({columns}) AS u({names})")
 }
 
 fn join(parts: impl Iterator<Item = String>) -> String {

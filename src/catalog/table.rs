@@ -125,7 +125,8 @@ SELECT c.oid, n.nspname::pg_catalog.text, c.relname::pg_catalog.text, c.relkind,
                WHERE g.tgrelid = c.oid AND NOT g.tgisinternal AND g.tgenabled IN ('O', 'A'))
 FROM pg_catalog.pg_class c
 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-JOIN pg_catalog.unnest($1::pg_catalog.text[], $2::pg_catalog.text[]) AS w(schema, name)
+JOIN ROWS FROM (pg_catalog.unnest($1::pg_catalog.text[]), pg_catalog.unnest($2::pg_catalog.text[]))
+  AS w(schema, name)
   ON w.schema = n.nspname AND w.name = c.relname
 WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S')";
 

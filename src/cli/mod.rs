@@ -5,6 +5,7 @@
 
 mod human;
 mod output;
+mod run;
 mod status;
 
 use crate::config::{Config, ConfigError};
@@ -63,6 +64,8 @@ enum LogFormatArg {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    /// Runs the daemon, in the foreground.
+    Run,
     /// Shows positions, lag, tables, slot and the last error of the running daemon.
     Status(status::Args),
 }
@@ -70,6 +73,7 @@ enum Verb {
 impl Verb {
     async fn run(self, config: PathBuf) -> anyhow::Result<Outcome> {
         match self {
+            Self::Run => run::run(Config::load(&config)?).await,
             Self::Status(args) => status::run(Config::load(&config)?, args).await,
         }
     }

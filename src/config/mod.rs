@@ -20,7 +20,7 @@ mod tables;
 mod validate;
 
 pub use problems::Problem;
-pub use secret::{ConnectionUrl, ReadUrlError};
+pub use secret::{ReadUrlError, UrlSource};
 
 use crate::{apply, http, mapping, pipeline, snapshot};
 use problems::{Places, Report};
@@ -61,7 +61,7 @@ pub struct Config {
 #[derive(Clone, Debug)]
 pub struct SourceConfig {
     /// How to reach it.
-    pub url: ConnectionUrl,
+    pub url: UrlSource,
     /// A label for people.
     pub environment: Option<String>,
     /// The publication that is followed.
@@ -78,7 +78,7 @@ pub struct SourceConfig {
 #[derive(Clone, Debug)]
 pub struct ReplicaConfig {
     /// How to reach it.
-    pub url: ConnectionUrl,
+    pub url: UrlSource,
     /// A label for people.
     pub environment: Option<String>,
     /// Sessions opened at most.

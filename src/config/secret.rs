@@ -1,12 +1,13 @@
-//! Connection strings: they may hold passwords, so they are never shown and never logged.
+//! Where connection strings are. They may hold passwords: never shown, never logged.
 
+use crate::conn::{ConnectionUrl, UrlError};
 use secrecy::{ExposeSecret, SecretString};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// Where a connection string is.
 #[derive(Clone, Debug)]
-pub enum ConnectionUrl {
+pub enum UrlSource {
     /// In the configuration itself.
     Inline(SecretString),
     /// In a file, read whenever a connection is made, so that it may change meanwhile.
@@ -42,6 +43,9 @@ pub enum ReadUrlError {
     /// `enc:v1:…`
     #[error("encrypted connection strings (enc:v1:) are not supported yet by this version")]
     Encrypted,
+    /// It is not a connection string.
+    #[error(transparent)]
+    Malformed(UrlError),
 }
 
 impl ReadUrlError {
@@ -52,21 +56,21 @@ impl ReadUrlError {
     }
 }
 
-impl ConnectionUrl {
-    /// The connection string as it is now.
+impl UrlSource {
+    /// The connection string as it is now, taken apart.
     ///
     /// # Errors
-    /// The file cannot be read, is open to everybody or is empty; or the string is encrypted.
-    pub fn read(&self) -> Result<SecretString, ReadUrlError> {
-        let url = match self {
-            Self::Inline(url) => url.clone(),
+    /// The file cannot be read, is open to everybody or is empty; or what is there is
+    /// encrypted or no connection string.
+    pub fn read(&self) -> Result<ConnectionUrl, ReadUrlError> {
+        let text = match self {
+            Self::Inline(text) => text.clone(),
             Self::File(path) => read_secret_file(path)?,
         };
-        if url.expose_secret().starts_with("enc:v1:") {
-            Err(ReadUrlError::Encrypted)
-        } else {
-            Ok(url)
+        if text.expose_secret().starts_with("enc:v1:") {
+            return Err(ReadUrlError::Encrypted);
         }
+        ConnectionUrl::parse(&text).map_err(ReadUrlError::Malformed)
     }
 }
 
@@ -99,20 +103,20 @@ mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
 
-    fn file(folder: &tempfile::TempDir, mode: u32, text: &str) -> ConnectionUrl {
+    fn file(folder: &tempfile::TempDir, mode: u32, text: &str) -> UrlSource {
         let path = folder.path().join("url");
         std::fs::write(&path, text).unwrap();
         std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
-        ConnectionUrl::File(path)
+        UrlSource::File(path)
     }
 
     #[test]
     fn a_file_is_read_at_each_use() {
         let folder = tempfile::tempdir().unwrap();
         let url = file(&folder, 0o640, "postgres://a:b@c/d\r\n");
-        assert_eq!(url.read().unwrap().expose_secret(), "postgres://a:b@c/d");
-        file(&folder, 0o640, "postgres://rotated");
-        assert_eq!(url.read().unwrap().expose_secret(), "postgres://rotated");
+        assert_eq!(url.read().unwrap().describe(), "c:5432/d");
+        file(&folder, 0o640, "postgres://a@rotated/d");
+        assert_eq!(url.read().unwrap().describe(), "rotated:5432/d");
     }
 
     #[test]
@@ -127,7 +131,7 @@ mod tests {
             file(&folder, 0o600, "\n").read(),
             Err(ReadUrlError::Empty { .. })
         ));
-        let missing = ConnectionUrl::File(folder.path().join("none"));
+        let missing = UrlSource::File(folder.path().join("none"));
         assert!(matches!(
             missing.read(),
             Err(ReadUrlError::Unreadable { .. })
@@ -140,7 +144,7 @@ mod tests {
 
     #[test]
     fn debug_shows_no_secret() {
-        let url = ConnectionUrl::Inline("postgres://a:hunter2@c/d".into());
+        let url = UrlSource::Inline("postgres://a:hunter2@c/d".into());
         assert!(!format!("{url:?}").contains("hunter2"));
     }
 }

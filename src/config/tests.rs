@@ -2,7 +2,6 @@
 
 use super::*;
 use crate::mapping::{ConflictPolicy, ExistingRows, ExtraRows};
-use secrecy::ExposeSecret;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -67,14 +66,14 @@ fn the_file_that_is_shipped_loads() {
 const EVERY_KEY: &str = r#"
 name = "crm"
 [source]
-url = "postgres://a/app"
+url = "postgres://u@a/app"
 environment = "production"
 publication = "Everything"
 slot = "s1"
 failover = true
 binary = true
 [replica]
-url = "postgres://b/crm"
+url = "postgres://u@b/crm"
 environment = "staging"
 accept_environments = ["production"]
 pool_max = 12
@@ -156,7 +155,7 @@ fn the_environment_stands_over_the_file() {
     let config = parse_with(
         LEAST,
         &[
-            ("PGLOCKSTEP__SOURCE__URL", "postgres://other/app"),
+            ("PGLOCKSTEP__SOURCE__URL", "postgres://u@other/app"),
             ("PGLOCKSTEP__COPY__WORKERS", "7"),
             ("PGLOCKSTEP__SOURCE__FAILOVER", "true"),
             ("PGLOCKSTEP__SOURCE__SLOT", "5"),
@@ -170,8 +169,8 @@ fn the_environment_stands_over_the_file() {
     )
     .unwrap();
     assert_eq!(
-        config.source.url.read().unwrap().expose_secret(),
-        "postgres://other/app"
+        config.source.url.read().unwrap().describe(),
+        "other:5432/app"
     );
     assert_eq!(config.snapshot.workers, 7);
     assert!(config.source.failover);
@@ -201,7 +200,7 @@ fn the_environment_stands_over_the_file() {
 
 #[test]
 fn all_problems_come_at_once_in_the_order_of_the_file() {
-    let text = "nmae = \"crm\"\n[source]\nurl = 5\nslot = \"A\"\n[replica]\nurl = \"postgres://b/c\"\n\
+    let text = "nmae = \"crm\"\n[source]\nurl = 5\nslot = \"A\"\n[replica]\nurl = \"postgres://u@b/c\"\n\
                 [copy]\nworkers = true\n[apply]\non_conflict = \"x\"\n";
     let keys: Vec<String> = parse(text)
         .unwrap_err()
@@ -258,7 +257,7 @@ fn production_is_fed_from_production() {
 fn the_error_lists_its_problems() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("c.toml");
-    std::fs::write(&path, "name = 1\n[source]\nurl = \"a\"\n").unwrap();
+    std::fs::write(&path, "name = 1\n[source]\nurl = \"postgres://u@a/b\"\n").unwrap();
     let message = Config::load(&path).unwrap_err().to_string();
     let lines: Vec<&str> = message.lines().collect();
     assert_eq!(

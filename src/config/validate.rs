@@ -6,10 +6,9 @@ use super::raw::{
     SchemaChanges,
 };
 use super::tables::{parse_policy, validate_tables};
-use super::{Config, ConnectionUrl, ReplicaConfig, SourceConfig, derived_name};
+use super::{Config, ReplicaConfig, SourceConfig, UrlSource, derived_name};
 use crate::telemetry::{Chain, ReadyBounds};
 use crate::{apply, http, mapping, pipeline, snapshot};
-use secrecy::ExposeSecret;
 
 const PRODUCTION: &str = "production";
 /// Names on a server are cut after so many bytes, silently.
@@ -141,28 +140,29 @@ fn validate_urls(
     source: &RawUrl,
     replica: &RawUrl,
     report: &mut Report,
-) -> Option<(ConnectionUrl, ConnectionUrl)> {
+) -> Option<(UrlSource, UrlSource)> {
     let source = validate_url(source, "source", report);
     let replica = validate_url(replica, "replica", report);
     let (source, replica) = (source?, replica?);
-    if let (Ok(source_text), Ok(replica_text)) = (source.read(), replica.read())
-        && source_text.expose_secret().trim() == replica_text.expose_secret().trim()
+    if let (Ok(from), Ok(to)) = (source.read(), replica.read())
+        && from.describe() == to.describe()
     {
+        // Other names of the same server are found out when connected, by its system identifier.
         let message = "the same database as the source: it would be copied onto itself";
         report.add("replica.url", message);
     }
     Some((source, replica))
 }
 
-fn validate_url(raw: &RawUrl, side: &str, report: &mut Report) -> Option<ConnectionUrl> {
+fn validate_url(raw: &RawUrl, side: &str, report: &mut Report) -> Option<UrlSource> {
     let (url_key, file_key) = (format!("{side}.url"), format!("{side}.url_file"));
     let (key, url) = match (&raw.url, &raw.url_file) {
         (Some(_), Some(_)) => {
             report.add(&url_key, "give url or url_file, not both");
             return None;
         }
-        (Some(url), None) => (url_key, ConnectionUrl::Inline(url.clone())),
-        (None, Some(path)) => (file_key, ConnectionUrl::File(path.into())),
+        (Some(url), None) => (url_key, UrlSource::Inline(url.clone())),
+        (None, Some(path)) => (file_key, UrlSource::File(path.into())),
         (None, None) => {
             if !report.is_broken(&url_key) && !report.is_broken(&file_key) {
                 let message = "missing; expected postgres://user@host:port/database, here or in \
@@ -173,10 +173,6 @@ fn validate_url(raw: &RawUrl, side: &str, report: &mut Report) -> Option<Connect
         }
     };
     match url.read() {
-        Ok(text) if text.expose_secret().trim().is_empty() => {
-            report.add(&key, "empty; expected postgres://user@host:port/database");
-            None
-        }
         Ok(_) => Some(url),
         // `status` is for everybody, the secret is not: whoever connects will be told.
         Err(error) if error.is_denied() => Some(url),

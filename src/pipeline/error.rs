@@ -6,7 +6,7 @@ use crate::conn::ConnError;
 use crate::pg::{Disposition, Lsn};
 use crate::pgoutput::DecodeError;
 use crate::progress::ProgressError;
-use crate::replication::ReplicationError;
+use crate::replication::{ReplicationError, SlotNameError};
 use crate::snapshot::SnapshotError;
 use crate::telemetry::ErrorCategory;
 
@@ -19,6 +19,9 @@ pub enum PipelineError {
     /// The source's replication protocol failed.
     #[error(transparent)]
     Replication(#[from] ReplicationError),
+    /// The slot's name is none.
+    #[error(transparent)]
+    SlotName(#[from] SlotNameError),
     /// The stream cannot be read.
     #[error("the source's stream cannot be decoded")]
     Decode(#[from] DecodeError),
@@ -93,9 +96,11 @@ impl PipelineError {
             Self::Apply { source, .. } | Self::Prepare(source) => source.disposition(),
             Self::Select { source, .. } => source.disposition(),
             Self::Waiting(_) | Self::TableJoined(_) | Self::ReceiverGone => Disposition::Transient,
-            Self::Decode(_) | Self::OutOfOrder(_) | Self::Mapping { .. } | Self::Definite { .. } => {
-                Disposition::Definite
-            }
+            Self::Decode(_)
+            | Self::OutOfOrder(_)
+            | Self::SlotName(_)
+            | Self::Mapping { .. }
+            | Self::Definite { .. } => Disposition::Definite,
         }
     }
 
@@ -126,7 +131,7 @@ impl PipelineError {
         match self {
             Self::Conn(_) | Self::Replication(_) | Self::Waiting(_) => ErrorCategory::Network,
             Self::Mapping { .. } | Self::Select { .. } => ErrorCategory::Mapping,
-            Self::Definite { .. } => ErrorCategory::Validation,
+            Self::Definite { .. } | Self::SlotName(_) => ErrorCategory::Validation,
             Self::Decode(_) | Self::OutOfOrder(_) | Self::TableJoined(_) | Self::ReceiverGone => {
                 ErrorCategory::System
             }

@@ -14,6 +14,7 @@
 use super::PipelineError;
 use super::receive::{Event, Inbox};
 use super::relations::{Entry, Relations};
+use super::slot_watch::SlotWatch;
 use crate::apply::{Applier, ApplyError, Batch, RowChange, Settings, Written};
 use crate::pg::{Change, Lsn};
 use crate::pgoutput::Message;
@@ -26,13 +27,22 @@ use tokio_util::sync::CancellationToken;
 /// Positions without data are written this often.
 const IDLE_ADVANCE_EVERY: Duration = Duration::from_secs(10);
 
-/// The one owner of a running stream.
-pub(crate) struct Follower<'a> {
+/// What a start hands over.
+pub(crate) struct Streams {
     pub(crate) inbox: Inbox,
     pub(crate) applier: Applier,
     pub(crate) relations: Relations,
-    pub(crate) settings: &'a Settings,
-    pub(crate) telemetry: &'a Telemetry,
+    pub(crate) watch: SlotWatch,
+}
+
+/// The one owner of a running stream.
+pub(crate) struct Follower<'a> {
+    inbox: Inbox,
+    applier: Applier,
+    relations: Relations,
+    _watch: SlotWatch,
+    settings: &'a Settings,
+    telemetry: &'a Telemetry,
     /// Every table is past its copy.
     is_streaming: bool,
     state: State,
@@ -72,9 +82,7 @@ struct Received {
 
 impl<'a> Follower<'a> {
     pub(crate) fn new(
-        inbox: Inbox,
-        applier: Applier,
-        relations: Relations,
+        streams: Streams,
         applied: Lsn,
         settings: &'a Settings,
         telemetry: &'a Telemetry,
@@ -90,7 +98,22 @@ impl<'a> Follower<'a> {
             last_commit_time_us: None,
             written: Vec::new(),
         };
-        Self { inbox, applier, relations, settings, telemetry, is_streaming: false, state }
+        let Streams {
+            inbox,
+            applier,
+            relations,
+            watch,
+        } = streams;
+        Self {
+            inbox,
+            applier,
+            relations,
+            _watch: watch,
+            settings,
+            telemetry,
+            is_streaming: false,
+            state,
+        }
     }
 
     /// Runs until shut down, or until something fails.
@@ -151,18 +174,24 @@ impl<'a> Follower<'a> {
         match message {
             Message::Begin { final_lsn, .. } => {
                 if self.state.transaction.is_some() {
-                    return Err(PipelineError::OutOfOrder("a transaction begins within another"));
+                    return Err(PipelineError::OutOfOrder(
+                        "a transaction begins within another",
+                    ));
                 }
-                self.state.transaction = Some(Received { commit_lsn: final_lsn });
+                self.state.transaction = Some(Received {
+                    commit_lsn: final_lsn,
+                });
                 Ok(())
             }
             Message::Change { change, .. } => {
                 self.take_change(change)?;
                 self.keep_within_bounds().await
             }
-            Message::Commit { end_lsn, commit_time_us, .. } => {
-                self.take_commit(end_lsn, commit_time_us).await
-            }
+            Message::Commit {
+                end_lsn,
+                commit_time_us,
+                ..
+            } => self.take_commit(end_lsn, commit_time_us).await,
             Message::Relation { relation, .. } => {
                 if self.relations.is_new(&relation) {
                     // Statements of the old version must be on their way before the new one's.
@@ -178,7 +207,9 @@ impl<'a> Follower<'a> {
             // Logical messages are the source's own; an origin says where a transaction came
             // from, and it is applied all the same.
             Message::Logical { .. } | Message::Origin { .. } => Ok(()),
-            _ => Err(PipelineError::OutOfOrder("a streamed or prepared transaction was not asked for")),
+            _ => Err(PipelineError::OutOfOrder(
+                "a streamed or prepared transaction was not asked for",
+            )),
         }
     }
 
@@ -210,7 +241,11 @@ impl<'a> Follower<'a> {
             Change::Delete { relation, old } => {
                 push(&self.relations, relation, RowChange::Delete { old })
             }
-            Change::Truncate { relations, restart_identity, .. } => {
+            Change::Truncate {
+                relations,
+                restart_identity,
+                ..
+            } => {
                 let mut numbers = Vec::new();
                 for id in relations {
                     if let Some(Entry::Mapped(table)) = self.relations.entry(id)
@@ -239,10 +274,13 @@ impl<'a> Follower<'a> {
             self.state.idle_end = self.state.idle_end.max(Some(end));
             return Ok(());
         }
-        whole.items = batch.items.len();
-        whole.bytes = batch.bytes;
-        whole.transactions += 1;
-        whole.end = Some(end);
+        *whole = Whole {
+            items: batch.items.len(),
+            bytes: batch.bytes,
+            transactions: whole.transactions + 1,
+            end: Some(end),
+        };
+        let whole = *whole;
         self.state.last_commit_time_us = Some(time_us);
         if self.state.is_part_written || self.is_full(whole.items, whole.bytes) {
             self.commit_whole().await?;
@@ -259,18 +297,29 @@ impl<'a> Follower<'a> {
         if !self.is_full(self.state.batch.items.len(), self.state.batch.bytes) {
             return Ok(());
         }
-        if self.state.whole.end.is_some() { self.commit_whole().await } else { self.write_part().await }
+        if self.state.whole.end.is_some() {
+            self.commit_whole().await
+        } else {
+            self.write_part().await
+        }
     }
 
     /// Everything in hand goes to the replica: whole transactions committed, the rest as a part.
     async fn write_out(&mut self) -> Result<(), PipelineError> {
         self.commit_whole().await?;
-        if self.state.batch.is_empty() { Ok(()) } else { self.write_part().await }
+        if self.state.batch.is_empty() {
+            Ok(())
+        } else {
+            self.write_part().await
+        }
     }
 
     async fn write_part(&mut self) -> Result<(), PipelineError> {
         let batch = std::mem::take(&mut self.state.batch);
-        let at = self.state.transaction.map_or(self.in_hand_from(), |t| t.commit_lsn);
+        let at = self
+            .state
+            .transaction
+            .map_or(self.in_hand_from(), |t| t.commit_lsn);
         let written = self.applier.write(&batch).await;
         let written = written.map_err(|source| PipelineError::Apply { at, source })?;
         self.state.is_part_written = true;
@@ -310,7 +359,9 @@ impl<'a> Follower<'a> {
         let is_idle = self.state.batch.is_empty()
             && self.state.transaction.is_none()
             && !self.state.is_part_written;
-        let Some(end) = self.state.idle_end.filter(|_| is_idle) else { return Ok(()) };
+        let Some(end) = self.state.idle_end.filter(|_| is_idle) else {
+            return Ok(());
+        };
         let is_news = Some(end) > self.state.positions.flushed;
         if !is_news {
             self.state.idle_end = None;
@@ -331,7 +382,10 @@ impl<'a> Follower<'a> {
     }
 
     fn in_hand_from(&self) -> Lsn {
-        self.state.positions.applied.unwrap_or(self.relations.resumed_at)
+        self.state
+            .positions
+            .applied
+            .unwrap_or(self.relations.resumed_at)
     }
 
     fn tell_positions(&mut self) {
@@ -352,12 +406,14 @@ impl<'a> Follower<'a> {
 
     fn tell_written(&mut self, transactions: u64, started: Instant) {
         self.telemetry.transaction_applied(transactions);
-        self.telemetry.observe_batch(started.elapsed().as_secs_f64());
+        self.telemetry
+            .observe_batch(started.elapsed().as_secs_f64());
         for written in self.state.written.drain(..) {
             self.relations.tell_written(&written);
         }
         if let Some(commit_time_us) = self.state.last_commit_time_us.take() {
-            self.telemetry.observe_end_to_end(seconds_since(commit_time_us));
+            self.telemetry
+                .observe_end_to_end(seconds_since(commit_time_us));
         }
     }
 }

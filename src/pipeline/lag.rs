@@ -33,7 +33,11 @@ impl Unapplied {
 
     /// The replica has everything before `applied`.
     pub(crate) fn applied(&mut self, applied: Option<Lsn>) {
-        while self.samples.front().is_some_and(|(end, _)| Some(*end) <= applied) {
+        while self
+            .samples
+            .front()
+            .is_some_and(|(end, _)| Some(*end) <= applied)
+        {
             self.samples.pop_front();
         }
     }
@@ -41,9 +45,9 @@ impl Unapplied {
     /// Age in seconds of the oldest, at `now_us` by the source's clock; 0 when there is none.
     #[expect(clippy::cast_precision_loss, reason = "an age for people and graphs")]
     pub(crate) fn age_seconds(&self, now_us: i64) -> f64 {
-        self.samples
-            .front()
-            .map_or(0.0, |(_, committed)| now_us.saturating_sub(*committed).max(0) as f64 / 1e6)
+        self.samples.front().map_or(0.0, |(_, committed)| {
+            now_us.saturating_sub(*committed).max(0) as f64 / 1e6
+        })
     }
 }
 
@@ -64,7 +68,10 @@ mod tests {
         unapplied.arrived(lsn(20), 3_000_000);
         assert!((unapplied.age_seconds(5_000_000) - 4.0).abs() < 1e-9);
         unapplied.applied(Some(lsn(10)));
-        assert!((unapplied.age_seconds(5_000_000) - 4.0).abs() < 1e-9, "11 is not applied yet");
+        assert!(
+            (unapplied.age_seconds(5_000_000) - 4.0).abs() < 1e-9,
+            "11 is not applied yet"
+        );
         unapplied.applied(Some(lsn(11)));
         assert!((unapplied.age_seconds(5_000_000) - 2.0).abs() < 1e-9);
         unapplied.applied(Some(lsn(20)));

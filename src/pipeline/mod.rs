@@ -1,3 +1,70 @@
-//! Pipeline.
+//! The one owner of a running pipeline.
+//!
+//! ```text
+//!  starting ─▶ (standby) ─▶ copying ─▶ catching_up ─▶ streaming
+//!     ▲                        │            │             │
+//!     └──── delay, jittered ◀──┴── failed, or waiting ◀───┘   any error: everything is
+//!                                                             dropped and begun again
+//! ```
+//!
+//! An attempt owns all its connections; when it ends, for whatever reason, they go, and the
+//! next one learns from the replica's books where to go on. So there is one way to recover,
+//! and it is the way every start takes.
+
+mod error;
+mod follow;
+mod lag;
+mod receive;
+mod relations;
 mod settings;
+mod slot_watch;
+mod start;
+mod supervise;
+mod tables;
+
+pub use error::PipelineError;
 pub use settings::RetrySettings;
+pub use supervise::supervise;
+pub use tables::{PlannedTable, TablePlan, fetch_plan};
+
+use crate::conn::Endpoint;
+use crate::{apply, mapping, snapshot};
+
+/// What a pipeline is made of.
+#[derive(Clone, Debug)]
+pub struct PipelineConfig {
+    /// Its name; the books on the replica are kept under it.
+    pub name: String,
+    /// The database that is read.
+    pub source: Endpoint,
+    /// The database that is kept in step.
+    pub replica: Endpoint,
+    /// The publication that is followed.
+    pub publication: String,
+    /// The replication slot.
+    pub slot: String,
+    /// Whether the slot is to survive a failover of the source.
+    pub failover: bool,
+    /// How long making a slot may wait for an open transaction of the source; 0: for ever.
+    pub slot_lock_timeout_ms: u32,
+    /// What becomes of each table.
+    pub mapping: mapping::Settings,
+    /// `[copy]`.
+    pub copy: snapshot::Settings,
+    /// `[apply]`.
+    pub apply: apply::Settings,
+    /// `[retry]`.
+    pub retry: RetrySettings,
+}
+
+impl PipelineConfig {
+    /// Bytes that may wait between source and replica: what memory allows beside the batch in
+    /// hand, its parameters and the message being sent.
+    fn queue_bytes_max(&self) -> usize {
+        let batch = 2 * self.apply.batch_bytes_max;
+        self.apply
+            .memory_max
+            .saturating_sub(batch)
+            .clamp(1 << 20, 16 << 20)
+    }
+}

@@ -91,7 +91,12 @@ impl Inbox {
             telemetry,
         };
         let task = tokio::spawn(receiver.run(stop.clone()));
-        Self { chunks, positions, task, stop }
+        Self {
+            chunks,
+            positions,
+            task,
+            stop,
+        }
     }
 
     /// Tells the source where we are, and says good-bye.
@@ -161,7 +166,8 @@ impl Receiver {
             }
         }
         self.send_status(false).await?;
-        Ok(self.stream.stop().await?)
+        self.stream.stop().await?.close().await;
+        Ok(())
     }
 
     /// Takes one frame and all that are already here.
@@ -203,7 +209,12 @@ impl Receiver {
                 self.source_end = self.source_end.max(self.received);
                 gathered.bytes += data.payload.len() + size_of::<Event>();
                 let message = self.decoder.decode(data.payload)?;
-                if let Message::Commit { end_lsn, commit_time_us, .. } = &message {
+                if let Message::Commit {
+                    end_lsn,
+                    commit_time_us,
+                    ..
+                } = &message
+                {
                     self.unapplied.arrived(*end_lsn, *commit_time_us);
                     self.received = self.received.max(*end_lsn);
                 }

@@ -42,11 +42,22 @@ pub(crate) struct Relations {
 
 impl Relations {
     pub(crate) fn new(rules: Settings, types: TypeNames, replica: Pool, resumed_at: Lsn) -> Self {
-        Self { entries: HashMap::new(), types, rules, replica, resumed_at }
+        Self {
+            entries: HashMap::new(),
+            types,
+            rules,
+            replica,
+            resumed_at,
+        }
     }
 
     /// A table of the plan, with its state.
-    pub(crate) fn add(&mut self, table: &PlannedTable, state: TableState, telemetry: TableTelemetry) {
+    pub(crate) fn add(
+        &mut self,
+        table: &PlannedTable,
+        state: TableState,
+        telemetry: TableTelemetry,
+    ) {
         let mapped = MappedTable {
             mapping: Arc::clone(&table.mapping),
             state,
@@ -89,7 +100,9 @@ impl Relations {
                 };
                 let to = found.first().ok_or_else(missing)?;
                 table.mapping = recompile(&relation, &self.types, &resolved, to).map_err(|e| {
-                    PipelineError::Mapping { problems: vec![e.to_string()] }
+                    PipelineError::Mapping {
+                        problems: vec![e.to_string()],
+                    }
                 })?;
                 table.resolved = resolved;
                 tracing::info!(table = %relation.name, "the source table has changed its form");
@@ -100,7 +113,8 @@ impl Relations {
                     "the source table {} is now called {}, which no rule speaks of",
                     table.resolved.source, relation.name
                 ),
-                advice: "add a [[tables]] rule for the new name, with the same replica table".into(),
+                advice: "add a [[tables]] rule for the new name, with the same replica table"
+                    .into(),
             }),
             (_, Some(_)) => Err(PipelineError::TableJoined(relation.name.to_string())),
             (_, None) => {
@@ -141,7 +155,9 @@ impl Relations {
     pub(crate) fn tell_ready(&mut self, applied: Lsn) -> bool {
         let mut are_all_ready = true;
         for entry in self.entries.values_mut() {
-            let Entry::Mapped(table) = entry else { continue };
+            let Entry::Mapped(table) = entry else {
+                continue;
+            };
             if table.is_told_ready {
                 continue;
             }

@@ -11,17 +11,17 @@
 //! make a slot is written down before it is made, its birth right after. A slot found
 //! without a birth is then ours and half made; one found without a record is not ours.
 
+use super::PipelineConfig;
 use super::PipelineError;
-use super::follow::Follower;
+use super::follow::{Follower, Streams};
 use super::receive::Inbox;
 use super::relations::Relations;
+use super::slot_watch::SlotWatch;
 use super::tables::{PlannedTable, TablePlan, fetch_plan};
-use super::{PipelineConfig, Shared};
-use crate::apply::{Applier, ApplyError};
+use crate::apply::Applier;
 use crate::catalog::{Server, fetch_server};
 use crate::conn::{Pool, Session};
-use crate::mapping::TableMapping;
-use crate::pg::{Lsn, QualifiedName, ServerError, quote_ident};
+use crate::pg::{Lsn, QualifiedName, quote_ident};
 use crate::pgoutput::{Decoder, Streaming};
 use crate::progress::{PipelineIdentity, PipelineRecord, Store, TableRecord, TableState};
 use crate::replication::{
@@ -29,7 +29,7 @@ use crate::replication::{
     create_slot, drop_slot, fetch_publication, fetch_slot,
 };
 use crate::snapshot::{CopyTable, SnapshotCopy, check_existing_rows, copy_statements};
-use crate::telemetry::{PipelineState, TableStateLabel};
+use crate::telemetry::{PipelineState, TableStateLabel, Telemetry};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,7 +41,7 @@ const STANDBY_LOOKS_EVERY: Duration = Duration::from_secs(1);
 /// Everything that a start has at hand.
 struct Start<'a> {
     config: &'a PipelineConfig,
-    shared: &'a Shared,
+    telemetry: &'a Telemetry,
     source_pool: Pool,
     replica_pool: Pool,
     source: deadpool_postgres::Object,
@@ -56,29 +56,36 @@ struct Start<'a> {
 /// Connects, copies what has to be copied, and opens the stream.
 pub(crate) async fn start<'a>(
     config: &'a PipelineConfig,
-    shared: &'a Shared,
+    telemetry: &'a Telemetry,
 ) -> Result<Follower<'a>, PipelineError> {
     let writer = config.replica.connect(Session::ReplicaWrite).await?;
     let replica_server = fetch_server(&writer).await?;
     if replica_server.in_recovery {
-        return Err(PipelineError::Waiting("the replica is a standby and cannot be written".into()));
+        return Err(PipelineError::Waiting(
+            "the replica is a standby and cannot be written".into(),
+        ));
     }
-    let source_pool = config.source.pool(Session::SourceRead, config.copy.workers + 2)?;
+    let source_pool = config
+        .source
+        .pool(Session::SourceRead, config.copy.workers + 2)?;
     let source = source_pool.get().await?;
     let source_server = fetch_server(&source).await?;
     check_servers(&source_server, &replica_server, config)?;
     check_publication(&source, config).await?;
-    let replica_pool = config.replica.pool(Session::ReplicaWrite, config.copy.workers + 2)?;
+    let replica_pool = config
+        .replica
+        .pool(Session::ReplicaWrite, config.copy.workers + 2)?;
     let control = replica_pool.get().await?;
     let plan = fetch_plan(&source, &control, &config.publication, &config.mapping).await?;
 
-    let store = own(&writer, config, shared).await?;
+    let store = own(&writer, config, telemetry).await?;
     let places = plan.parents_first();
-    let mut applier =
-        Applier::new(writer, store.clone(), places.clone()).await.map_err(PipelineError::Prepare)?;
+    let mut applier = Applier::new(writer, store.clone(), places.clone())
+        .await
+        .map_err(PipelineError::Prepare)?;
     let start = Start {
         config,
-        shared,
+        telemetry,
         source_pool,
         replica_pool,
         source,
@@ -97,13 +104,13 @@ pub(crate) async fn start<'a>(
 async fn own(
     writer: &Client,
     config: &PipelineConfig,
-    shared: &Shared,
+    telemetry: &Telemetry,
 ) -> Result<Store, PipelineError> {
     Store::ensure_schema(writer).await?;
     while !Store::try_lock(writer, &config.name).await? {
         let reason = "another daemon runs this pipeline; taking over when it ends".to_owned();
-        shared.telemetry.set_state(PipelineState::Standby, Some(reason));
-        shared.telemetry.progressed();
+        telemetry.set_state(PipelineState::Standby, Some(reason));
+        telemetry.progressed();
         tokio::time::sleep(STANDBY_LOOKS_EVERY).await;
     }
     Ok(Store::claim(writer, &config.name).await?)
@@ -131,7 +138,10 @@ fn check_servers(
     }
     if source.wal_level != "logical" {
         return Err(PipelineError::Definite {
-            message: format!("the source's wal_level is {}, not logical", source.wal_level),
+            message: format!(
+                "the source's wal_level is {}, not logical",
+                source.wal_level
+            ),
             advice: "ALTER SYSTEM SET wal_level = 'logical', then restart the source server".into(),
         });
     }
@@ -148,7 +158,10 @@ fn check_servers(
 }
 
 async fn check_publication(source: &Client, config: &PipelineConfig) -> Result<(), PipelineError> {
-    if fetch_publication(source, &config.publication).await?.is_some() {
+    if fetch_publication(source, &config.publication)
+        .await?
+        .is_some()
+    {
         return Ok(());
     }
     Err(PipelineError::Definite {
@@ -163,7 +176,11 @@ async fn check_publication(source: &Client, config: &PipelineConfig) -> Result<(
 impl<'a> Start<'a> {
     /// Has both servers look at every expression, filter and cast before a row moves.
     async fn check_mappings(&self, applier: &mut Applier) -> Result<(), PipelineError> {
-        let unusual = self.plan.tables.values().filter(|table| !table.mapping.is_plain());
+        let unusual = self
+            .plan
+            .tables
+            .values()
+            .filter(|table| !table.mapping.is_plain());
         for table in unusual {
             let mapping = &table.mapping;
             let statements = copy_statements(
@@ -174,13 +191,17 @@ impl<'a> Start<'a> {
                 None,
                 &mapping.replica,
             );
-            self.source.prepare(&statements.select).await.map_err(|error| {
-                PipelineError::Select {
+            self.source
+                .prepare(&statements.select)
+                .await
+                .map_err(|error| PipelineError::Select {
                     table: mapping.relation.name.to_string(),
                     source: error.into(),
-                }
-            })?;
-            applier.prepare(mapping).await.map_err(PipelineError::Prepare)?;
+                })?;
+            applier
+                .prepare(mapping)
+                .await
+                .map_err(PipelineError::Prepare)?;
         }
         Ok(())
     }
@@ -224,16 +245,21 @@ impl<'a> Start<'a> {
             tracing::warn!(slot = %slot_name, "dropping the slot of an interrupted first start");
             drop_slot(&mut connection, slot_name).await?;
         }
-        self.store.intend_slot(&self.control, &self.identity()).await?;
+        self.store
+            .intend_slot(&self.control, &self.identity())
+            .await?;
         let options = SlotOptions {
             temporary: false,
             failover: self.config.failover,
-            lock_timeout: self.config.slot_lock_timeout,
+            lock_timeout_ms: self.config.slot_lock_timeout_ms,
         };
         let exported = create_slot(&mut connection, slot_name, options).await?;
         tracing::info!(slot = %slot_name, at = %exported.consistent_point, "slot created");
-        self.store.record_slot(&self.control, exported.consistent_point).await?;
-        self.copy(&tables, &exported.name, exported.consistent_point).await?;
+        self.store
+            .record_slot(&self.control, exported.consistent_point)
+            .await?;
+        self.copy(&tables, &exported.name, exported.consistent_point)
+            .await?;
         Ok((connection, exported.consistent_point))
     }
 
@@ -297,15 +323,16 @@ impl<'a> Start<'a> {
         }
         check_existing_rows(&self.control, &tables).await?;
         let mut exporter = self.replication().await?;
-        let name = SlotName::new(format!("pglockstep_copy_{}", std::process::id()))?;
+        let name = format!("pglockstep_copy_{}", std::process::id()).parse::<SlotName>()?;
         let options = SlotOptions {
             temporary: true,
             failover: false,
-            lock_timeout: self.config.slot_lock_timeout,
+            lock_timeout_ms: self.config.slot_lock_timeout_ms,
         };
         let exported = create_slot(&mut exporter, &name, options).await?;
         // The exporter stays until the copy is done: with it goes the snapshot.
-        self.copy(&tables, &exported.name, exported.consistent_point).await?;
+        self.copy(&tables, &exported.name, exported.consistent_point)
+            .await?;
         drop(exporter);
         Ok(())
     }
@@ -316,7 +343,7 @@ impl<'a> Start<'a> {
         snapshot: &str,
         consistent_point: Lsn,
     ) -> Result<(), PipelineError> {
-        self.shared.telemetry.set_state(PipelineState::Copying, None);
+        self.telemetry.set_state(PipelineState::Copying, None);
         let copy = SnapshotCopy {
             settings: &self.config.copy,
             source: &self.source_pool,
@@ -335,10 +362,14 @@ impl<'a> Start<'a> {
         loop {
             tokio::select! {
                 done = &mut run => { done?; break }
-                _ = alive.tick() => self.shared.telemetry.progressed(),
+                _ = alive.tick() => self.telemetry.progressed(),
             }
         }
-        tracing::info!(tables = tables.len(), seconds = started.elapsed().as_secs_f64(), "first copy done");
+        tracing::info!(
+            tables = tables.len(),
+            seconds = started.elapsed().as_secs_f64(),
+            "first copy done"
+        );
         Ok(())
     }
 
@@ -350,25 +381,30 @@ impl<'a> Start<'a> {
         applied: Lsn,
     ) -> Result<Follower<'a>, PipelineError> {
         let records = Store::fetch_tables(&self.control, &self.config.name).await?;
-        let states: HashMap<&QualifiedName, TableState> =
-            records.iter().map(|r: &TableRecord| (&r.source, r.state)).collect();
+        let states: HashMap<&QualifiedName, TableState> = records
+            .iter()
+            .map(|r: &TableRecord| (&r.source, r.state))
+            .collect();
         let types = self.plan.types.as_ref().clone();
         let rules = self.config.mapping.clone();
         let mut relations = Relations::new(rules, types, self.replica_pool.clone(), applied);
         for table in self.plan.tables.values() {
-            let state = states.get(&table.source.name).copied().unwrap_or(TableState::Init);
-            let telemetry = self.shared.telemetry.table(&table.source.name, &table.replica.name);
+            let state = states
+                .get(&table.source.name)
+                .copied()
+                .unwrap_or(TableState::Init);
+            let telemetry = self
+                .telemetry
+                .table(&table.source.name, &table.replica.name);
             telemetry.set_state(TableStateLabel::CatchingUp);
             relations.add(table, state, telemetry);
         }
-        self.shared.telemetry.set_state(PipelineState::CatchingUp, None);
-        // Version 1 has all that an unstreamed, unprepared transaction needs.
+        self.telemetry.set_state(PipelineState::CatchingUp, None);
+        let publications = vec![self.config.publication.clone()];
         let options = StreamOptions {
+            // Version 1 has all that an unstreamed, unprepared transaction needs.
             protocol_version: 1,
-            publications: vec![self.config.publication.clone()],
-            binary: false,
-            messages: false,
-            streaming: false,
+            ..StreamOptions::new(self.source_server.version_num, publications)
         };
         let stream = connection.start(slot_name, applied, &options).await?;
         let inbox = Inbox::open(
@@ -376,10 +412,24 @@ impl<'a> Start<'a> {
             Decoder::new(1, Streaming::Off),
             applied,
             self.config.queue_bytes_max(),
-            self.shared.telemetry.clone(),
+            self.telemetry.clone(),
         );
-        let (settings, telemetry) = (&self.config.apply, &self.shared.telemetry);
-        Ok(Follower::new(inbox, applier, relations, applied, settings, telemetry))
+        let streams = Streams {
+            inbox,
+            applier,
+            relations,
+            watch: SlotWatch::start(
+                self.source_pool.clone(),
+                slot_name.clone(),
+                self.telemetry.clone(),
+            ),
+        };
+        Ok(Follower::new(
+            streams,
+            applied,
+            &self.config.apply,
+            self.telemetry,
+        ))
     }
 
     fn copy_tables<'t>(
@@ -388,7 +438,10 @@ impl<'a> Start<'a> {
         records: &[TableRecord],
     ) -> Vec<CopyTable> {
         let state = |name: &QualifiedName| {
-            records.iter().find(|r| r.source == *name).map_or(TableState::Init, |r| r.state)
+            records
+                .iter()
+                .find(|r| r.source == *name)
+                .map_or(TableState::Init, |r| r.state)
         };
         tables
             .map(|table| CopyTable {
@@ -399,10 +452,16 @@ impl<'a> Start<'a> {
                 existing_rows: table.resolved.rule.existing_rows,
                 extra_rows: table.resolved.rule.extra_rows,
                 priority: table.resolved.rule.priority,
-                place: self.places.get(&table.replica.name).copied().unwrap_or_default(),
+                place: self
+                    .places
+                    .get(&table.replica.name)
+                    .copied()
+                    .unwrap_or_default(),
                 bytes: table.bytes,
                 state: state(&table.source.name),
-                telemetry: self.shared.telemetry.table(&table.source.name, &table.replica.name),
+                telemetry: self
+                    .telemetry
+                    .table(&table.source.name, &table.replica.name),
             })
             .collect()
     }
@@ -412,7 +471,7 @@ impl<'a> Start<'a> {
     }
 
     fn slot_name(&self) -> Result<SlotName, PipelineError> {
-        Ok(SlotName::new(self.config.slot.clone())?)
+        Ok(self.config.slot.parse()?)
     }
 
     fn identity(&self) -> PipelineIdentity {

@@ -90,7 +90,9 @@ pub async fn fetch_plan(
     plan.types = Arc::new(types_of(source_tables.values()));
 
     for (published, to) in resolved {
-        let Some(from) = source_tables.get(&published.name) else { continue };
+        let Some(from) = source_tables.get(&published.name) else {
+            continue;
+        };
         let planned = plan_table(published, from, &replica_tables, &plan.types, to);
         match planned {
             Ok(mut table) => {
@@ -100,7 +102,11 @@ pub async fn fetch_plan(
             Err(problem) => problems.push(problem),
         }
     }
-    if problems.is_empty() { Ok(plan) } else { Err(PipelineError::Mapping { problems }) }
+    if problems.is_empty() {
+        Ok(plan)
+    } else {
+        Err(PipelineError::Mapping { problems })
+    }
 }
 
 fn plan_table(
@@ -170,11 +176,17 @@ fn relation_of(table: &Table, published: Option<&[String]>) -> Relation {
 }
 
 fn types_of<'t>(tables: impl Iterator<Item = &'t Table>) -> TypeNames {
-    tables.flat_map(|t| &t.columns).map(|c| (c.type_oid, c.base_type.clone())).collect()
+    tables
+        .flat_map(|t| &t.columns)
+        .map(|c| (c.type_oid, c.base_type.clone()))
+        .collect()
 }
 
 fn by_name(tables: Vec<Table>) -> HashMap<QualifiedName, Table> {
-    tables.into_iter().map(|table| (table.name.clone(), table)).collect()
+    tables
+        .into_iter()
+        .map(|table| (table.name.clone(), table))
+        .collect()
 }
 
 /// Rules that name one table which the publication does not have.

@@ -154,7 +154,17 @@ impl Store {
         if row.get(0) {
             return Ok(());
         }
-        let made = client.batch_execute(&bookkeeping_sql(None)).await;
+        // CREATE SCHEMA IF NOT EXISTS asks for the privilege even where the schema exists.
+        let has_schema = "SELECT pg_catalog.to_regnamespace('pglockstep') IS NOT NULL";
+        let row = client
+            .query_one(has_schema, &[])
+            .await
+            .map_err(ProgressError::doing("look"))?;
+        let made = if row.get(0) {
+            client.batch_execute(BOOKKEEPING).await
+        } else {
+            client.batch_execute(&bookkeeping_sql(None)).await
+        };
         made.map_err(ServerError::from)
             .map_err(|source| match source.sqlstate() {
                 Some("42501") => ProgressError::NoSchema(source),
@@ -362,8 +372,9 @@ impl Store {
             .collect();
         let sql = "INSERT INTO pglockstep.tables (pipeline, source_schema, source_table, \
                    replica_schema, replica_table, state, copied_lsn) \
-                   SELECT $1, t.* FROM pg_catalog.unnest($2::text[], $3::text[], $4::text[], \
-                   $5::text[], $6::text[], $7::pg_lsn[]) AS t \
+                   SELECT $1, t.* FROM ROWS FROM (unnest($2::text[]), unnest($3::text[]), \
+                   unnest($4::text[]), unnest($5::text[]), unnest($6::text[]), \
+                   unnest($7::pg_lsn[])) AS t \
                    ON CONFLICT (pipeline, source_schema, source_table) DO UPDATE SET \
                    replica_schema = excluded.replica_schema, replica_table = excluded.replica_table, \
                    state = excluded.state, copied_lsn = excluded.copied_lsn, \

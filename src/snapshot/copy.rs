@@ -11,6 +11,7 @@ use crate::pg::{QualifiedName, quote_literal};
 use crate::progress::Store;
 use crate::snapshot::statement::CtidRange;
 use bytes::{Bytes, BytesMut};
+use deadpool_postgres::{ClientWrapper, Object};
 use futures_util::{SinkExt, StreamExt};
 use std::pin::pin;
 use tokio_postgres::Client;
@@ -18,10 +19,11 @@ use tokio_postgres::Client;
 /// Bytes gathered before they are handed to the replica's connection.
 const CHUNK_BYTES: usize = 64 * 1024;
 
-/// One worker's two connections.
+/// One worker's two connections. They are taken out of their pools: each may be dropped with
+/// a transaction open, and must not be handed to anybody else then.
 pub(crate) struct Pipe {
-    source: deadpool_postgres::Object,
-    replica: deadpool_postgres::Object,
+    source: ClientWrapper,
+    replica: ClientWrapper,
     ignores_foreign_keys: bool,
 }
 
@@ -33,16 +35,13 @@ impl Pipe {
         snapshot: &str,
         ignores_foreign_keys: bool,
     ) -> Result<Self, SnapshotError> {
-        let source = source.get().await?;
-        let sql = format!(
-            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}",
-            quote_literal(snapshot)
-        );
-        source
-            .batch_execute(&sql)
-            .await
-            .map_err(|e| SnapshotError::Snapshot(e.into()))?;
-        let replica = replica.get().await?;
+        let source = Object::take(source.get().await?);
+        // Two messages: within one, the first statement has taken a snapshot already.
+        let import = format!("SET TRANSACTION SNAPSHOT {}", quote_literal(snapshot));
+        for sql in ["BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", &import] {
+            source.batch_execute(sql).await.map_err(|e| SnapshotError::Snapshot(e.into()))?;
+        }
+        let replica = Object::take(replica.get().await?);
         Ok(Self {
             source,
             replica,

@@ -153,19 +153,7 @@ impl Daemon {
             .listen
             .as_deref()
             .expect("the configuration has no [http] listen");
-        let mut socket = tokio::net::TcpStream::connect(address).await.ok()?;
-        // HTTP/1.0: the body ends with the connection, and is never chunked.
-        let request = format!("{method} {path} HTTP/1.0\r\nHost: {address}\r\n\r\n");
-        socket.write_all(request.as_bytes()).await.ok()?;
-        let mut answer = Vec::new();
-        socket.read_to_end(&mut answer).await.ok()?;
-        let answer = String::from_utf8(answer).ok()?;
-        let (head, body) = answer.split_once("\r\n\r\n")?;
-        let status = head.split(' ').nth(1)?.parse().ok()?;
-        Some(Response {
-            status,
-            body: body.to_owned(),
-        })
+        http_request(address, method, path).await
     }
 
     /// The value of a metric's sample, written as in `/metrics`: `name` or `name{label="x"}`.
@@ -191,6 +179,22 @@ impl Drop for Daemon {
             eprintln!("--- daemon stderr ---\n{}", self.stderr());
         }
     }
+}
+
+async fn http_request(address: &str, method: &str, path: &str) -> Option<Response> {
+    let mut socket = tokio::net::TcpStream::connect(address).await.ok()?;
+    // HTTP/1.0: the body ends with the connection, and is never chunked.
+    let request = format!("{method} {path} HTTP/1.0\r\nHost: {address}\r\n\r\n");
+    socket.write_all(request.as_bytes()).await.ok()?;
+    let mut answer = Vec::new();
+    socket.read_to_end(&mut answer).await.ok()?;
+    let answer = String::from_utf8(answer).ok()?;
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    let status = head.split(' ').nth(1)?.parse().ok()?;
+    Some(Response {
+        status,
+        body: body.to_owned(),
+    })
 }
 
 /// Runs another verb with this configuration to its end.
@@ -236,4 +240,19 @@ fn listen_address(config: &str) -> Option<String> {
 fn the_address_is_the_configuration_s() {
     let config = "[http]\nlisten = \"127.0.0.1:99\"\n";
     assert_eq!(listen_address(config).as_deref(), Some("127.0.0.1:99"));
+}
+
+#[tokio::test]
+async fn answers_of_a_real_server_are_understood() {
+    let router = axum::Router::new().route("/there", axum::routing::get(|| async { "a 1\nb 2" }));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    let there = http_request(&address, "GET", "/there").await.unwrap();
+    assert_eq!((there.status, there.body.as_str()), (200, "a 1\nb 2"));
+    assert_eq!(
+        http_request(&address, "GET", "/gone").await.unwrap().status,
+        404
+    );
+    assert!(http_request("127.0.0.1:1", "GET", "/").await.is_none());
 }

@@ -7,9 +7,11 @@
 mod daemon;
 mod pair;
 mod rows;
+mod types;
 mod wait;
 
 pub use daemon::{Daemon, Response, run_verb};
 pub use pair::{DATABASE, Pair, PairOptions};
 pub use rows::{Digest, assert_same_rows, digest, fetch_rows, row_differences};
+pub use types::{TYPES_SETUP_SQL, TypeCase, type_cases};
 pub use wait::{WAIT_SECONDS_MAX, eventually};

@@ -195,6 +195,18 @@ fn what_is_missing_or_wrong_at_the_root() {
             "line 2, name: expected text in quotes, found a whole number",
         ),
         (
+            LEAST.replace("b/crm", "b/crm?sslmode=loud"),
+            "line 6, replica.url: connection parameter \"sslmode\" must be one of disable, allow, prefer, require, verify-ca, verify-full",
+        ),
+        (
+            LEAST.replace("b/crm", "b/crm?sslmod=disable"),
+            "line 6, replica.url: unknown connection parameter \"sslmod\"",
+        ),
+        (
+            LEAST.replace("pglockstep:hunter3@b/crm", "other@a:5432/app"),
+            "line 6, replica.url: the same database as the source: it would be copied onto itself",
+        ),
+        (
             LEAST.replace("hunter3@b/crm", "hunter2@a/app"),
             "line 6, replica.url: the same database as the source: it would be copied onto itself",
         ),
@@ -204,7 +216,7 @@ fn what_is_missing_or_wrong_at_the_root() {
         ),
         (
             LEAST.replace("\"postgres://pglockstep:hunter3@b/crm\"", "\"\""),
-            "line 6, replica.url: empty; expected postgres://user@host:port/database",
+            "line 6, replica.url: the connection string cannot be read: it is empty",
         ),
         (
             LEAST.replace("[replica]\nurl", "#"),

@@ -3,9 +3,12 @@
 //! Source and replica tables share one database here: their schemas differ, and plain SQL
 //! can stand in for the daemon.
 
-use super::{Counts, REPLICA_SQL, SOURCE_SQL, TABLES, TableVerdict, Workload, verify};
+use super::{
+    Counts, MAPPING_TOML, REPLICA_SQL, SOURCE_SQL, TABLES, TableVerdict, Workload, verify,
+};
+use crate::demo::cluster::{Cluster, ClusterOptions};
 use std::num::NonZeroU32;
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
 /// What the daemon does with an empty replica, in plain SQL.
@@ -33,34 +36,38 @@ const COPY_SQL: &str = "
             changed_by::text::crm.message_author, reason, changed_at
         FROM public.lead_status_history;";
 
-/// Names the database to be filled; it must be empty.
-const URL: &str = "PGLOCKSTEP_TEST_CRM_URL";
+const DATABASE: &str = "crm";
 
-async fn connect() -> Client {
-    let url = std::env::var(URL).unwrap_or_else(|_| panic!("{URL} must name an empty database"));
-    let (client, connection) = tokio_postgres::connect(&url, NoTls).await.unwrap();
-    tokio::spawn(connection);
-    client
+async fn connect(cluster: &Cluster) -> Client {
+    cluster.connect(DATABASE).await.unwrap()
 }
 
-async fn verdicts() -> Vec<TableVerdict> {
-    verify(&mut connect().await, &mut connect().await)
-        .await
-        .unwrap()
+async fn verdicts(cluster: &Cluster) -> Vec<TableVerdict> {
+    let (mut source, mut replica) = (connect(cluster).await, connect(cluster).await);
+    verify(&mut source, &mut replica).await.unwrap()
 }
 
 async fn number(client: &Client, sql: &str) -> i64 {
     client.query_one(sql, &[]).await.unwrap().get(0)
 }
 
+#[test]
+fn compose_file_and_readme_show_the_same_mapping() {
+    let compose = include_str!("../../../deploy/compose/pglockstep.toml");
+    assert!(compose.ends_with(MAPPING_TOML));
+    let readme = include_str!("../../../README.md");
+    assert!(readme.contains(&format!("```toml\n{MAPPING_TOML}```")));
+}
+
 #[tokio::test]
-#[ignore = "needs an empty database at PGLOCKSTEP_TEST_CRM_URL"]
 async fn a_real_server_takes_data_workload_and_verdict() {
-    let client = connect().await;
+    let cluster = Cluster::start(ClusterOptions::default()).await.unwrap();
+    cluster.create_database(DATABASE).await.unwrap();
+    let client = connect(&cluster).await;
     client.batch_execute(SOURCE_SQL).await.unwrap();
     client.batch_execute(REPLICA_SQL).await.unwrap();
 
-    let empty = verdicts().await;
+    let empty = verdicts(&cluster).await;
     assert_eq!(
         empty
             .iter()
@@ -90,17 +97,17 @@ async fn a_real_server_takes_data_workload_and_verdict() {
     );
 
     client.batch_execute(COPY_SQL).await.unwrap();
-    assert!(verdicts().await.iter().all(TableVerdict::in_sync));
-    every_drift_is_found(&client).await;
-    the_workload_keeps_the_source_consistent(&client).await;
+    assert!(verdicts(&cluster).await.iter().all(TableVerdict::in_sync));
+    every_drift_is_found(&cluster, &client).await;
+    the_workload_keeps_the_source_consistent(&cluster, &client).await;
 
     copy_again(&client).await;
-    let verdicts = verdicts().await;
+    let verdicts = verdicts(&cluster).await;
     assert!(verdicts.iter().all(TableVerdict::in_sync), "{verdicts:?}");
 }
 
 /// Each statement drifts the replica; every row it touches is found, as the kind it is.
-async fn every_drift_is_found(client: &Client) {
+async fn every_drift_is_found(cluster: &Cluster, client: &Client) {
     const MISSING: fn(u64) -> [u64; 3] = |rows| [rows, 0, 0];
     const EXTRA: fn(u64) -> [u64; 3] = |rows| [0, rows, 0];
     const DIFFERENT: fn(u64) -> [u64; 3] = |rows| [0, 0, rows];
@@ -129,7 +136,7 @@ async fn every_drift_is_found(client: &Client) {
         copy_again(client).await;
         let rows = client.execute(sql, &[]).await.unwrap();
         assert!(rows > 0, "{sql}");
-        for v in verdicts().await {
+        for v in verdicts(cluster).await {
             let expected = if v.source.name == table {
                 kind(rows)
             } else {
@@ -153,12 +160,12 @@ async fn copy_again(client: &Client) {
     client.batch_execute(COPY_SQL).await.unwrap();
 }
 
-async fn the_workload_keeps_the_source_consistent(client: &Client) {
+async fn the_workload_keeps_the_source_consistent(cluster: &Cluster, client: &Client) {
     let stop = CancellationToken::new();
     let before = number(client, "SELECT max(id) FROM public.whatsapp_messages").await;
     let mut lanes = tokio::task::JoinSet::new();
     for seed in 1..=4 {
-        let (lane, stop) = (connect().await, stop.clone());
+        let (lane, stop) = (connect(cluster).await, stop.clone());
         let rate = NonZeroU32::new(500).unwrap();
         lanes.spawn(async move { Workload::new(seed).run(lane, rate, stop).await });
     }
@@ -172,7 +179,6 @@ async fn the_workload_keeps_the_source_consistent(client: &Client) {
     while let Some(lane) = lanes.join_next().await {
         counts.add(&lane.unwrap().unwrap());
     }
-    println!("{counts:?}");
     assert_eq!(
         (counts.steps.len(), counts.abandoned),
         (10, 0),

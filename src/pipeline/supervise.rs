@@ -1,0 +1,141 @@
+//! Tries, and tries again: the retry policy.
+//!
+//! A transient error is retried with a growing, jittered delay, the first time at once. A
+//! definite one before the pipeline ever ran ends it: the operator is there and reads. A
+//! definite one later leaves it `failed`, with its reason in every endpoint, and it is tried
+//! again at the longest delay: what was wrong may be put right at any time.
+
+use super::start::start;
+use super::{PipelineConfig, PipelineError, RetrySettings};
+use crate::pg::{Disposition, Side};
+use crate::telemetry::{Chain, PipelineState, Severity, Telemetry};
+use backon::{BackoffBuilder, ExponentialBuilder};
+use std::time::Duration;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+/// An attempt that ran this long was a success: the next delay is the shortest again.
+const SUCCESS_AFTER: Duration = Duration::from_secs(30);
+/// The first new attempt after a success comes this soon.
+const FIRST_DELAY: Duration = Duration::from_millis(50);
+
+/// Runs the pipeline until it is shut down. It is configured anew for each attempt, so that a
+/// changed connection string is picked up.
+///
+/// # Errors
+/// A definite error before the pipeline ever ran.
+pub async fn supervise(
+    configure: impl Fn() -> Result<PipelineConfig, PipelineError>,
+    retry: RetrySettings,
+    telemetry: &Telemetry,
+    shutdown: &CancellationToken,
+) -> Result<(), PipelineError> {
+    let delays = ExponentialBuilder::default()
+        .with_min_delay(retry.delay_min)
+        .with_max_delay(retry.delay_max)
+        .with_jitter()
+        .without_max_times();
+    let mut next_delays = delays.build();
+    let mut has_run = false;
+    let mut told = String::new();
+    loop {
+        let started = Instant::now();
+        let outcome = match configure() {
+            Ok(config) => attempt(&config, telemetry, shutdown, &mut has_run).await,
+            Err(error) => Err(error),
+        };
+        let Err(error) = outcome else { return Ok(()) };
+        if shutdown.is_cancelled() {
+            return Ok(());
+        }
+        let is_definite = error.disposition() == Disposition::Definite;
+        if is_definite && !has_run {
+            return Err(error);
+        }
+        let was_success = has_run && started.elapsed() >= SUCCESS_AFTER;
+        if was_success {
+            next_delays = delays.build();
+            told.clear();
+        }
+        let delay = match (is_definite, was_success) {
+            (true, _) => retry.delay_max,
+            (false, true) => FIRST_DELAY,
+            (false, false) => next_delays.next().unwrap_or(retry.delay_max),
+        };
+        tell(telemetry, &error, delay, &mut told);
+        if let Some(side) = side_of(&error) {
+            telemetry.reconnected(side);
+        }
+        tokio::select! {
+            () = tokio::time::sleep(delay) => {}
+            () = shutdown.cancelled() => return Ok(()),
+        }
+    }
+}
+
+async fn attempt(
+    config: &PipelineConfig,
+    telemetry: &Telemetry,
+    shutdown: &CancellationToken,
+    has_run: &mut bool,
+) -> Result<(), PipelineError> {
+    // Before the stream there is nothing to finish: a start is dropped where it stands.
+    let follower = tokio::select! {
+        follower = Box::pin(start(config, telemetry)) => follower?,
+        () = shutdown.cancelled() => return Ok(()),
+    };
+    *has_run = true;
+    Box::pin(follower.run(shutdown)).await
+}
+
+/// Logs an error once, not at every attempt that meets it again.
+fn tell(telemetry: &Telemetry, error: &PipelineError, delay: Duration, told: &mut String) {
+    let message = Chain(error).to_string();
+    let advice = error.advice();
+    let is_definite = error.disposition() == Disposition::Definite;
+    let state = if is_definite {
+        PipelineState::Failed
+    } else {
+        PipelineState::Starting
+    };
+    telemetry.set_state(state, Some(message.clone()));
+    let severity = if is_definite {
+        Severity::Critical
+    } else {
+        Severity::Medium
+    };
+    telemetry.error(error.category(), severity);
+    if message == *told {
+        return;
+    }
+    let advice_text = advice.clone().unwrap_or_default();
+    let retry_in_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
+    if is_definite {
+        tracing::error!(
+            error = message,
+            advice = advice_text,
+            retry_in_ms,
+            "the pipeline has failed"
+        );
+    } else {
+        tracing::warn!(
+            error = message,
+            advice = advice_text,
+            retry_in_ms,
+            "trying again"
+        );
+    }
+    telemetry.set_last_error(message.clone(), advice);
+    *told = message;
+}
+
+fn side_of(error: &PipelineError) -> Option<Side> {
+    match error {
+        PipelineError::Conn(error) => Some(error.side()),
+        PipelineError::Replication(_) | PipelineError::Waiting(_) => Some(Side::Source),
+        PipelineError::Apply { .. } | PipelineError::Progress(_) | PipelineError::Prepare(_) => {
+            Some(Side::Replica)
+        }
+        _ => None,
+    }
+}
