@@ -151,6 +151,15 @@ impl Relations {
         }
     }
 
+    /// The stream ends here; what was received and not committed will be received again.
+    pub(crate) fn forget_pending(&self) {
+        for entry in self.entries.values() {
+            if let Entry::Mapped(table) = entry {
+                table.telemetry.forget_pending();
+            }
+        }
+    }
+
     /// Tells which tables the replica has caught up with. True when all have.
     pub(crate) fn tell_ready(&mut self, applied: Lsn) -> bool {
         let mut are_all_ready = true;
