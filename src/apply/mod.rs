@@ -23,6 +23,7 @@ mod batch;
 mod error;
 mod net_effect;
 mod resolve;
+mod rows;
 mod session;
 mod settings;
 mod stage;

@@ -3,6 +3,7 @@
 //! A new verb is a file with `Args` and `run(config, args) -> anyhow::Result<Outcome>`, a
 //! variant of `Verb` and its line in `Verb::run`.
 
+mod demo;
 mod human;
 mod output;
 mod run;
@@ -66,6 +67,8 @@ enum LogFormatArg {
 enum Verb {
     /// Runs the daemon, in the foreground.
     Run,
+    /// Shows the main job on two throw-away clusters, with a live workload.
+    Demo(demo::Args),
     /// Shows positions, lag, tables, slot and the last error of the running daemon.
     Status(status::Args),
 }
@@ -73,6 +76,7 @@ enum Verb {
 impl Verb {
     async fn run(self, config: PathBuf) -> anyhow::Result<Outcome> {
         match self {
+            Self::Demo(args) => demo::run(&args).await,
             Self::Run => run::run(Config::load(&config)?).await,
             Self::Status(args) => status::run(Config::load(&config)?, args).await,
         }

@@ -18,7 +18,7 @@ pub enum PipelineError {
     Conn(#[from] ConnError),
     /// The source's replication protocol failed.
     #[error(transparent)]
-    Replication(#[from] ReplicationError),
+    Replication(#[from] Box<ReplicationError>),
     /// The slot's name is none.
     #[error(transparent)]
     SlotName(#[from] SlotNameError),
@@ -81,6 +81,12 @@ pub enum PipelineError {
     /// The task that receives ended without a word.
     #[error("the receiver ended unexpectedly")]
     ReceiverGone,
+}
+
+impl From<ReplicationError> for PipelineError {
+    fn from(error: ReplicationError) -> Self {
+        Self::Replication(Box::new(error))
+    }
 }
 
 impl PipelineError {

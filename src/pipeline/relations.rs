@@ -16,7 +16,7 @@ use std::sync::Arc;
 /// What a relation of the stream is to us.
 pub(crate) enum Entry {
     /// It goes to the replica.
-    Mapped(MappedTable),
+    Mapped(Box<MappedTable>),
     /// No rule speaks of it.
     Ignored,
 }
@@ -65,7 +65,8 @@ impl Relations {
             resolved: table.resolved.clone(),
             is_told_ready: false,
         };
-        self.entries.insert(table.source.oid, Entry::Mapped(mapped));
+        self.entries
+            .insert(table.source.oid, Entry::Mapped(Box::new(mapped)));
     }
 
     pub(crate) fn entry(&self, id: RelationId) -> Option<&Entry> {
@@ -148,6 +149,15 @@ impl Relations {
         for (kind, conflicts) in &written.conflicts {
             table.telemetry.conflict(*kind, *conflicts);
             tracing::warn!(table = %written.mapping.replica, kind = kind.as_str(), conflicts, "conflict resolved");
+        }
+    }
+
+    /// The stream ends here; what was received and not committed will be received again.
+    pub(crate) fn forget_pending(&self) {
+        for entry in self.entries.values() {
+            if let Entry::Mapped(table) = entry {
+                table.telemetry.forget_pending();
+            }
         }
     }
 

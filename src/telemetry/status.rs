@@ -69,6 +69,8 @@ pub struct TableStatus {
     pub received: u64,
     /// Changes that are durable on the replica.
     pub applied: u64,
+    /// Changes that arrived and are neither applied nor set aside nor kept out by a filter.
+    pub pending: i64,
 }
 
 /// One end in the status.
@@ -155,6 +157,7 @@ impl Sources<'_> {
                 copy_progress: facts.copy_progress(),
                 received: facts.received(),
                 applied: facts.applied(),
+                pending: facts.pending(),
             }
         };
         self.tables.snapshot().into_iter().map(table).collect()
