@@ -14,6 +14,8 @@ pub(super) struct Writer<'a> {
     pub(super) params: Vec<Param>,
     /// An absent column may be read from the replica's row, which the new key finds.
     pub(super) may_read_held_row: bool,
+    /// The rows are only looked for: their key and the filter's word are enough.
+    pub(super) only_key: bool,
 }
 
 impl Writer<'_> {
@@ -102,7 +104,8 @@ impl Writer<'_> {
         let typed = self.typed(side, absent)?;
         let mut values: Vec<String> = Vec::with_capacity(mapping.columns.len() + 1);
         for (i, column) in mapping.columns.iter().enumerate() {
-            if !self.is_absent(column, absent) {
+            let is_wanted = !self.only_key || self.key()?.contains(&i);
+            if is_wanted && !self.is_absent(column, absent) {
                 values.push(format!("{} AS c{i}", self.value(column)));
             }
         }
@@ -178,7 +181,9 @@ impl Writer<'_> {
             .columns
             .iter()
             .filter_map(|column| match &column.value {
-                ColumnValue::Computed(e) if !self.is_absent(column, absent) => Some(e),
+                ColumnValue::Computed(e) if !self.only_key && !self.is_absent(column, absent) => {
+                    Some(e)
+                }
                 _ => None,
             });
         computed

@@ -48,6 +48,9 @@ pub(crate) enum Shape {
     DeleteFiltered(Absent),
     /// Counts the rows whose key is there.
     Exists,
+    /// Counts the rows that belong on the replica and are not there; where the filter reads
+    /// an absent column, all that are not there, since it cannot be asked.
+    Missing(Absent),
 }
 
 /// Which tuple of a change a parameter is filled from.
@@ -103,6 +106,7 @@ pub(crate) fn statement(mapping: &TableMapping, shape: &Shape) -> Result<Stateme
         mapping,
         params: Vec::new(),
         may_read_held_row: true,
+        only_key: false,
     };
     let sql = match shape {
         Shape::Insert => writer.insert(false)?,
@@ -115,6 +119,7 @@ pub(crate) fn statement(mapping: &TableMapping, shape: &Shape) -> Result<Stateme
         Shape::DeleteFull => writer.delete_full()?,
         Shape::DeleteFiltered(absent) => writer.delete_filtered(absent)?,
         Shape::Exists => writer.exists()?,
+        Shape::Missing(absent) => writer.missing(absent)?,
     };
     Ok(Statement {
         sql,
@@ -207,6 +212,26 @@ impl Writer<'_> {
         let condition = self.key_match(ImageSide::Old)?;
         Ok(format!(
             "SELECT 1 FROM {} AS t, {rows} AS r WHERE {condition}",
+            self.table()
+        ))
+    }
+
+    fn missing(&mut self, absent: &Absent) -> Result<String, ShapeError> {
+        let unsent = |position: &usize| absent.iter().any(|a| usize::from(*a) == *position);
+        let filter = self.mapping.filter.as_ref();
+        let is_unknown = filter.is_some_and(|filter| filter.reads.iter().any(unsent));
+        self.only_key = true;
+        let (rows, side, keep) = if is_unknown {
+            let key = self.key()?.to_vec();
+            let rows = format!("{} AS r", self.key_rows(ImageSide::New, &key));
+            (rows, ImageSide::Old, String::new())
+        } else {
+            let keep: String = filter.map(|_| "r.keep AND ".to_owned()).unwrap_or_default();
+            (self.rows(ImageSide::New, absent)?, ImageSide::New, keep)
+        };
+        let condition = self.key_match(side)?;
+        Ok(format!(
+            "SELECT 1 FROM {rows} WHERE {keep}NOT EXISTS (SELECT 1 FROM {} AS t WHERE {condition})",
             self.table()
         ))
     }
