@@ -6,6 +6,7 @@
 mod architecture;
 mod cluster;
 mod golden;
+mod scenarios;
 mod support;
 mod types;
 mod verbs;

@@ -24,6 +24,7 @@ mod error;
 mod net_effect;
 mod preview;
 mod resolve;
+mod rows;
 mod session;
 mod settings;
 mod stage;

@@ -199,15 +199,25 @@ impl StageContext<'_> {
         }
         let leaves = Shape::DeleteFiltered(absent.clone());
         self.plan(session, table, &leaves, items, planned).await?;
-        let is_whole = absent.is_empty();
-        self.plan(session, table, &Shape::Update(absent), items, planned)
+        self.plan(
+            session,
+            table,
+            &Shape::Update(absent.clone()),
+            items,
+            planned,
+        )
+        .await?;
+        if absent.is_empty() {
+            return self
+                .plan(session, table, &Shape::InsertIfAbsent, items, planned)
+                .await;
+        }
+        // A row that comes in must be known whole: none of these may be new to the replica.
+        let before = planned.len();
+        self.plan(session, table, &Shape::Missing(absent), items, planned)
             .await?;
-        if is_whole {
-            self.plan(session, table, &Shape::InsertIfAbsent, items, planned)
-                .await?;
-        } else if let Some(update) = planned.last_mut() {
-            // A row that comes in must be known whole: all of them must have been there.
-            update.expected = Expected::Exactly(items.len() as u64);
+        for plan in planned.iter_mut().skip(before) {
+            plan.expected = Expected::Exactly(0);
         }
         Ok(())
     }
@@ -281,10 +291,10 @@ impl StageContext<'_> {
                 "update"
             }
             Shape::Delete | Shape::DeleteFull | Shape::DeleteFiltered(_) => "delete",
-            Shape::Exists => "look for",
+            Shape::Exists | Shape::Missing(_) => "look for",
         };
         let offered = match shape {
-            Shape::DeleteFiltered(_) | Shape::InsertIfAbsent => 0,
+            Shape::DeleteFiltered(_) | Shape::InsertIfAbsent | Shape::Missing(_) => 0,
             _ => rows,
         };
         let mapping = Arc::clone(mapping);

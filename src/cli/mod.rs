@@ -5,6 +5,7 @@
 
 mod check;
 mod copy_progress;
+mod demo;
 mod human;
 mod mapping;
 mod output;
@@ -73,6 +74,8 @@ enum LogFormatArg {
 enum Verb {
     /// Runs the daemon, in the foreground.
     Run,
+    /// Shows the main job on two throw-away clusters, with a live workload.
+    Demo(demo::Args),
     /// Looks at everything that a start needs and changes nothing: findings, each with its remedy.
     Check(check::Args),
     /// Prints the SQL that a DBA runs once on each side; with --apply runs it.
@@ -92,14 +95,16 @@ struct Misuse(String);
 
 impl Verb {
     async fn run(self, config: PathBuf, terminal: Terminal) -> anyhow::Result<Outcome> {
-        let config = Config::load(&config)?;
+        // The demo brings a configuration of its own.
+        let load = || Config::load(&config);
         match self {
-            Self::Run => run::run(config, &terminal).await,
-            Self::Check(args) => check::run(config, args).await,
-            Self::Setup(args) => setup::run(config, args).await,
-            Self::Status(args) => status::run(config, args).await,
-            Self::Mapping(args) => mapping::run(config, args).await,
-            Self::Teardown(args) => teardown::run(config, args).await,
+            Self::Demo(args) => demo::run(&args).await,
+            Self::Run => run::run(load()?, &terminal).await,
+            Self::Check(args) => check::run(load()?, args).await,
+            Self::Setup(args) => setup::run(load()?, args).await,
+            Self::Status(args) => status::run(load()?, args).await,
+            Self::Mapping(args) => mapping::run(load()?, args).await,
+            Self::Teardown(args) => teardown::run(load()?, args).await,
         }
     }
 }

@@ -116,7 +116,7 @@ pub struct MappingError {
     pub source_table: QualifiedName,
     /// The replica table.
     pub replica_table: QualifiedName,
-    /// One sentence each; where there is a remedy, it follows the first colon.
+    /// One sentence each, with its remedy.
     pub problems: Vec<String>,
 }
 
@@ -396,12 +396,12 @@ impl<'a> Compiler<'a> {
     }
 
     fn check_policy(&mut self, columns: &[ColumnMapping]) {
-        if let ConflictPolicy::NewestWins { column } = &self.rule.on_conflict {
-            if !columns.iter().any(|c| c.name == *column) {
-                self.problems.push(format!(
+        if let ConflictPolicy::NewestWins { column } = &self.rule.on_conflict
+            && !columns.iter().any(|c| c.name == *column)
+        {
+            self.problems.push(format!(
                     "`on_conflict = newest_wins({column})` compares a replica column that the mapping does not write: map a source column to it, or `set` it"
                 ));
-            }
         }
     }
 }

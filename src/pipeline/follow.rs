@@ -48,6 +48,13 @@ pub(crate) struct Follower<'a> {
     state: State,
 }
 
+/// Why a stream ended, other than by an error.
+enum Ended {
+    Shutdown,
+    /// The receiver is gone, and knows why.
+    NothingMoreComes,
+}
+
 /// What is in hand. Invariant after each action: `whole` ends at a commit of the source.
 struct State {
     batch: Batch,
@@ -118,31 +125,40 @@ impl<'a> Follower<'a> {
 
     /// Runs until shut down, or until something fails.
     pub(crate) async fn run(mut self, shutdown: &CancellationToken) -> Result<(), PipelineError> {
+        let ended = self.follow(shutdown).await;
+        // A transaction that is half written goes: its end has not been seen.
+        self.applier.rollback().await;
+        self.relations.forget_pending();
+        match ended {
+            Ok(Ended::Shutdown) => {
+                self.inbox.close().await;
+                Ok(())
+            }
+            Ok(Ended::NothingMoreComes) => Err(self.inbox.reason().await),
+            Err(error) => {
+                self.inbox.close().await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn follow(&mut self, shutdown: &CancellationToken) -> Result<Ended, PipelineError> {
         self.tell_positions();
         let mut tick = interval(Duration::from_secs(1));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let done = loop {
+        loop {
             tokio::select! {
                 biased;
-                () = shutdown.cancelled() => break Ok(()),
-                chunk = self.inbox.chunks.recv() => {
-                    let Some(chunk) = chunk else { return Err(self.inbox.reason().await) };
-                    if let Err(error) = self.take_all(chunk.events).await {
-                        break Err(error);
-                    }
-                }
-                _ = tick.tick() => {
-                    if let Err(error) = self.advance_idle().await {
-                        break Err(error);
-                    }
-                }
+                () = shutdown.cancelled() => return Ok(Ended::Shutdown),
+                chunk = self.inbox.chunks.recv() => match chunk {
+                    Some(chunk) => self.take_all(chunk.events).await?,
+                    None => return Ok(Ended::NothingMoreComes),
+                },
+                _ = tick.tick() => self.advance_idle().await?,
             }
+            // Only here: while a batch hangs, nothing pretends otherwise.
             self.telemetry.progressed();
-        };
-        // A transaction that is half written goes: its end has not been seen.
-        self.applier.rollback().await;
-        self.inbox.close().await;
-        done
+        }
     }
 
     /// Takes a chunk and whatever else has arrived, then commits what is whole.

@@ -329,8 +329,8 @@ impl<'a> Start<'a> {
             .map(|r: &TableRecord| (&r.source, r.state))
             .collect();
         let types = self.plan.types.as_ref().clone();
-        let rules = self.config.mapping.clone();
-        let mut relations = Relations::new(rules, types, self.replica_pool.clone(), applied);
+        let pools = (self.source_pool.clone(), self.replica_pool.clone());
+        let mut relations = Relations::new(self.config, types, pools, applied);
         for table in self.plan.tables.values() {
             let state = states
                 .get(&table.source.name)

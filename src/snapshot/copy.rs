@@ -39,7 +39,10 @@ impl Pipe {
         // Two messages: within one, the first statement has taken a snapshot already.
         let import = format!("SET TRANSACTION SNAPSHOT {}", quote_literal(snapshot));
         for sql in ["BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", &import] {
-            source.batch_execute(sql).await.map_err(|e| SnapshotError::Snapshot(e.into()))?;
+            source
+                .batch_execute(sql)
+                .await
+                .map_err(|e| SnapshotError::Snapshot(e.into()))?;
         }
         let replica = Object::take(replica.get().await?);
         Ok(Self {
