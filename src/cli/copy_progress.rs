@@ -35,7 +35,7 @@ impl Terminal {
             return None;
         }
         let bars = self.bars.clone();
-        Some(Watch(tokio::spawn(async move {
+        let task = tokio::spawn(async move {
             let mut shown: Option<ProgressBar> = None;
             let mut looks = tokio::time::interval(LOOK_EVERY);
             loop {
@@ -49,16 +49,25 @@ impl Terminal {
                     bars.remove(&bar);
                 }
             }
-        })))
+        });
+        Some(Watch {
+            task,
+            bars: self.bars.clone(),
+        })
     }
 }
 
-/// Stops the bar when dropped.
-pub(super) struct Watch(tokio::task::JoinHandle<()>);
+/// Takes the bar away when dropped.
+pub(super) struct Watch {
+    task: tokio::task::JoinHandle<()>,
+    bars: MultiProgress,
+}
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        self.0.abort();
+        self.task.abort();
+        // What is left on the screen of a terminal that is gone matters to nobody.
+        let _ = self.bars.clear();
     }
 }
 
@@ -73,9 +82,9 @@ fn new_bar() -> ProgressBar {
 
 fn draw(bar: &ProgressBar, status: &Status) {
     let progress = Progress::of(status);
+    bar.set_message(progress.message);
     bar.set_length(progress.length);
     bar.set_position(progress.position);
-    bar.set_message(progress.message);
 }
 
 #[derive(Debug, PartialEq, Eq)]

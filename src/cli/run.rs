@@ -13,8 +13,10 @@ pub(super) async fn run(config: Config, terminal: &Terminal) -> anyhow::Result<O
     let shutdown = CancellationToken::new();
     cancel_on_signal(shutdown.clone())?;
     let telemetry = Telemetry::new(&config.name);
-    let _bar = terminal.watch(telemetry.clone());
-    match daemon::run(&config, telemetry, shutdown).await {
+    let bar = terminal.watch(telemetry.clone());
+    let done = daemon::run(&config, telemetry, shutdown).await;
+    drop(bar);
+    match done {
         Ok(()) => Ok(Outcome::Fine),
         Err(error) => {
             output::complain(&format!("error: {}", Chain(&error)));

@@ -157,7 +157,7 @@ fn describe(config: &PipelineConfig, remains: &Remains) -> Vec<String> {
     let replica = config.replica.describe();
     match (remains.has_books, remains.others) {
         (true, 0) => lines.push(format!(
-            "drops the schema {BOOKKEEPING_SCHEMA} on the replica {replica}"
+            "drops the schema {BOOKKEEPING_SCHEMA} on the replica {replica} (a role that may not create it needs `pglockstep setup` before it starts again)"
         )),
         (true, others) if remains.is_in_books => lines.push(format!(
             "forgets the pipeline {} in the schema {BOOKKEEPING_SCHEMA} of the replica {replica}, which keeps {others} more",

@@ -1,15 +1,16 @@
 //! The remedy for a source table that logs nothing of old rows; pure.
 
-use crate::catalog::Table;
-use crate::pg::quote_ident;
+use crate::catalog::{Table, TableKind};
+use crate::pg::{QualifiedName, quote_ident};
 
 /// `REPLICA IDENTITY` by the best that the table has: a unique key without NULLs, or all of it.
+/// Partitions have indexes of other names than their root.
 pub(super) fn identity_sql(table: &Table) -> String {
     let is_not_null = |name: &String| table.column(name).is_some_and(|column| column.not_null);
     let key = table.unique_keys.iter().find(|key| {
         key.is_immediate && !key.columns.is_empty() && key.columns.iter().all(is_not_null)
     });
-    let identity = match key {
+    let identity = match key.filter(|key| key.is_primary || table.kind != TableKind::Partitioned) {
         Some(key) if key.is_primary => "DEFAULT".to_owned(),
         Some(key) => format!("USING INDEX {}", quote_ident(&key.name)),
         None => "FULL".to_owned(),
@@ -20,11 +21,16 @@ pub(super) fn identity_sql(table: &Table) -> String {
     )
 }
 
+/// The remedy for a partition of a table without a primary key.
+pub(super) fn partition_identity_sql(name: &QualifiedName) -> String {
+    format!("ALTER TABLE {} REPLICA IDENTITY FULL", name.quoted())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::catalog::{IdentityKind, TableColumn, TableKind, UniqueKey};
-    use crate::pg::{QualifiedName, ReplicaIdentity, TypeName};
+    use crate::catalog::{IdentityKind, TableColumn, UniqueKey};
+    use crate::pg::{ReplicaIdentity, TypeName};
 
     fn table(not_null: bool, key: Option<(&str, bool)>) -> Table {
         Table {

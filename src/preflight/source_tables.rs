@@ -1,8 +1,8 @@
 //! The source's tables: may they be read, and what do they log of old rows?
 
 use super::finding::Findings;
-use super::query::{closed_schemas, hidden_by_row_security, rows};
-use super::setup::identity_sql;
+use super::identity::{identity_sql, partition_identity_sql};
+use super::query::{closed_schemas, hidden_by_row_security, partitions_without_identity, rows};
 use super::{CheckError, Survey};
 use crate::catalog::TableKind;
 use crate::mapping::RowIdentity;
@@ -54,6 +54,26 @@ pub(super) async fn check(survey: &Survey<'_>, findings: &mut Findings) -> Resul
             );
         }
         check_identity(survey, table, findings);
+    }
+    check_partitions(survey, findings).await
+}
+
+async fn check_partitions(survey: &Survey<'_>, findings: &mut Findings) -> Result<(), CheckError> {
+    if !survey.publication.update && !survey.publication.delete {
+        return Ok(());
+    }
+    let is_root = |table: &&&PlannedTable| table.source.kind == TableKind::Partitioned;
+    let roots = survey.tables.iter().filter(is_root);
+    let roots: Vec<u32> = roots.map(|table| table.source.oid).collect();
+    for name in partitions_without_identity(&survey.source.client, &roots).await? {
+        findings.warning(
+            "source.replica_identity",
+            &name,
+            format!(
+                "the partition {name} logs nothing of old rows: the SOURCE will refuse UPDATE and DELETE on it while it is published"
+            ),
+            partition_identity_sql(&name),
+        );
     }
     Ok(())
 }

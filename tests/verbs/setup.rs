@@ -9,15 +9,22 @@ fn source_sql() -> String {
         .split_inclusive(';')
         .filter(|sql| !sql.contains("PUBLICATION"))
         .collect();
-    format!("{} CREATE TABLE public.keyless (at int);", tables.concat())
+    format!(
+        "{} CREATE TABLE public.keyless (at int); \
+         CREATE TABLE public.parts (id int, at int) PARTITION BY LIST (at); \
+         CREATE TABLE public.part1 PARTITION OF public.parts FOR VALUES IN (1, 2);",
+        tables.concat()
+    )
 }
 
 async fn empty_pair() -> Pair {
     let pair = Pair::start().await;
     pair.on_source(&source_sql()).await;
     pair.on_replica(REPLICA).await;
-    pair.on_replica("CREATE TABLE crm.keyless (at int, no serial)")
-        .await;
+    pair.on_replica(
+        "CREATE TABLE crm.keyless (at int, no serial); CREATE TABLE crm.parts (id int, at int)",
+    )
+    .await;
     pair
 }
 
@@ -42,6 +49,7 @@ async fn assert_runs(pair: &Pair, config: &str) {
     pair.on_source(
         "UPDATE public.leads SET email = 'New' WHERE id = 1; DELETE FROM public.notes; \
          INSERT INTO public.keyless VALUES (1), (1); UPDATE public.keyless SET at = 2; \
+         INSERT INTO public.parts VALUES (1, 1); UPDATE public.parts SET id = 2; \
          TRUNCATE public.notes; INSERT INTO public.notes VALUES (5, 'last')",
     )
     .await;
@@ -55,6 +63,8 @@ async fn assert_runs(pair: &Pair, config: &str) {
         "SELECT at FROM crm.keyless",
     )
     .await;
+    pair.eventually_same_rows("SELECT * FROM public.parts", "SELECT * FROM crm.parts")
+        .await;
     pair.eventually_same_rows(
         "SELECT id, lower(email), 'mine' FROM public.leads",
         "SELECT id, email, local FROM crm.leads",
@@ -143,4 +153,33 @@ async fn apply_does_it_all_or_nothing() {
         assert_eq!(answer[side]["sql"], serde_json::json!([]), "{answer:#}");
     }
     assert_runs(&pair, &config).await;
+}
+
+#[tokio::test]
+async fn the_oldest_and_the_newest_servers() {
+    for (source, replica) in [(14, 18), (18, 14)] {
+        let pair = Pair::start_majors(source, replica).await;
+        pair.on_source(&source_sql()).await;
+        pair.on_replica(REPLICA).await;
+        pair.on_replica(
+            "CREATE TABLE crm.keyless (at int); CREATE TABLE crm.parts (id int, at int)",
+        )
+        .await;
+        let config = as_roles(&pair, &pair.config(TABLES), "src_daemon", "rep_daemon");
+        let (source_url, replica_url) = (pair.source.url(DATABASE), pair.replica.url(DATABASE));
+        let admin = [
+            "--source-admin-url",
+            &source_url,
+            "--replica-admin-url",
+            &replica_url,
+        ];
+        let said = verb(&config, &[&["setup", "--apply"], &admin[..]].concat()).await;
+        assert_eq!(said.code, 0, "{said:?}");
+        let may_note = said.out.contains("before PostgreSQL 15 only a superuser");
+        assert_eq!(may_note, replica == 14, "{}", said.out);
+        let (code, findings) = check(&config).await;
+        assert_eq!(code, 0, "{source} to {replica}: {findings:#?}");
+        let fires = |f: &serde_json::Value| f["check"] == "replica.session_replication_role";
+        assert_eq!(findings.iter().any(fires), replica == 14, "{findings:#?}");
+    }
 }

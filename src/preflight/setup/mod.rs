@@ -12,14 +12,14 @@
 mod replica;
 mod source;
 
-use super::query::rows;
+use super::query::{partitions_without_identity, rows};
 use super::{CheckError, identity};
 use crate::mapping::{Settings, resolve};
 use crate::pg::{QualifiedName, quote_ident};
 use crate::pipeline::PipelineConfig;
 use tokio_postgres::Client;
 
-pub(super) use identity::identity_sql;
+use identity::{identity_sql, partition_identity_sql};
 
 /// A step: something to run, or something to know.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -2,9 +2,9 @@
 
 use super::{
     SetupStep, SourceTable, create_publication_sql, fetch_lacks, fetch_role, fetch_source_tables,
-    identity_sql, quoted_list, role_steps,
+    identity_sql, partition_identity_sql, partitions_without_identity, quoted_list, role_steps,
 };
-use crate::catalog::fetch_tables;
+use crate::catalog::{TableKind, fetch_tables};
 use crate::pg::{QualifiedName, quote_ident};
 use crate::pipeline::PipelineConfig;
 use crate::preflight::CheckError;
@@ -33,10 +33,19 @@ pub(super) async fn plan(
     let lacks = fetch_lacks(client, role_name, &names, &["SELECT"]).await?;
     let database = config.source.url.database();
     lacks.steps(database, role_name, role.as_ref(), &mut steps);
-    for table in fetch_tables(client, &names).await? {
+    let described = fetch_tables(client, &names).await?;
+    for table in &described {
         if table.identity_columns().is_empty() && table.columns.iter().any(|c| !c.is_generated) {
-            steps.push(SetupStep::Run(identity_sql(&table)));
+            steps.push(SetupStep::Run(identity_sql(table)));
         }
+    }
+    let roots: Vec<u32> = described
+        .iter()
+        .filter(|table| table.kind == TableKind::Partitioned)
+        .map(|table| table.oid)
+        .collect();
+    for partition in partitions_without_identity(client, &roots).await? {
+        steps.push(SetupStep::Run(partition_identity_sql(&partition)));
     }
     publication_steps(config, publication.as_ref(), &members, &tables, &mut steps);
     let rules = config.mapping.rules.iter();
