@@ -6,6 +6,8 @@
 mod architecture;
 mod cluster;
 mod golden;
+mod scenarios;
 mod support;
 mod types;
+mod verbs;
 mod wire;

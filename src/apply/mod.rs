@@ -22,7 +22,9 @@ mod array;
 mod batch;
 mod error;
 mod net_effect;
+mod preview;
 mod resolve;
+mod rows;
 mod session;
 mod settings;
 mod stage;
@@ -30,6 +32,7 @@ mod statement;
 
 pub use batch::{Batch, BatchItem, RowChange};
 pub use error::ApplyError;
+pub use preview::{TableStatement, table_statements, try_statements};
 pub use settings::Settings;
 pub use statement::ShapeError;
 
@@ -40,7 +43,6 @@ use net_effect::NetEffect;
 use resolve::{Conflicts, Resolver};
 use session::ReplicaSession;
 use stage::{Balance, StageContext};
-use statement::Shape;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use tokio_postgres::Client;
@@ -131,13 +133,7 @@ impl Applier {
     /// # Errors
     /// What the replica says to the statement.
     pub async fn prepare(&mut self, mapping: &Arc<TableMapping>) -> Result<(), ApplyError> {
-        self.session.prepare(mapping, &Shape::Insert).await?;
-        let shapes = match mapping.identity {
-            crate::mapping::RowIdentity::Key(_) => vec![Shape::Update(Vec::new()), Shape::Delete],
-            crate::mapping::RowIdentity::FullRow => vec![Shape::UpdateFull, Shape::DeleteFull],
-            crate::mapping::RowIdentity::InsertsOnly => Vec::new(),
-        };
-        for shape in &shapes {
+        for (_, shape) in &preview::sure_shapes(mapping) {
             self.session.prepare(mapping, shape).await?;
         }
         Ok(())

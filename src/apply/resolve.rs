@@ -157,6 +157,13 @@ impl Resolver<'_> {
                 return Ok(());
             }
         }
+        if is_filtered
+            && !absent.is_empty()
+            && self.run(step, &Shape::Missing(absent.to_vec())).await? == 0
+        {
+            self.note_filtered(step, 0);
+            return Ok(());
+        }
         if !absent.is_empty() {
             return Err(ApplyError::IncompleteRow {
                 table: step.mapping.replica.clone(),

@@ -18,11 +18,9 @@
 //! An update may leave TOASTed columns out ("absent"). They are left out of SET. Where an
 //! expression or the filter reads one, the replica's own copy of it is taken (`h`).
 
-use crate::mapping::{
-    ColumnMapping, ColumnValue, ConflictPolicy, Expression, RowIdentity, TableMapping,
-};
+use super::rows::{Writer, join, where_all};
+use crate::mapping::{ColumnValue, TableMapping};
 use crate::pg::quote_ident;
-use std::fmt::Write as _;
 
 /// Source positions of columns that the stream left out as unchanged TOAST; ascending.
 pub(crate) type Absent = Vec<u16>;
@@ -50,6 +48,9 @@ pub(crate) enum Shape {
     DeleteFiltered(Absent),
     /// Counts the rows whose key is there.
     Exists,
+    /// Counts the rows that belong on the replica and are not there; where the filter reads
+    /// an absent column, all that are not there, since it cannot be asked.
+    Missing(Absent),
 }
 
 /// Which tuple of a change a parameter is filled from.
@@ -105,6 +106,7 @@ pub(crate) fn statement(mapping: &TableMapping, shape: &Shape) -> Result<Stateme
         mapping,
         params: Vec::new(),
         may_read_held_row: true,
+        only_key: false,
     };
     let sql = match shape {
         Shape::Insert => writer.insert(false)?,
@@ -117,17 +119,12 @@ pub(crate) fn statement(mapping: &TableMapping, shape: &Shape) -> Result<Stateme
         Shape::DeleteFull => writer.delete_full()?,
         Shape::DeleteFiltered(absent) => writer.delete_filtered(absent)?,
         Shape::Exists => writer.exists()?,
+        Shape::Missing(absent) => writer.missing(absent)?,
     };
     Ok(Statement {
         sql,
         params: writer.params,
     })
-}
-
-struct Writer<'a> {
-    mapping: &'a TableMapping,
-    params: Vec<Param>,
-    may_read_held_row: bool,
 }
 
 impl Writer<'_> {
@@ -219,6 +216,26 @@ impl Writer<'_> {
         ))
     }
 
+    fn missing(&mut self, absent: &Absent) -> Result<String, ShapeError> {
+        let unsent = |position: &usize| absent.iter().any(|a| usize::from(*a) == *position);
+        let filter = self.mapping.filter.as_ref();
+        let is_unknown = filter.is_some_and(|filter| filter.reads.iter().any(unsent));
+        self.only_key = true;
+        let (rows, side, keep) = if is_unknown {
+            let key = self.key()?.to_vec();
+            let rows = format!("{} AS r", self.key_rows(ImageSide::New, &key));
+            (rows, ImageSide::Old, String::new())
+        } else {
+            let keep: String = filter.map(|_| "r.keep AND ".to_owned()).unwrap_or_default();
+            (self.rows(ImageSide::New, absent)?, ImageSide::New, keep)
+        };
+        let condition = self.key_match(side)?;
+        Ok(format!(
+            "SELECT 1 FROM {rows} WHERE {keep}NOT EXISTS (SELECT 1 FROM {} AS t WHERE {condition})",
+            self.table()
+        ))
+    }
+
     fn update_full(&mut self) -> Result<String, ShapeError> {
         let rows = self.rows(ImageSide::New, &Vec::new())?;
         let found = self.found_row()?;
@@ -267,299 +284,4 @@ impl Writer<'_> {
             where_all(&equal)
         ))
     }
-
-    fn table(&self) -> String {
-        self.mapping.replica.quoted()
-    }
-
-    fn key(&self) -> Result<&[usize], ShapeError> {
-        match &self.mapping.identity {
-            RowIdentity::Key(key) => Ok(key),
-            RowIdentity::FullRow | RowIdentity::InsertsOnly => Err(ShapeError::NoIdentity {
-                table: self.mapping.relation.name.to_string(),
-            }),
-        }
-    }
-
-    /// `t."id" = r.c0`, or `t."id" = r.k0` for the old key.
-    fn key_match(&self, side: ImageSide) -> Result<String, ShapeError> {
-        let parts: Vec<String> = self
-            .key()?
-            .iter()
-            .enumerate()
-            .filter_map(|(place, column)| {
-                let name = quote_ident(&self.mapping.columns.get(*column)?.name);
-                Some(match side {
-                    ImageSide::New => format!("t.{name} = r.c{column}"),
-                    ImageSide::Old => format!("t.{name} = r.k{place}"),
-                })
-            })
-            .collect();
-        Ok(parts.join(" AND "))
-    }
-
-    fn keep_condition(&self) -> Vec<String> {
-        self.mapping
-            .filter
-            .iter()
-            .map(|_| "r.keep".to_owned())
-            .collect()
-    }
-
-    fn newest_guard(&self, absent: &Absent) -> Option<String> {
-        let ConflictPolicy::NewestWins { column } = &self.mapping.on_conflict else {
-            return None;
-        };
-        let i = self
-            .mapping
-            .columns
-            .iter()
-            .position(|c| c.name == *column)?;
-        let is_sent = !self.is_absent(self.mapping.columns.get(i)?, absent);
-        is_sent.then(|| format!("(t.{0} <= r.c{i} OR t.{0} IS NULL)", quote_ident(column)))
-    }
-
-    fn assignments(&self, absent: &Absent, skip: impl Fn(usize) -> bool) -> String {
-        join(
-            self.mapping
-                .columns
-                .iter()
-                .enumerate()
-                .filter_map(|(i, column)| {
-                    let keep = skip(i) || self.is_absent(column, absent);
-                    (!keep).then(|| format!("{} = r.c{i}", quote_ident(&column.name)))
-                }),
-        )
-    }
-
-    /// Whether all that the column is made of was left out, so that its value stays.
-    fn is_absent(&self, column: &ColumnMapping, absent: &Absent) -> bool {
-        let unsent = |position: usize| absent.iter().any(|a| usize::from(*a) == position);
-        match &column.value {
-            ColumnValue::Input(input) => self
-                .mapping
-                .inputs
-                .get(*input)
-                .is_some_and(|i| unsent(i.position)),
-            ColumnValue::Computed(e) => {
-                !e.reads.is_empty() && e.reads.iter().all(|position| unsent(*position))
-            }
-        }
-    }
-
-    /// The rows as the replica names them: c0, c1 … and `keep`; aliased `r`.
-    fn rows(&mut self, side: ImageSide, absent: &Absent) -> Result<String, ShapeError> {
-        let mapping = self.mapping;
-        let typed = self.typed(side, absent)?;
-        let mut values: Vec<String> = Vec::with_capacity(mapping.columns.len() + 1);
-        for (i, column) in mapping.columns.iter().enumerate() {
-            if !self.is_absent(column, absent) {
-                values.push(format!("{} AS c{i}", self.value(column)));
-            }
-        }
-        if let Some(filter) = &mapping.filter {
-            values.push(format!("({}) AS keep", on_own_line(filter)));
-        }
-        Ok(format!(
-            "(SELECT {} FROM {typed}) AS r",
-            join(values.into_iter())
-        ))
-    }
-
-    fn value(&self, column: &ColumnMapping) -> String {
-        let cast = column.cast_to.quoted();
-        match &column.value {
-            ColumnValue::Computed(e) => format!("({})::{cast}", on_own_line(e)),
-            ColumnValue::Input(input) => match self.mapping.inputs.get(*input) {
-                Some(input) if input.read_as == column.cast_to => {
-                    format!("s.{}", quote_ident(&input.name))
-                }
-                Some(input) => format!("s.{}::{cast}", quote_ident(&input.name)),
-                None => "NULL".to_owned(),
-            },
-        }
-    }
-
-    /// The rows as the source names them, read by their types; aliased `s`.
-    fn typed(&mut self, side: ImageSide, absent: &Absent) -> Result<String, ShapeError> {
-        let mapping = self.mapping;
-        let mut values = Vec::with_capacity(mapping.inputs.len());
-        let mut arrays = Vec::new();
-        let mut needs_held = false;
-        for input in &mapping.inputs {
-            let name = quote_ident(&input.name);
-            if !absent.iter().any(|a| usize::from(*a) == input.position) {
-                let number = self.param(side, input.position);
-                values.push(format!("u.a{number}::{} AS {name}", input.read_as.quoted()));
-                arrays.push(number);
-            } else if self.is_read_by_expression(input.position, absent) {
-                let kept = input.kept_in.as_ref().filter(|_| self.may_read_held_row);
-                let kept = kept.ok_or_else(|| ShapeError::Unsent {
-                    table: mapping.relation.name.to_string(),
-                    column: input.name.clone(),
-                })?;
-                values.push(format!(
-                    "h.{}::{} AS {name}",
-                    quote_ident(kept),
-                    input.read_as.quoted()
-                ));
-                needs_held = true;
-            }
-        }
-        if arrays.is_empty() {
-            // A table without columns has rows all the same.
-            arrays.push(self.param(side, ROW_MARKER));
-        }
-        let held = if needs_held {
-            self.held_row()?
-        } else {
-            String::new()
-        };
-        let from = unnest(&arrays);
-        Ok(format!(
-            "(SELECT {} FROM {from}{held}) AS s",
-            join(values.into_iter())
-        ))
-    }
-
-    /// Whether an expression that must be computed, or the filter, reads a column that was left out.
-    fn is_read_by_expression(&self, position: usize, absent: &Absent) -> bool {
-        let computed = self
-            .mapping
-            .columns
-            .iter()
-            .filter_map(|column| match &column.value {
-                ColumnValue::Computed(e) if !self.is_absent(column, absent) => Some(e),
-                _ => None,
-            });
-        computed
-            .chain(self.mapping.filter.iter())
-            .any(|e| e.reads.contains(&position))
-    }
-
-    /// Joins the replica's own row as `h`, by the key columns of `u`.
-    fn held_row(&self) -> Result<String, ShapeError> {
-        let mut conditions = Vec::new();
-        for column in self.key()? {
-            let Some(column) = self.mapping.columns.get(*column) else {
-                continue;
-            };
-            let ColumnValue::Input(input) = column.value else {
-                continue;
-            };
-            let Some(input) = self.mapping.inputs.get(input) else {
-                continue;
-            };
-            let param = Param {
-                side: ImageSide::New,
-                position: input.position,
-            };
-            let number = self
-                .params
-                .iter()
-                .position(|p| *p == param)
-                .unwrap_or_default();
-            conditions.push(format!(
-                "h.{} = u.a{number}::{}::{}",
-                quote_ident(&column.name),
-                input.read_as.quoted(),
-                column.cast_to.quoted()
-            ));
-        }
-        Ok(format!(
-            " JOIN {} AS h ON {}",
-            self.table(),
-            conditions.join(" AND ")
-        ))
-    }
-
-    /// Only key columns, as `k0`, `k1` …; not aliased.
-    fn key_rows(&mut self, side: ImageSide, key: &[usize]) -> String {
-        let mut values = Vec::new();
-        let mut arrays = Vec::new();
-        for (place, column) in key.iter().enumerate() {
-            let Some(column) = self.mapping.columns.get(*column) else {
-                continue;
-            };
-            let ColumnValue::Input(input) = column.value else {
-                continue;
-            };
-            let Some(input) = self.mapping.inputs.get(input) else {
-                continue;
-            };
-            let number = self.param(side, input.position);
-            values.push(format!(
-                "u.a{number}::{}::{} AS k{place}",
-                input.read_as.quoted(),
-                column.cast_to.quoted()
-            ));
-            arrays.push(number);
-        }
-        format!(
-            "(SELECT {} FROM {})",
-            join(values.into_iter()),
-            unnest(&arrays)
-        )
-    }
-
-    /// The rows of `rows` with the old key beside each, matched by their place in the arrays.
-    fn with_old_key(&mut self, rows: &str, absent: &Absent) -> Result<String, ShapeError> {
-        let key = self.key()?.to_vec();
-        let old = self.key_rows(ImageSide::Old, &key);
-        // A change of key is written one row at a time: both sides hold exactly one.
-        let columns = self.mapping.columns.iter().enumerate();
-        let mut names: Vec<String> = columns
-            .filter(|(_, column)| !self.is_absent(column, absent))
-            .map(|(i, _)| format!("r.c{i}"))
-            .collect();
-        names.extend((0..key.len()).map(|place| format!("o.k{place}")));
-        names.extend(self.mapping.filter.iter().map(|_| "r.keep".to_owned()));
-        Ok(format!(
-            "(SELECT {} FROM {rows}, {old} AS o) AS r",
-            join(names.into_iter())
-        ))
-    }
-
-    fn param(&mut self, side: ImageSide, position: usize) -> usize {
-        self.params.push(Param { side, position });
-        self.params.len() - 1
-    }
-}
-
-/// The expression with a line end behind it, so that a `--` comment cannot swallow what follows.
-fn on_own_line(expression: &Expression) -> String {
-    format!("{}\n", expression.sql)
-}
-
-/// `ROWS FROM (unnest($1), unnest($2)) AS u(a0, a1)`: `unnest` of several arrays cannot be
-/// named with its schema.
-fn unnest(arrays: &[usize]) -> String {
-    let columns = join(
-        arrays
-            .iter()
-            .map(|n| format!("pg_catalog.unnest(${}::pg_catalog.text[])", n + 1)),
-    );
-    let names = join(arrays.iter().map(|n| format!("a{n}")));
-    format!("ROWS FROM ({columns}) AS u({names})")
-}
-
-fn join(parts: impl Iterator<Item = String>) -> String {
-    let mut text = String::new();
-    for part in parts {
-        if !text.is_empty() {
-            text.push_str(", ");
-        }
-        text.push_str(&part);
-    }
-    text
-}
-
-fn where_all(conditions: &[String]) -> String {
-    let mut text = String::new();
-    for (i, condition) in conditions.iter().enumerate() {
-        let word = if i == 0 { "WHERE" } else { "AND" };
-        // Writing to a String cannot fail.
-        let _ = write!(text, " {word} {condition}");
-    }
-    text
 }

@@ -396,12 +396,12 @@ impl<'a> Compiler<'a> {
     }
 
     fn check_policy(&mut self, columns: &[ColumnMapping]) {
-        if let ConflictPolicy::NewestWins { column } = &self.rule.on_conflict {
-            if !columns.iter().any(|c| c.name == *column) {
-                self.problems.push(format!(
-                    "`on_conflict = newest_wins({column})`: the mapping does not write a replica column {column}"
+        if let ConflictPolicy::NewestWins { column } = &self.rule.on_conflict
+            && !columns.iter().any(|c| c.name == *column)
+        {
+            self.problems.push(format!(
+                    "`on_conflict = newest_wins({column})` compares a replica column that the mapping does not write: map a source column to it, or `set` it"
                 ));
-            }
         }
     }
 }

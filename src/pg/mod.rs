@@ -1,9 +1,9 @@
 //! The nouns every room shares. No I/O, no clock, nothing of ours imported.
 //!
 //! A change on its way from source to replica is made of these words only:
-//! a [`Relation`] (what a row of a table looks like at a moment of the stream),
-//! a [`Tuple`] (the bytes of one row, never parsed into values), a [`Change`],
-//! and the [`Lsn`] that orders all of it.
+//! a `Relation` (what a row of a table looks like at a moment of the stream),
+//! a `Tuple` (the bytes of one row, never parsed into values), a `Change`,
+//! and the `Lsn` that orders all of it.
 
 mod change;
 mod conflict;

@@ -13,7 +13,7 @@ use tokio_postgres::error::{DbError, SqlState};
 #[derive(Debug)]
 pub enum ServerError {
     /// The server refused.
-    Refused(Refusal),
+    Refused(Box<Refusal>),
     /// No answer: the connection is gone or was never there.
     Lost(String),
 }
@@ -52,7 +52,7 @@ impl ServerError {
 impl From<tokio_postgres::Error> for ServerError {
     fn from(error: tokio_postgres::Error) -> Self {
         match error.as_db_error() {
-            Some(refusal) => Self::Refused(Refusal::from(refusal)),
+            Some(refusal) => Self::Refused(Box::new(Refusal::from(refusal))),
             None => Self::Lost(chain(&error)),
         }
     }

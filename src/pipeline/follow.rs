@@ -16,7 +16,7 @@ use super::receive::{Event, Inbox};
 use super::relations::{Entry, Relations};
 use super::slot_watch::SlotWatch;
 use crate::apply::{Applier, ApplyError, Batch, RowChange, Settings, Written};
-use crate::pg::{Change, Lsn};
+use crate::pg::{Change, Lsn, Tuple};
 use crate::pgoutput::Message;
 use crate::progress::Positions;
 use crate::telemetry::{PipelineState, Telemetry};
@@ -46,6 +46,13 @@ pub(crate) struct Follower<'a> {
     /// Every table is past its copy.
     is_streaming: bool,
     state: State,
+}
+
+/// Why a stream ended, other than by an error.
+enum Ended {
+    Shutdown,
+    /// The receiver is gone, and knows why.
+    NothingMoreComes,
 }
 
 /// What is in hand. Invariant after each action: `whole` ends at a commit of the source.
@@ -118,31 +125,40 @@ impl<'a> Follower<'a> {
 
     /// Runs until shut down, or until something fails.
     pub(crate) async fn run(mut self, shutdown: &CancellationToken) -> Result<(), PipelineError> {
+        let ended = self.follow(shutdown).await;
+        // A transaction that is half written goes: its end has not been seen.
+        self.applier.rollback().await;
+        self.relations.forget_pending();
+        match ended {
+            Ok(Ended::Shutdown) => {
+                self.inbox.close().await;
+                Ok(())
+            }
+            Ok(Ended::NothingMoreComes) => Err(self.inbox.reason().await),
+            Err(error) => {
+                self.inbox.close().await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn follow(&mut self, shutdown: &CancellationToken) -> Result<Ended, PipelineError> {
         self.tell_positions();
         let mut tick = interval(Duration::from_secs(1));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let done = loop {
+        loop {
             tokio::select! {
                 biased;
-                () = shutdown.cancelled() => break Ok(()),
-                chunk = self.inbox.chunks.recv() => {
-                    let Some(chunk) = chunk else { return Err(self.inbox.reason().await) };
-                    if let Err(error) = self.take_all(chunk.events).await {
-                        break Err(error);
-                    }
-                }
-                _ = tick.tick() => {
-                    if let Err(error) = self.advance_idle().await {
-                        break Err(error);
-                    }
-                }
+                () = shutdown.cancelled() => return Ok(Ended::Shutdown),
+                chunk = self.inbox.chunks.recv() => match chunk {
+                    Some(chunk) => self.take_all(chunk.events).await?,
+                    None => return Ok(Ended::NothingMoreComes),
+                },
+                _ = tick.tick() => self.advance_idle().await?,
             }
+            // Only here: while a batch hangs, nothing pretends otherwise.
             self.telemetry.progressed();
-        };
-        // A transaction that is half written goes: its end has not been seen.
-        self.applier.rollback().await;
-        self.inbox.close().await;
-        done
+        }
     }
 
     /// Takes a chunk and whatever else has arrived, then commits what is whole.
@@ -222,6 +238,7 @@ impl<'a> Follower<'a> {
             match relations.entry(id) {
                 None => return Err(PipelineError::OutOfOrder("a change of an unknown table")),
                 Some(Entry::Mapped(table)) if table.state.wants(transaction.commit_lsn) => {
+                    check_width(&change, table.mapping.relation.columns.len())?;
                     table.telemetry.received(1);
                     let number = batch.table(&table.mapping);
                     batch.push_row(number, change);
@@ -416,6 +433,19 @@ impl<'a> Follower<'a> {
                 .observe_end_to_end(seconds_since(commit_time_us));
         }
     }
+}
+
+/// A row must have the columns that its table was last said to have.
+fn check_width(change: &RowChange, columns: usize) -> Result<(), PipelineError> {
+    let fits = |tuple: &Tuple| tuple.len() == columns;
+    let is_new_right = change.new_tuple().is_none_or(fits);
+    let is_old_right = change.old_tuple().is_none_or(|old| fits(old.tuple()));
+    if is_new_right && is_old_right {
+        return Ok(());
+    }
+    Err(PipelineError::OutOfOrder(
+        "a row has another number of columns than its table",
+    ))
 }
 
 /// Seconds from a commit on the source to now; by two clocks, so never below zero.

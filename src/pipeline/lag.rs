@@ -6,8 +6,8 @@
 use crate::pg::Lsn;
 use std::collections::VecDeque;
 
-const SAMPLE_EVERY_US: i64 = 100_000;
-/// Samples kept; at one in 100 ms enough for more than a day, and older ones count most.
+const SAMPLE_EVERY_US: i64 = 10_000;
+/// Samples kept, for hours of backlog; later ones then join the last, and the oldest count.
 const SAMPLES_MAX: usize = 1_000_000;
 
 /// Transactions that have arrived and are not applied, by samples.

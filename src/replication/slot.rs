@@ -183,6 +183,7 @@ pub struct ReplicationSlot {
 }
 
 // Columns that some versions lack are looked up by name in the row's JSON form.
+// PostgreSQL 16 tells that a slot is invalid ("conflicting") and not why.
 const FETCH_SLOT: &str = "\
 SELECT s.slot_name::text, s.plugin::text, s.database::text, s.active_pid, s.restart_lsn,
        s.confirmed_flush_lsn, s.wal_status, s.safe_wal_size,
@@ -191,7 +192,7 @@ SELECT s.slot_name::text, s.plugin::text, s.database::text, s.active_pid, s.rest
                 ELSE pg_catalog.pg_current_wal_lsn() END, s.restart_lsn)::bigint,
        COALESCE(pg_catalog.to_jsonb(s) ->> 'invalidation_reason',
                 CASE WHEN pg_catalog.to_jsonb(s) ->> 'conflicting' = 'true'
-                     THEN 'conflict with recovery' END),
+                     THEN 'invalidated' END),
        s.temporary,
        COALESCE((pg_catalog.to_jsonb(s) ->> 'failover')::boolean, false)
   FROM pg_catalog.pg_replication_slots AS s

@@ -69,6 +69,8 @@ pub struct TableStatus {
     pub received: u64,
     /// Changes that are durable on the replica.
     pub applied: u64,
+    /// Changes that arrived and are neither applied nor set aside nor kept out by a filter.
+    pub pending: i64,
 }
 
 /// One end in the status.
@@ -106,7 +108,7 @@ impl Sources<'_> {
             state_since_seconds: slow.state.since.elapsed().as_secs_f64(),
             reason: slow.state.reason.clone(),
             lag_bytes: slow.lag_bytes,
-            lag_seconds: slow.lag_seconds,
+            lag_seconds: slow.lag_seconds(),
             received_lsn: self.facts.received.get(),
             applied_lsn: self.facts.applied.get(),
             flushed_lsn: self.facts.flushed.get(),
@@ -138,7 +140,7 @@ impl Sources<'_> {
             slot: slow.slot.as_ref().map(with_age),
             progress_age: self.clock.last().elapsed(),
             lag_bytes: slow.lag_bytes,
-            lag_seconds: slow.lag_seconds,
+            lag_seconds: slow.lag_seconds(),
         };
         drop(slow);
         Health::judge(vitals)
@@ -155,6 +157,7 @@ impl Sources<'_> {
                 copy_progress: facts.copy_progress(),
                 received: facts.received(),
                 applied: facts.applied(),
+                pending: facts.pending(),
             }
         };
         self.tables.snapshot().into_iter().map(table).collect()

@@ -26,6 +26,11 @@ impl TableTelemetry {
         self.facts.received.fetch_add(changes, Relaxed);
     }
 
+    /// What arrived and was not settled is gone with its connection; it will arrive again.
+    pub fn forget_pending(&self) {
+        self.facts.received.store(self.facts.settled(), Relaxed);
+    }
+
     /// Changes that are durable on the replica.
     pub fn applied(&self, op: Op, changes: u64) {
         self.facts.applied[op as usize].fetch_add(changes, Relaxed);
@@ -118,10 +123,19 @@ impl TableFacts {
         self.applied.iter().map(|count| count.load(Relaxed)).sum()
     }
 
-    fn imbalance(&self) -> f64 {
+    fn settled(&self) -> u64 {
+        self.applied() + self.filtered.load(Relaxed) + self.quarantined.load(Relaxed)
+    }
+
+    /// Changes on their way.
+    pub(super) fn pending(&self) -> i64 {
         // `received` last: a change counted in between reads as on its way, never as negative.
-        let settled = self.applied() + self.filtered.load(Relaxed) + self.quarantined.load(Relaxed);
-        self.received() as f64 - settled as f64
+        let settled = self.settled();
+        self.received().cast_signed() - settled.cast_signed()
+    }
+
+    fn imbalance(&self) -> f64 {
+        self.pending() as f64
     }
 }
 

@@ -7,11 +7,13 @@
 mod daemon;
 mod pair;
 mod rows;
+mod scenario;
 mod types;
 mod wait;
 
-pub use daemon::{Daemon, Response, run_verb};
+pub use daemon::{Daemon, Response, free_port, run_verb};
 pub use pair::{DATABASE, Pair, PairOptions};
-pub use rows::{Digest, assert_same_rows, digest, fetch_rows, row_differences};
+pub use rows::{Digest, Row, assert_same_rows, digest, fetch_rows, row_differences};
+pub use scenario::{Family, Scenario, row, samples};
 pub use types::{TYPES_SETUP_SQL, TypeCase, type_cases};
 pub use wait::{WAIT_SECONDS_MAX, eventually};

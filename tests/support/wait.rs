@@ -6,14 +6,11 @@ use std::time::{Duration, Instant};
 pub const WAIT_SECONDS_MAX: u64 = 120;
 
 /// Polls until `fact` yields something; panics with `what` and `evidence` otherwise.
-pub async fn eventually<T, Fut>(
+pub async fn eventually<T>(
     what: &str,
     evidence: impl Fn() -> String,
-    mut fact: impl FnMut() -> Fut,
-) -> T
-where
-    Fut: Future<Output = Option<T>>,
-{
+    mut fact: impl AsyncFnMut() -> Option<T>,
+) -> T {
     let deadline = Instant::now() + Duration::from_secs(WAIT_SECONDS_MAX);
     let mut pause = Duration::from_millis(5);
     loop {

@@ -151,6 +151,10 @@ async fn a_role_without_replication_reads_and_does_not_replicate() {
 #[tokio::test]
 async fn the_first_server_that_fits_is_taken() {
     let (cluster, frozen) = (server(None).await, server(None).await);
+    let mut standby = server(None).await;
+    standby.stop(StopMode::Fast).await.unwrap();
+    standby.write_file("standby.signal", b"").unwrap();
+    standby.restart().await.unwrap();
     frozen
         .alter_system("default_transaction_read_only", "on")
         .await
@@ -171,21 +175,24 @@ async fn the_first_server_that_fits_is_taken() {
             u16::try_from(row.get::<_, i32>(0)).unwrap()
         }
     };
-    let hosts = format!(
-        "127.0.0.1:{dead},127.0.0.1:{},127.0.0.1:{}",
-        frozen.port(),
-        cluster.port()
-    );
+    let servers = [dead, frozen.port(), cluster.port(), standby.port()];
+    let hosts = servers.map(|port| format!("127.0.0.1:{port}")).join(",");
     for (wanted, expected) in [
         ("any", &frozen),
         ("read-only", &frozen),
         ("primary", &frozen),
         ("read-write", &cluster),
-        ("prefer-standby", &frozen),
+        ("standby", &standby),
+        ("prefer-standby", &standby),
     ] {
         let url = format!("postgres://scram:s3cret@{hosts}/postgres?target_session_attrs={wanted}");
         assert_eq!(port_of(&url).await, expected.port(), "{wanted}");
     }
+    let only = format!(
+        "{}?target_session_attrs=prefer-standby",
+        tcp(&cluster, "scram:s3cret")
+    );
+    assert_eq!(port_of(&only).await, cluster.port());
     // A wrong password ends the search, as in libpq; the message still tells of all that was tried.
     let url = format!("postgres://scram:wrong@{hosts}/postgres");
     let error = source(&url)

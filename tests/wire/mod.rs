@@ -3,6 +3,7 @@
 mod authority;
 mod hostile;
 mod login;
+mod refusals;
 mod sessions;
 mod stream;
 mod tls;

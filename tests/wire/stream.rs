@@ -12,22 +12,22 @@ use pglockstep::replication::{
 };
 use std::time::Duration;
 
-const SETUP: &str = "CREATE TABLE t (id int PRIMARY KEY, v text, secret text);
+pub const SETUP: &str = "CREATE TABLE t (id int PRIMARY KEY, v text, secret text);
      CREATE TABLE \"Odd \"\"name\" (id int PRIMARY KEY);
      CREATE PUBLICATION p FOR TABLE t, \"Odd \"\"name\" WITH (publish = 'insert,delete');";
 
-fn slot_name() -> SlotName {
+pub fn slot_name() -> SlotName {
     "wire".parse().unwrap()
 }
 
-async fn start(cluster: &Cluster) -> (Endpoint, ReplicationConnection) {
+pub async fn start(cluster: &Cluster) -> (Endpoint, ReplicationConnection) {
     let endpoint = source(&cluster.tcp_url("postgres"));
     let connection = ReplicationConnection::connect(&endpoint).await.unwrap();
     (endpoint, connection)
 }
 
 /// Receives until a commit ('C' of pgoutput); the first letters, and the commit's place.
-async fn transaction(stream: &mut ReplicationStream) -> (String, Lsn) {
+pub async fn transaction(stream: &mut ReplicationStream) -> (String, Lsn) {
     let mut letters = String::new();
     loop {
         match stream.receive().await.unwrap() {
@@ -229,110 +229,6 @@ async fn publications_on_every_major() {
             assert_eq!(tables[1].columns, None);
         }
     }
-}
-
-#[tokio::test]
-async fn refusals_have_a_remedy() {
-    let cluster = Cluster::start(ClusterOptions::default().with("max_replication_slots", "2"))
-        .await
-        .unwrap();
-    cluster.execute("postgres", SETUP).await.unwrap();
-    let (_, mut connection) = start(&cluster).await;
-    let name = slot_name();
-    let snapshot = create_slot(&mut connection, &name, SlotOptions::default())
-        .await
-        .unwrap();
-    let at = snapshot.consistent_point;
-    let refused = |error: ReplicationError, code: &str, disposition, advice: &str| {
-        assert_eq!(error.code(), Some(code), "{error}");
-        assert_eq!(error.disposition(), disposition, "{error}");
-        assert!(
-            error.advice().contains(advice),
-            "{error}: {}",
-            error.advice()
-        );
-    };
-    use Disposition::{Definite, Transient};
-
-    let again = create_slot(&mut connection, &name, SlotOptions::default())
-        .await
-        .unwrap_err();
-    refused(again, "42710", Definite, "drop it");
-    // A transaction that stays open holds a new slot up, but not for ever.
-    let holder = cluster.connect("postgres").await.unwrap();
-    holder
-        .batch_execute("BEGIN; SELECT pg_current_xact_id()")
-        .await
-        .unwrap();
-    let options = SlotOptions {
-        lock_timeout_ms: 100,
-        ..SlotOptions::default()
-    };
-    let waits = create_slot(&mut connection, &"late".parse().unwrap(), options)
-        .await
-        .unwrap_err();
-    refused(waits, "55P03", Transient, "time-out");
-    holder.batch_execute("ROLLBACK").await.unwrap();
-    let options = SlotOptions {
-        temporary: true,
-        ..SlotOptions::default()
-    };
-    create_slot(&mut connection, &"two".parse().unwrap(), options)
-        .await
-        .unwrap();
-    let full = create_slot(&mut connection, &"three".parse().unwrap(), options)
-        .await
-        .unwrap_err();
-    refused(full, "53400", Definite, "max_replication_slots");
-
-    let stream_options = |name: &str| StreamOptions::new(150_000, vec![name.to_owned()]);
-    let (_, other) = start(&cluster).await;
-    let missing = other
-        .start(&"ghost".parse().unwrap(), at, &stream_options("p"))
-        .await
-        .unwrap_err();
-    refused(missing, "42704", Definite, "slot is missing");
-    let stream = connection
-        .start(&name, at, &stream_options("p"))
-        .await
-        .unwrap();
-    let (_, other) = start(&cluster).await;
-    let busy = other
-        .start(&name, at, &stream_options("p"))
-        .await
-        .unwrap_err();
-    refused(busy, "55006", Transient, "another session");
-    stream.stop().await.unwrap().close().await;
-
-    let (_, other) = start(&cluster).await;
-    let mut stream = other
-        .start(&name, at, &stream_options("ghost"))
-        .await
-        .unwrap();
-    cluster
-        .execute("postgres", "INSERT INTO t VALUES (1)")
-        .await
-        .unwrap();
-    let missing = loop {
-        if let Err(error) = stream.receive().await {
-            break error;
-        }
-    };
-    refused(missing, "42704", Definite, "CREATE PUBLICATION");
-
-    let plain = Cluster::start(ClusterOptions::default().with("wal_level", "replica"))
-        .await
-        .unwrap();
-    let (_, mut connection) = start(&plain).await;
-    let level = create_slot(&mut connection, &name, SlotOptions::default())
-        .await
-        .unwrap_err();
-    refused(
-        level,
-        "55000",
-        Definite,
-        "ALTER SYSTEM SET wal_level = logical",
-    );
 }
 
 #[tokio::test]

@@ -1,0 +1,4 @@
+//! The built daemon between real servers. Each family shares a pair of clusters, each
+//! scenario has a database of its own on both; rows are compared as text.
+
+mod follow;
