@@ -14,6 +14,7 @@
 mod error;
 mod follow;
 mod lag;
+mod listener;
 mod receive;
 mod relations;
 mod resume;

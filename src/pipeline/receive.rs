@@ -12,6 +12,7 @@
 
 use super::PipelineError;
 use super::lag::Unapplied;
+use super::listener::{Listener, Pace};
 use crate::pg::Lsn;
 use crate::pgoutput::{Decoder, Message};
 use crate::progress::Positions;
@@ -33,8 +34,6 @@ const STATUS_EVERY: Duration = Duration::from_secs(1);
 const ASK_AFTER: Duration = Duration::from_secs(10);
 /// After this long without a word the connection is given up.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(30);
-/// Shorter than a walsender needs to fill a socket's buffer.
-const NAP: Duration = Duration::from_millis(1);
 /// A chunk is handed on when it holds this much.
 const CHUNK_BYTES: usize = 256 * 1024;
 const CHUNK_EVENTS: usize = 4_096;
@@ -62,11 +61,13 @@ pub(crate) struct Inbox {
     pub(crate) positions: watch::Sender<Positions>,
     pub(crate) task: tokio::task::JoinHandle<Result<(), PipelineError>>,
     stop: CancellationToken,
+    _listener: Listener,
 }
 
 impl Inbox {
-    /// Starts to listen. At most `queue_bytes_max` bytes wait to be applied.
+    /// Starts to listen, on the thread the stream was opened on. At most `queue_bytes_max` bytes wait to be applied.
     pub(crate) fn open(
+        listener: Listener,
         stream: ReplicationStream,
         decoder: Decoder,
         resumed_at: Lsn,
@@ -90,14 +91,16 @@ impl Inbox {
             source_end: resumed_at,
             last_heard: Instant::now(),
             last_status: Instant::now(),
+            pace: Pace::new(Instant::now()),
             telemetry,
         };
-        let task = tokio::spawn(receiver.run(stop.clone()));
+        let task = listener.spawn(receiver.run(stop.clone()));
         Self {
             chunks,
             positions,
             task,
             stop,
+            _listener: listener,
         }
     }
 
@@ -132,6 +135,7 @@ struct Receiver {
     source_end: Lsn,
     last_heard: Instant,
     last_status: Instant,
+    pace: Pace,
     telemetry: Telemetry,
 }
 
@@ -148,6 +152,9 @@ impl Receiver {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut waiting: Option<Gathered> = None;
         loop {
+            if waiting.is_none() {
+                self.pace.nap();
+            }
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
@@ -160,7 +167,7 @@ impl Receiver {
                         break;
                     }
                 }
-                heard = listen(&self.chunks, &mut self.stream), if waiting.is_none() => {
+                heard = self.stream.receive(), if waiting.is_none() => {
                     let mut gathered = Gathered::default();
                     self.gather(heard?, &mut gathered).await?;
                     waiting = Some(gathered);
@@ -180,6 +187,7 @@ impl Receiver {
     ) -> Result<(), PipelineError> {
         let now = Instant::now();
         self.last_heard = now;
+        self.pace.heard(now);
         let mut next = Some(first);
         let mut wants_reply = false;
         while let Some(message) = next {
@@ -273,18 +281,6 @@ impl Receiver {
         };
         self.stream.send_status(update).await
     }
-}
-
-/// Waits for the next frame. While the inbox holds something, the replica is busy and nobody
-/// waits for more: a nap then lets frames gather, where otherwise each would wake us.
-async fn listen(
-    inbox: &mpsc::Sender<Chunk>,
-    stream: &mut ReplicationStream,
-) -> Result<ReplicationMessage, ReplicationError> {
-    if inbox.capacity() < inbox.max_capacity() {
-        tokio::time::sleep(NAP).await;
-    }
-    stream.receive().await
 }
 
 /// Room for a chunk; one larger than the whole queue gets all of it.

@@ -14,6 +14,7 @@
 use super::PipelineConfig;
 use super::PipelineError;
 use super::follow::{Follower, Streams};
+use super::listener::Listener;
 use super::receive::Inbox;
 use super::relations::Relations;
 use super::resume::resume_position;
@@ -52,6 +53,7 @@ struct Start<'a> {
     plan: TablePlan,
     ignores_foreign_keys: bool,
     places: HashMap<QualifiedName, u32>,
+    listener: Listener,
 }
 
 /// Connects, copies what has to be copied, and opens the stream.
@@ -98,6 +100,7 @@ pub(crate) async fn start<'a>(
         plan,
         ignores_foreign_keys: applier.ignores_foreign_keys(),
         places,
+        listener: Listener::start()?,
     };
     start.check_mappings(&mut applier).await?;
     start.open(applier).await
@@ -351,6 +354,7 @@ impl<'a> Start<'a> {
         };
         let stream = connection.start(slot_name, applied, &options).await?;
         let inbox = Inbox::open(
+            self.listener,
             stream,
             Decoder::new(1, Streaming::Off),
             applied,
@@ -409,8 +413,12 @@ impl<'a> Start<'a> {
             .collect()
     }
 
+    /// On the thread that will listen, should this connection be the one that streams.
     async fn replication(&self) -> Result<ReplicationConnection, PipelineError> {
-        Ok(ReplicationConnection::connect(&self.config.source).await?)
+        let source = self.config.source.clone();
+        let connecting = async move { ReplicationConnection::connect(&source).await };
+        let connected = self.listener.spawn(connecting).await;
+        Ok(connected.map_err(|_| PipelineError::ReceiverGone)??)
     }
 
     fn slot_name(&self) -> Result<SlotName, PipelineError> {
