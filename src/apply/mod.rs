@@ -38,7 +38,7 @@ pub use statement::ShapeError;
 
 use crate::mapping::TableMapping;
 use crate::pg::{ConflictKind, Lsn, QualifiedName};
-use crate::progress::Store;
+use crate::progress::{Durability, Store};
 use net_effect::NetEffect;
 use resolve::{Conflicts, Resolver};
 use session::ReplicaSession;
@@ -158,10 +158,12 @@ impl Applier {
 
     /// Moves the position and commits.
     ///
+    /// A position that moves without data always waits for the disk.
+    ///
     /// # Errors
     /// The transaction is then rolled back whole, or its outcome is unknown: whoever
     /// connects next reads the position to learn it.
-    pub async fn commit(&mut self, applied: Lsn) -> Result<(), ApplyError> {
+    pub async fn commit(&mut self, applied: Lsn, durability: Durability) -> Result<(), ApplyError> {
         if self.transaction == Transaction::None {
             // Nothing was written: the position moves by itself.
             return Ok(self.store.advance(&self.session.client, applied).await?);
@@ -171,7 +173,11 @@ impl Applier {
             return Err(error.into());
         }
         self.transaction = Transaction::None;
-        let committed = self.session.client.batch_execute("COMMIT").await;
+        let sql = match durability {
+            Durability::Durable => "COMMIT",
+            Durability::Later => "SET LOCAL synchronous_commit = off; COMMIT",
+        };
+        let committed = self.session.client.batch_execute(sql).await;
         committed.map_err(ApplyError::transaction("commit"))
     }
 

@@ -12,16 +12,17 @@
 //! ```
 
 use super::PipelineError;
+use super::durability::DurabilityClock;
 use super::receive::{Event, Inbox};
 use super::relations::{Entry, Relations};
 use super::slot_watch::SlotWatch;
 use crate::apply::{Applier, ApplyError, Batch, RowChange, Settings, Written};
 use crate::pg::{Change, Lsn, Tuple};
 use crate::pgoutput::Message;
-use crate::progress::Positions;
+use crate::progress::{Durability, Positions};
 use crate::telemetry::{PipelineState, Telemetry};
 use std::time::Duration;
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 /// Positions without data are written this often.
@@ -65,6 +66,7 @@ struct State {
     /// Part of the transaction is written and not committed.
     is_part_written: bool,
     positions: Positions,
+    durability: DurabilityClock,
     /// Everything before it is known to need nothing; not yet written down.
     idle_end: Option<Lsn>,
     idle_written_at: Instant,
@@ -100,6 +102,7 @@ impl<'a> Follower<'a> {
             transaction: None,
             is_part_written: false,
             positions: Positions::resumed_at(applied),
+            durability: DurabilityClock::new(Instant::now()),
             idle_end: None,
             idle_written_at: Instant::now(),
             last_commit_time_us: None,
@@ -131,6 +134,10 @@ impl<'a> Follower<'a> {
         self.relations.forget_pending();
         match ended {
             Ok(Ended::Shutdown) => {
+                if self.state.durability.is_owed() {
+                    // Only so that the source is told: what fails here is seen at the next start.
+                    let _ = self.settle().await;
+                }
                 self.inbox.close().await;
                 Ok(())
             }
@@ -150,6 +157,9 @@ impl<'a> Follower<'a> {
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return Ok(Ended::Shutdown),
+                () = sleep_until(self.state.durability.due()), if self.owes_the_disk() => {
+                    self.settle().await?;
+                }
                 chunk = self.inbox.chunks.recv() => match chunk {
                     Some(chunk) => self.take_all(chunk.events).await?,
                     None => return Ok(Ended::NothingMoreComes),
@@ -159,6 +169,10 @@ impl<'a> Follower<'a> {
             // Only here: while a batch hangs, nothing pretends otherwise.
             self.telemetry.progressed();
         }
+    }
+
+    fn owes_the_disk(&self) -> bool {
+        self.state.durability.is_owed() && !self.state.is_part_written
     }
 
     /// Takes a chunk and whatever else has arrived, then commits what is whole.
@@ -352,22 +366,49 @@ impl<'a> Follower<'a> {
         let started = Instant::now();
         let mut batch = std::mem::take(&mut self.state.batch);
         self.state.batch = batch.split_off(whole.items, whole.bytes);
-        self.write_and_commit(batch, end)
+        let durability = self.state.durability.next(Instant::now());
+        self.write_and_commit(batch, end, durability)
             .await
             .map_err(|source| PipelineError::Apply { at: end, source })?;
         self.state.is_part_written = false;
-        self.state.positions.commit(end);
-        self.tell_positions();
+        self.committed(end, durability);
         self.tell_written(whole.transactions, started);
         Ok(())
     }
 
-    async fn write_and_commit(&mut self, batch: Batch, end: Lsn) -> Result<(), ApplyError> {
+    async fn write_and_commit(
+        &mut self,
+        batch: Batch,
+        end: Lsn,
+        durability: Durability,
+    ) -> Result<(), ApplyError> {
         if !batch.is_empty() {
             let written = self.applier.write(&batch).await?;
             self.state.written.extend(written);
         }
-        self.applier.commit(end).await
+        self.applier.commit(end, durability).await
+    }
+
+    fn committed(&mut self, end: Lsn, durability: Durability) {
+        self.state.durability.committed(durability, Instant::now());
+        self.state.positions.commit(end, durability);
+        self.tell_positions();
+    }
+
+    /// Moves the position alone, by a commit that waits for the disk.
+    async fn commit_position(&mut self, end: Lsn) -> Result<(), PipelineError> {
+        let committed = self.applier.commit(end, Durability::Durable).await;
+        committed.map_err(|source| PipelineError::Apply { at: end, source })?;
+        self.committed(end, Durability::Durable);
+        Ok(())
+    }
+
+    /// Makes durable what commits before have left.
+    async fn settle(&mut self) -> Result<(), PipelineError> {
+        match self.state.positions.applied {
+            Some(applied) => self.commit_position(applied).await,
+            None => Ok(()),
+        }
     }
 
     /// With nothing in hand, all that the source has sent counts as applied. In memory at
@@ -385,12 +426,9 @@ impl<'a> Follower<'a> {
             return Ok(());
         }
         if self.state.idle_written_at.elapsed() >= IDLE_ADVANCE_EVERY {
-            let advanced = self.applier.commit(end).await;
-            advanced.map_err(|source| PipelineError::Apply { at: end, source })?;
+            self.commit_position(end).await?;
             self.state.idle_written_at = Instant::now();
             self.state.idle_end = None;
-            self.state.positions.commit(end);
-            self.tell_positions();
         } else if Some(end) > self.state.positions.applied {
             self.state.positions.applied = Some(end);
             self.tell_positions();

@@ -11,6 +11,7 @@
 //! next one learns from the replica's books where to go on. So there is one way to recover,
 //! and it is the way every start takes.
 
+mod durability;
 mod error;
 mod follow;
 mod lag;
@@ -68,6 +69,6 @@ impl PipelineConfig {
         self.apply
             .memory_max
             .saturating_sub(batch)
-            .clamp(1 << 20, 16 << 20)
+            .clamp(1 << 20, 8 << 20)
     }
 }

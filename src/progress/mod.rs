@@ -19,7 +19,7 @@ mod position;
 mod store;
 mod table_state;
 
-pub use position::{Feedback, Positions};
+pub use position::{Durability, Feedback, Positions};
 pub use store::{
     BOOKKEEPING_SCHEMA, PipelineIdentity, PipelineRecord, ProgressError, Store, bookkeeping_sql,
 };

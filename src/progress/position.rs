@@ -13,6 +13,15 @@ pub struct Positions {
     pub flushed: Option<Lsn>,
 }
 
+/// Whether a commit on the replica waited for its disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// It waited, and so made all before it durable.
+    Durable,
+    /// A later one will.
+    Later,
+}
+
 /// What goes back to the source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Feedback {
@@ -25,7 +34,8 @@ pub struct Feedback {
 }
 
 impl Positions {
-    /// A pipeline that resumes where the replica's progress row says.
+    /// A pipeline that resumes where the replica's progress row says. The row is durable: the
+    /// claim of the pipeline was a commit that waited, after whoever wrote the row.
     #[must_use]
     pub fn resumed_at(applied: Lsn) -> Self {
         Self {
@@ -51,10 +61,12 @@ impl Positions {
         self.received = self.received.max(Some(end));
     }
 
-    /// Notes a commit on the replica that waited for its disk.
-    pub fn commit(&mut self, end: Lsn) {
+    /// Notes a commit on the replica.
+    pub fn commit(&mut self, end: Lsn, durability: Durability) {
         self.applied = self.applied.max(Some(end));
-        self.flushed = self.flushed.max(Some(end));
+        if durability == Durability::Durable {
+            self.flushed = self.flushed.max(Some(end));
+        }
         self.received = self.received.max(self.applied);
     }
 }
@@ -73,9 +85,12 @@ mod tests {
         positions.receive(lsn(500));
         assert_eq!(positions.feedback().flush, Some(lsn(100)));
         assert_eq!(positions.feedback().write, Some(lsn(500)));
-        positions.commit(lsn(300));
+        positions.commit(lsn(250), Durability::Later);
+        assert_eq!(positions.feedback().flush, Some(lsn(100)));
+        assert_eq!(positions.feedback().apply, Some(lsn(250)));
+        positions.commit(lsn(300), Durability::Durable);
         assert_eq!(positions.feedback().flush, Some(lsn(300)));
-        positions.commit(lsn(200));
+        positions.commit(lsn(200), Durability::Durable);
         assert_eq!(positions.feedback().apply, Some(lsn(300)));
         assert_eq!(Positions::default().feedback().flush, None);
         let only_applied = Positions {
