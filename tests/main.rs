@@ -6,6 +6,7 @@
 mod architecture;
 mod cluster;
 mod golden;
+mod kills;
 mod scenarios;
 mod support;
 mod types;

@@ -1,0 +1,209 @@
+//! Killed at random moments under load, nothing is lost and nothing comes twice.
+//!
+//! ```text
+//!  a loop:  empty replica ─▶ load on ─▶ daemon ─▶ kill, restart … 5 times ─▶ load off ─▶ caught up ─▶ compare
+//!                                           │ the first kill falls into the first copy
+//!                          beside it: readers (a prefix, always), a watcher (confirmed ≤ applied, always)
+//! ```
+//!
+//! `cargo test` kills the daemon 20 times and each server 3 times; `PGLOCKSTEP_KILLS=20` makes
+//! it 20 for all. A schedule is determined by its seed, which is printed; `PGLOCKSTEP_SEED`
+//! repeats one, as far as the machine's own timing allows.
+
+mod load;
+mod random;
+mod tables;
+mod watch;
+
+use std::time::Duration;
+
+use pglockstep::demo::cluster::ClusterOptions;
+
+use crate::support::{DATABASE, Daemon, Pair, PairOptions, eventually};
+use load::Load;
+use random::Random;
+use watch::{Readers, Watcher};
+
+const KILLS_A_LOOP: u32 = 5;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Victim {
+    Daemon,
+    Source,
+    Replica,
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_daemon_is_killed() {
+    run(Victim::Daemon, kills(20)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_source_is_killed() {
+    run(Victim::Source, kills(3)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_replica_is_killed() {
+    run(Victim::Replica, kills(3)).await;
+}
+
+fn kills(default: u32) -> u32 {
+    let wanted = std::env::var("PGLOCKSTEP_KILLS");
+    wanted.map_or(default, |n| n.parse().unwrap())
+}
+
+fn seed() -> u64 {
+    let clock = || {
+        let since = std::time::UNIX_EPOCH.elapsed().unwrap();
+        u64::from(since.subsec_nanos()) ^ since.as_secs()
+    };
+    let wanted = std::env::var("PGLOCKSTEP_SEED");
+    wanted.map_or_else(|_| clock(), |n| n.parse().unwrap())
+}
+
+async fn run(victim: Victim, kills: u32) {
+    let seed = seed();
+    eprintln!("{victim:?} killed {kills} times, PGLOCKSTEP_SEED={seed}");
+    let mut random = Random::new(seed ^ victim as u64);
+    let durable = || ClusterOptions {
+        fsync: true,
+        ..ClusterOptions::default()
+    };
+    let mut ground = Ground {
+        pair: Pair::start_with(PairOptions {
+            source: durable(),
+            replica: durable(),
+        })
+        .await,
+        config: String::new(),
+    };
+    ground.pair.on_both(tables::CREATE).await;
+    ground.pair.on_source(tables::FILL).await;
+    let mut left = kills;
+    while left > 0 {
+        let now = left.min(KILLS_A_LOOP);
+        ground.one_loop(victim, now, &mut random).await;
+        left -= now;
+    }
+}
+
+struct Ground {
+    pair: Pair,
+    config: String,
+}
+
+impl Ground {
+    async fn one_loop(&mut self, victim: Victim, kills: u32, random: &mut Random) {
+        self.begin_anew().await;
+        let (source_url, replica_url) = (
+            self.pair.source.url(DATABASE),
+            self.pair.replica.url(DATABASE),
+        );
+        let load = Load::start(&source_url, random);
+        let readers = Readers::start(&replica_url);
+        let watcher = Watcher::start(&source_url, &replica_url);
+        let mut daemon = Daemon::start(&self.config);
+        for kill in 0..kills {
+            // The first ones fall into the copy, of the others some into catching up.
+            if kill > 1 && random.below(3) > 0 {
+                self.until_streaming(&daemon).await;
+            }
+            random.pause(0, 700).await;
+            self.kill(victim, &mut daemon, random).await;
+        }
+        self.until_streaming(&daemon).await;
+        random.pause(200, 600).await;
+        let written = load.stop().await;
+        self.catch_up(&daemon).await;
+        let prefixes = readers.stop().await;
+        let samples = watcher.stop().await;
+        for table in tables::COMPARED {
+            self.compare(table, &daemon).await;
+        }
+        eprintln!(
+            "{victim:?}: {kills} kills, {written} transactions, {prefixes} prefixes read, {samples} positions compared: equal"
+        );
+        assert!(
+            written > 0 && prefixes > 0 && samples > 0,
+            "nothing was tested"
+        );
+        daemon.terminate();
+    }
+
+    /// An empty replica and no slot; the source keeps its rows.
+    async fn begin_anew(&mut self) {
+        self.config = self
+            .pair
+            .config("[retry]\ndelay_min = \"50ms\"\ndelay_max = \"500ms\"\n[copy]\nworkers = 2");
+        let drop_slot = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots";
+        self.pair.on_source(drop_slot).await;
+        self.pair.on_replica(tables::EMPTY).await;
+    }
+
+    async fn kill(&mut self, victim: Victim, daemon: &mut Daemon, random: &mut Random) {
+        if let Some(status) = daemon.exit_status() {
+            panic!(
+                "the daemon has ended by itself: {status}\n{}",
+                daemon.stderr()
+            );
+        }
+        match victim {
+            Victim::Daemon => {
+                daemon.kill9();
+                random.pause(0, 200).await;
+                *daemon = Daemon::start(&self.config);
+            }
+            Victim::Source => {
+                self.pair.source.kill9();
+                random.pause(0, 200).await;
+                self.pair.source.restart().await.unwrap();
+            }
+            Victim::Replica => {
+                self.pair.replica.kill9();
+                random.pause(0, 200).await;
+                self.pair.replica.restart().await.unwrap();
+            }
+        }
+    }
+
+    async fn until_streaming(&self, daemon: &Daemon) {
+        let evidence = || format!("{}\n{}", daemon.stderr(), self.pair.logs());
+        let sample = "pglockstep_state{state=\"streaming\"}";
+        eventually("state streaming", evidence, async || {
+            (daemon.metric(sample).await == Some(1.0)).then_some(())
+        })
+        .await;
+    }
+
+    /// Waits for the last transaction; all before it must then be there.
+    async fn catch_up(&self, daemon: &Daemon) {
+        let (source, replica) = self.pair.clients().await;
+        let mark = "UPDATE mark SET n = n + 1 RETURNING n";
+        let wanted: i32 = source.query_one(mark, &[]).await.unwrap().get(0);
+        let evidence = || format!("{}\n{}", daemon.stderr(), self.pair.logs());
+        eventually(
+            "the last transaction on the replica",
+            evidence,
+            async || {
+                let found = replica.query_opt("SELECT n FROM mark", &[]).await.unwrap();
+                (found?.get::<_, i32>(0) == wanted).then_some(())
+            },
+        )
+        .await;
+    }
+
+    async fn compare(&self, table: &str, daemon: &Daemon) {
+        let (source, replica) = self.pair.clients().await;
+        if let Some(differences) = tables::differences(&source, &replica, table).await {
+            panic!("{table}: {differences}\n{}", daemon.stderr());
+        }
+    }
+}
+
+impl Random {
+    async fn pause(&mut self, from_ms: u32, to_ms: u32) {
+        let ms = from_ms + self.below(to_ms - from_ms);
+        tokio::time::sleep(Duration::from_millis(ms.into())).await;
+    }
+}
