@@ -104,6 +104,18 @@ mod tests {
             slot_born_at: Some(lsn(10)),
             applied: Some(lsn(100)),
         };
+        let behind = resume_position(
+            &record,
+            &identity("1"),
+            Some(&slot(100, Reserved)),
+            Some(lsn(99)),
+        );
+        assert!(
+            behind
+                .unwrap_err()
+                .to_string()
+                .contains("before what this replica")
+        );
         for (system, slot, refusal) in [
             ("1", Some(slot(100, Reserved)), None),
             ("1", Some(slot(10, Reserved)), None),
