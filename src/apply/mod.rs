@@ -34,7 +34,7 @@ pub use error::ApplyError;
 pub use settings::Settings;
 pub use statement::ShapeError;
 
-use crate::mapping::TableMapping;
+use crate::mapping::{RowIdentity, TableMapping};
 use crate::pg::{ConflictKind, Lsn, QualifiedName};
 use crate::progress::Store;
 use net_effect::NetEffect;
@@ -124,24 +124,6 @@ impl Applier {
     #[must_use]
     pub fn ignores_foreign_keys(&self) -> bool {
         self.ignores_foreign_keys
-    }
-
-    /// Prepares the shapes that a table will surely need, so that an expression, a type or
-    /// a privilege that does not fit is found before the first row.
-    ///
-    /// # Errors
-    /// What the replica says to the statement.
-    pub async fn prepare(&mut self, mapping: &Arc<TableMapping>) -> Result<(), ApplyError> {
-        self.session.prepare(mapping, &Shape::Insert).await?;
-        let shapes = match mapping.identity {
-            crate::mapping::RowIdentity::Key(_) => vec![Shape::Update(Vec::new()), Shape::Delete],
-            crate::mapping::RowIdentity::FullRow => vec![Shape::UpdateFull, Shape::DeleteFull],
-            crate::mapping::RowIdentity::InsertsOnly => Vec::new(),
-        };
-        for shape in &shapes {
-            self.session.prepare(mapping, shape).await?;
-        }
-        Ok(())
     }
 
     /// Writes a batch into the open transaction, opening one if there is none.
@@ -356,6 +338,24 @@ impl Written {
 
 /// Deferrable constraints wait for the end, as they may have done on the source.
 const DEFER: &str = "SET CONSTRAINTS ALL DEFERRED";
+
+/// Has the replica look at the statements that a table will surely need, so that an expression
+/// or a type that does not fit is found before anything is changed.
+///
+/// # Errors
+/// What the replica says to a statement.
+pub async fn check(client: &Client, mapping: &TableMapping) -> Result<(), ApplyError> {
+    let mut shapes = vec![Shape::Insert];
+    shapes.extend(match mapping.identity {
+        RowIdentity::Key(_) => vec![Shape::Update(Vec::new()), Shape::Delete],
+        RowIdentity::FullRow => vec![Shape::UpdateFull, Shape::DeleteFull],
+        RowIdentity::InsertsOnly => Vec::new(),
+    });
+    for shape in &shapes {
+        session::prepare(client, mapping, shape).await?;
+    }
+    Ok(())
+}
 
 /// Tries to make triggers and foreign keys keep still, as PostgreSQL's own subscriber does.
 /// False where the role may not.

@@ -28,6 +28,22 @@ pub(crate) struct Prepared {
     pub(crate) params: Vec<Param>,
 }
 
+/// Has the server read the statement of a shape.
+pub(crate) async fn prepare(
+    client: &Client,
+    mapping: &TableMapping,
+    shape: &Shape,
+) -> Result<Prepared, ApplyError> {
+    let text = statement(mapping, shape)?;
+    let types = vec![Type::TEXT_ARRAY; text.params.len()];
+    let prepared = client.prepare_typed(&text.sql, &types).await;
+    let statement = prepared.map_err(|error| ApplyError::statement(mapping, "prepare", error))?;
+    Ok(Prepared {
+        statement,
+        params: text.params,
+    })
+}
+
 /// One statement with its rows.
 pub(crate) struct Work {
     pub(crate) prepared: Arc<Prepared>,
@@ -68,15 +84,7 @@ impl ReplicaSession {
         {
             return Ok(Arc::clone(prepared));
         }
-        let text = statement(mapping, shape)?;
-        let types = vec![Type::TEXT_ARRAY; text.params.len()];
-        let prepared = self.client.prepare_typed(&text.sql, &types).await;
-        let statement =
-            prepared.map_err(|error| ApplyError::statement(mapping, "prepare", error))?;
-        let prepared = Arc::new(Prepared {
-            statement,
-            params: text.params,
-        });
+        let prepared = Arc::new(prepare(&self.client, mapping, shape).await?);
         self.remember(mapping, shape.clone(), Arc::clone(&prepared));
         Ok(prepared)
     }

@@ -18,7 +18,7 @@ use super::receive::Inbox;
 use super::relations::Relations;
 use super::slot_watch::SlotWatch;
 use super::tables::{PlannedTable, TablePlan, fetch_plan};
-use crate::apply::Applier;
+use crate::apply::{self, Applier};
 use crate::catalog::{Server, fetch_server};
 use crate::conn::{Pool, Session};
 use crate::pg::{Lsn, QualifiedName, quote_ident};
@@ -78,9 +78,10 @@ pub(crate) async fn start<'a>(
     let control = replica_pool.get().await?;
     let plan = fetch_plan(&source, &control, &config.publication, &config.mapping).await?;
 
+    check_mappings(&source, &control, &plan).await?;
     let store = own(&writer, config, telemetry).await?;
     let places = plan.parents_first();
-    let mut applier = Applier::new(writer, store.clone(), places.clone())
+    let applier = Applier::new(writer, store.clone(), places.clone())
         .await
         .map_err(PipelineError::Prepare)?;
     let start = Start {
@@ -96,7 +97,6 @@ pub(crate) async fn start<'a>(
         ignores_foreign_keys: applier.ignores_foreign_keys(),
         places,
     };
-    start.check_mappings(&mut applier).await?;
     start.open(applier).await
 }
 
@@ -173,39 +173,36 @@ async fn check_publication(source: &Client, config: &PipelineConfig) -> Result<(
     })
 }
 
-impl<'a> Start<'a> {
-    /// Has both servers look at every expression, filter and cast before a row moves.
-    async fn check_mappings(&self, applier: &mut Applier) -> Result<(), PipelineError> {
-        let unusual = self
-            .plan
-            .tables
-            .values()
-            .filter(|table| !table.mapping.is_plain());
-        for table in unusual {
-            let mapping = &table.mapping;
-            let statements = copy_statements(
-                mapping,
-                &self.plan.types,
-                false,
-                table.row_filter.as_deref(),
-                None,
-                &mapping.replica,
-            );
-            self.source
-                .prepare(&statements.select)
-                .await
-                .map_err(|error| PipelineError::Select {
-                    table: mapping.relation.name.to_string(),
-                    source: error.into(),
-                })?;
-            applier
-                .prepare(mapping)
-                .await
-                .map_err(PipelineError::Prepare)?;
-        }
-        Ok(())
+/// Has both servers look at every expression, filter and cast before anything is changed.
+async fn check_mappings(
+    source: &Client,
+    replica: &Client,
+    plan: &TablePlan,
+) -> Result<(), PipelineError> {
+    let unusual = plan.tables.values().filter(|t| !t.mapping.is_plain());
+    for table in unusual {
+        let mapping = &table.mapping;
+        let statements = copy_statements(
+            mapping,
+            &plan.types,
+            false,
+            table.row_filter.as_deref(),
+            None,
+            &mapping.replica,
+        );
+        let prepared = source.prepare(&statements.select).await;
+        prepared.map_err(|error| PipelineError::Select {
+            table: mapping.relation.name.to_string(),
+            source: error.into(),
+        })?;
+        apply::check(replica, mapping)
+            .await
+            .map_err(PipelineError::Prepare)?;
     }
+    Ok(())
+}
 
+impl<'a> Start<'a> {
     async fn open(self, applier: Applier) -> Result<Follower<'a>, PipelineError> {
         let record = Store::fetch_record(&self.control, &self.config.name).await?;
         let slot_name = self.slot_name()?;
