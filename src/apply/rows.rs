@@ -13,7 +13,8 @@ pub(super) struct Writer<'a> {
     pub(super) mapping: &'a TableMapping,
     pub(super) params: Vec<Param>,
     /// An absent column may be read from the replica's row, which the new key finds.
-    pub(super) may_read_held_row: bool,
+    /// Which image's key finds the replica's own row, to read absent columns from.
+    pub(super) held_by: ImageSide,
 }
 
 impl Writer<'_> {
@@ -142,8 +143,7 @@ impl Writer<'_> {
                 values.push(format!("u.a{number}::{} AS {name}", input.read_as.quoted()));
                 arrays.push(number);
             } else if self.is_read_by_expression(input.position, absent) {
-                let kept = input.kept_in.as_ref().filter(|_| self.may_read_held_row);
-                let kept = kept.ok_or_else(|| ShapeError::Unsent {
+                let kept = input.kept_in.as_ref().ok_or_else(|| ShapeError::Unsent {
                     table: mapping.relation.name.to_string(),
                     column: input.name.clone(),
                 })?;
@@ -160,7 +160,7 @@ impl Writer<'_> {
             arrays.push(self.param(side, ROW_MARKER));
         }
         let held = if needs_held {
-            self.held_row()?
+            self.held_row(&mut arrays)?
         } else {
             String::new()
         };
@@ -187,10 +187,10 @@ impl Writer<'_> {
     }
 
     /// Joins the replica's own row as `h`, by the key columns of `u`.
-    pub(super) fn held_row(&self) -> Result<String, ShapeError> {
+    fn held_row(&mut self, arrays: &mut Vec<usize>) -> Result<String, ShapeError> {
         let mut conditions = Vec::new();
-        for column in self.key()? {
-            let Some(column) = self.mapping.columns.get(*column) else {
+        for column in self.key()?.to_vec() {
+            let Some(column) = self.mapping.columns.get(column) else {
                 continue;
             };
             let ColumnValue::Input(input) = column.value else {
@@ -200,14 +200,15 @@ impl Writer<'_> {
                 continue;
             };
             let param = Param {
-                side: ImageSide::New,
+                side: self.held_by,
                 position: input.position,
             };
-            let number = self
-                .params
-                .iter()
-                .position(|p| *p == param)
-                .unwrap_or_default();
+            let known = self.params.iter().position(|p| *p == param);
+            let number = known.unwrap_or_else(|| {
+                let number = self.param(param.side, param.position);
+                arrays.push(number);
+                number
+            });
             conditions.push(format!(
                 "h.{} = u.a{number}::{}::{}",
                 quote_ident(&column.name),
@@ -219,6 +220,39 @@ impl Writer<'_> {
             " JOIN {} AS h ON {}",
             self.table(),
             conditions.join(" AND ")
+        ))
+    }
+
+    /// The columns that key and filter read, as `c0`, `c1` … and `keep`; aliased `r`.
+    pub(super) fn judged_rows(&mut self) -> Result<String, ShapeError> {
+        let mapping = self.mapping;
+        let filter = mapping.filter.as_ref();
+        let key = self.key()?.to_vec();
+        let key_positions = mapping.key_positions();
+        let mut inputs = Vec::new();
+        let mut arrays = Vec::new();
+        for input in &mapping.inputs {
+            let position = input.position;
+            let is_read = filter.is_some_and(|filter| filter.reads.contains(&position));
+            if is_read || key_positions.contains(&position) {
+                let number = self.param(ImageSide::New, position);
+                let (read_as, name) = (input.read_as.quoted(), quote_ident(&input.name));
+                inputs.push(format!("u.a{number}::{read_as} AS {name}"));
+                arrays.push(number);
+            }
+        }
+        let columns = mapping.columns.iter().enumerate();
+        let mut values: Vec<String> = columns
+            .filter(|(i, _)| key.contains(i))
+            .map(|(i, column)| format!("{} AS c{i}", self.value(column)))
+            .collect();
+        let keep = filter.map_or_else(|| "true".to_owned(), on_own_line);
+        values.push(format!("({keep}) AS keep"));
+        Ok(format!(
+            "(SELECT {} FROM (SELECT {} FROM {}) AS s) AS r",
+            join(values.into_iter()),
+            join(inputs.into_iter()),
+            unnest(&arrays)
         ))
     }
 

@@ -200,14 +200,29 @@ impl StageContext<'_> {
         let leaves = Shape::DeleteFiltered(absent.clone());
         self.plan(session, table, &leaves, items, planned).await?;
         let is_whole = absent.is_empty();
-        self.plan(session, table, &Shape::Update(absent), items, planned)
-            .await?;
+        self.plan(
+            session,
+            table,
+            &Shape::Update(absent.clone()),
+            items,
+            planned,
+        )
+        .await?;
         if is_whole {
             self.plan(session, table, &Shape::InsertIfAbsent, items, planned)
                 .await?;
-        } else if let Some(update) = planned.last_mut() {
-            // A row that comes in must be known whole: all of them must have been there.
-            update.expected = Expected::Exactly(items.len() as u64);
+        } else if self.filter_reads_any(table, &absent) {
+            // Whether a row comes in cannot be known: all of them must have been there.
+            if let Some(update) = planned.last_mut() {
+                update.expected = Expected::Exactly(items.len() as u64);
+            }
+        } else {
+            // A row that comes in must be known whole: none may come in.
+            self.plan(session, table, &Shape::KeptMissing, items, planned)
+                .await?;
+            if let Some(look) = planned.last_mut() {
+                look.expected = Expected::Exactly(0);
+            }
         }
         Ok(())
     }
@@ -281,10 +296,10 @@ impl StageContext<'_> {
                 "update"
             }
             Shape::Delete | Shape::DeleteFull | Shape::DeleteFiltered(_) => "delete",
-            Shape::Exists => "look for",
+            Shape::Exists | Shape::KeptMissing => "look for",
         };
         let offered = match shape {
-            Shape::DeleteFiltered(_) | Shape::InsertIfAbsent => 0,
+            Shape::DeleteFiltered(_) | Shape::InsertIfAbsent | Shape::KeptMissing => 0,
             _ => rows,
         };
         let mapping = Arc::clone(mapping);
@@ -397,6 +412,16 @@ impl StageContext<'_> {
         unsent
             .filter_map(|input| u16::try_from(input.position).ok())
             .collect()
+    }
+
+    /// Whether the filter needs a column that no image of the row holds.
+    pub(crate) fn filter_reads_any(&self, table: u32, absent: &Absent) -> bool {
+        let filter = self.batch.mapping(table).and_then(|m| m.filter.as_ref());
+        filter.is_some_and(|filter| {
+            absent
+                .iter()
+                .any(|a| filter.reads.contains(&usize::from(*a)))
+        })
     }
 
     pub(crate) fn is_filtered(&self, table: u32) -> bool {

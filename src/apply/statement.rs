@@ -48,6 +48,8 @@ pub(crate) enum Shape {
     DeleteFiltered(Absent),
     /// Counts the rows whose key is there.
     Exists,
+    /// Counts the rows that the filter keeps and whose key is not there.
+    KeptMissing,
 }
 
 /// Which tuple of a change a parameter is filled from.
@@ -102,7 +104,7 @@ pub(crate) fn statement(mapping: &TableMapping, shape: &Shape) -> Result<Stateme
     let mut writer = Writer {
         mapping,
         params: Vec::new(),
-        may_read_held_row: true,
+        held_by: ImageSide::New,
     };
     let sql = match shape {
         Shape::Insert => writer.insert(false)?,
@@ -115,6 +117,7 @@ pub(crate) fn statement(mapping: &TableMapping, shape: &Shape) -> Result<Stateme
         Shape::DeleteFull => writer.delete_full()?,
         Shape::DeleteFiltered(absent) => writer.delete_filtered(absent)?,
         Shape::Exists => writer.exists()?,
+        Shape::KeptMissing => writer.kept_missing()?,
     };
     Ok(Statement {
         sql,
@@ -158,8 +161,7 @@ impl Writer<'_> {
     ) -> Result<String, ShapeError> {
         let key = self.key()?.to_vec();
         let is_key_kept = found_by == ImageSide::New;
-        // The row to read absent columns from is looked up by the new key.
-        self.may_read_held_row = is_key_kept;
+        self.held_by = found_by;
         let mut rows = self.rows(ImageSide::New, absent)?;
         if !is_key_kept {
             rows = self.with_old_key(&rows, absent)?;
@@ -208,6 +210,15 @@ impl Writer<'_> {
         Ok(format!(
             "SELECT 1 FROM {} AS t, {rows} AS r WHERE {condition}",
             self.table()
+        ))
+    }
+
+    fn kept_missing(&mut self) -> Result<String, ShapeError> {
+        let rows = self.judged_rows()?;
+        Ok(format!(
+            "SELECT 1 FROM {rows} WHERE r.keep AND NOT EXISTS (SELECT 1 FROM {} AS t WHERE {})",
+            self.table(),
+            self.key_match(ImageSide::New)?
         ))
     }
 
