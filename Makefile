@@ -1,11 +1,12 @@
 # make demo    the main job on two throw-away clusters; ARGS="--seconds 30" ends by itself
 # make test    everything the project promises, on real servers
+# make figures speed and memory beside CREATE SUBSCRIPTION; ARGS="--rounds 1" for a quick look
 # make lint    format, clippy, rustdoc, the alert rules; warnings are errors
 
 CARGO ?= cargo
 ARGS ?=
 
-.PHONY: demo test lint check-deploy
+.PHONY: demo test figures lint check-deploy
 
 demo:
 	@tests/install-postgres.sh server
@@ -16,6 +17,10 @@ test:
 	@tests/install-postgres.sh
 	$(CARGO) test --all-targets
 	@echo "make test: all tests passed"
+
+figures:
+	@tests/install-postgres.sh server
+	@$(CARGO) bench --bench figures -- $(ARGS)
 
 lint: check-deploy
 	$(CARGO) fmt --check

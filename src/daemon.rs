@@ -88,7 +88,11 @@ async fn run_pipeline(
     telemetry: &Telemetry,
     shutdown: &CancellationToken,
 ) -> Result<(), PipelineError> {
-    let configure = || pipeline_config(config, telemetry);
+    let configure = || {
+        let pipeline = pipeline_config(config)?;
+        tell_endpoints(config, &pipeline, telemetry);
+        Ok(pipeline)
+    };
     let pipeline = supervise(configure, config.retry, telemetry, shutdown);
     let overdue = async {
         shutdown.cancelled().await;
@@ -107,25 +111,14 @@ async fn run_pipeline(
 }
 
 /// The pipeline's configuration as it is now; connection strings in files are read again.
-fn pipeline_config(
-    config: &Config,
-    telemetry: &Telemetry,
-) -> Result<PipelineConfig, PipelineError> {
-    let source = endpoint(config, Side::Source)?;
-    let replica = endpoint(config, Side::Replica)?;
-    let told = |endpoint: &Endpoint, environment: &Option<String>| telemetry::Endpoint {
-        host: endpoint.describe(),
-        database: endpoint.url.database().to_owned(),
-        environment: environment.clone(),
-    };
-    telemetry.set_endpoints(
-        told(&source, &config.source.environment),
-        told(&replica, &config.replica.environment),
-    );
+///
+/// # Errors
+/// A connection string cannot be read or makes no sense.
+pub fn pipeline_config(config: &Config) -> Result<PipelineConfig, PipelineError> {
     Ok(PipelineConfig {
         name: config.name.clone(),
-        source,
-        replica,
+        source: endpoint(config, Side::Source)?,
+        replica: endpoint(config, Side::Replica)?,
         publication: config.source.publication.clone(),
         slot: config.source.slot.clone(),
         failover: config.source.failover,
@@ -135,6 +128,19 @@ fn pipeline_config(
         apply: config.apply,
         retry: config.retry,
     })
+}
+
+/// Tells which databases the two ends are.
+fn tell_endpoints(config: &Config, pipeline: &PipelineConfig, telemetry: &Telemetry) {
+    let told = |endpoint: &Endpoint, environment: &Option<String>| telemetry::Endpoint {
+        host: endpoint.describe(),
+        database: endpoint.url.database().to_owned(),
+        environment: environment.clone(),
+    };
+    telemetry.set_endpoints(
+        told(&pipeline.source, &config.source.environment),
+        told(&pipeline.replica, &config.replica.environment),
+    );
 }
 
 /// One side's endpoint, from its connection string as it is now.

@@ -9,4 +9,5 @@ mod golden;
 mod scenarios;
 mod support;
 mod types;
+mod verbs;
 mod wire;

@@ -6,7 +6,7 @@
 //!    then for each element: i32 length or -1, bytes
 //! ```
 
-use crate::pg::TupleValue;
+use crate::pg::{Tuple, TupleValue};
 use bytes::{BufMut, BytesMut};
 use std::error::Error;
 use tokio_postgres::types::{IsNull, ToSql, Type};
@@ -82,4 +82,27 @@ impl ToSql for TextArray {
     }
 
     tokio_postgres::types::to_sql_checked!();
+}
+
+/// Puts a tuple's values where they go. What the tuple leaves out as unchanged TOAST, `elsewhere`
+/// may know.
+pub(crate) fn fill<'b>(
+    slots: &[(usize, usize)],
+    tuple: &'b Tuple,
+    arrays: &mut [TextArray],
+    elsewhere: impl Fn(usize) -> Option<TupleValue<'b>>,
+) -> Result<(), ElementError> {
+    let mut values = tuple.values().enumerate();
+    for (position, param) in slots {
+        // Slots are in the order of positions: each value is passed once.
+        let value = values
+            .find(|(at, _)| at == position)
+            .map(|(_, value)| value);
+        let value = match value {
+            Some(TupleValue::UnchangedToast) => elsewhere(*position),
+            value => value,
+        };
+        arrays[*param].push(value.unwrap_or(TupleValue::UnchangedToast))?;
+    }
+    Ok(())
 }

@@ -22,6 +22,7 @@ mod array;
 mod batch;
 mod error;
 mod net_effect;
+mod preview;
 mod resolve;
 mod rows;
 mod session;
@@ -31,17 +32,17 @@ mod statement;
 
 pub use batch::{Batch, BatchItem, RowChange};
 pub use error::ApplyError;
+pub use preview::{TableStatement, table_statements, try_statements};
 pub use settings::Settings;
 pub use statement::ShapeError;
 
-use crate::mapping::{RowIdentity, TableMapping};
+use crate::mapping::TableMapping;
 use crate::pg::{ConflictKind, Lsn, QualifiedName};
 use crate::progress::Store;
 use net_effect::NetEffect;
 use resolve::{Conflicts, Resolver};
 use session::ReplicaSession;
 use stage::{Balance, StageContext};
-use statement::Shape;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use tokio_postgres::Client;
@@ -338,24 +339,6 @@ impl Written {
 
 /// Deferrable constraints wait for the end, as they may have done on the source.
 const DEFER: &str = "SET CONSTRAINTS ALL DEFERRED";
-
-/// Has the replica look at the statements that a table will surely need, so that an expression
-/// or a type that does not fit is found before anything is changed.
-///
-/// # Errors
-/// What the replica says to a statement.
-pub async fn check(client: &Client, mapping: &TableMapping) -> Result<(), ApplyError> {
-    let mut shapes = vec![Shape::Insert];
-    shapes.extend(match mapping.identity {
-        RowIdentity::Key(_) => vec![Shape::Update(Vec::new()), Shape::Delete],
-        RowIdentity::FullRow => vec![Shape::UpdateFull, Shape::DeleteFull],
-        RowIdentity::InsertsOnly => Vec::new(),
-    });
-    for shape in &shapes {
-        session::prepare(client, mapping, shape).await?;
-    }
-    Ok(())
-}
 
 /// Tries to make triggers and foreign keys keep still, as PostgreSQL's own subscriber does.
 /// False where the role may not.

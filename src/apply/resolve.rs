@@ -149,11 +149,7 @@ impl Resolver<'_> {
     }
 
     /// The row of an update is not there: it comes into the filter, or the replica lost it.
-    async fn insert_missing(
-        &mut self,
-        step: &Step<'_>,
-        absent: &Vec<u16>,
-    ) -> Result<(), ApplyError> {
+    async fn insert_missing(&mut self, step: &Step<'_>, absent: &[u16]) -> Result<(), ApplyError> {
         let is_filtered = step.mapping.filter.is_some();
         if !is_filtered {
             self.conflict(step, ConflictKind::UpdateMissing)?;
@@ -161,12 +157,14 @@ impl Resolver<'_> {
                 return Ok(());
             }
         }
+        if is_filtered
+            && !absent.is_empty()
+            && self.run(step, &Shape::Missing(absent.to_vec())).await? == 0
+        {
+            self.note_filtered(step, 0);
+            return Ok(());
+        }
         if !absent.is_empty() {
-            let is_judged = is_filtered && !self.context.filter_reads_any(step.table, absent);
-            if is_judged && self.run(step, &Shape::KeptMissing).await? == 0 {
-                self.note_filtered(step, 0);
-                return Ok(());
-            }
             return Err(ApplyError::IncompleteRow {
                 table: step.mapping.replica.clone(),
             });

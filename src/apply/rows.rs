@@ -12,9 +12,10 @@ use std::fmt::Write as _;
 pub(super) struct Writer<'a> {
     pub(super) mapping: &'a TableMapping,
     pub(super) params: Vec<Param>,
-    /// An absent column may be read from the replica's row, which the new key finds.
-    /// Which image's key finds the replica's own row, to read absent columns from.
+    /// Whose key finds the replica's own row, to read absent columns from.
     pub(super) held_by: ImageSide,
+    /// The rows are only looked for: their key and the filter's word are enough.
+    pub(super) only_key: bool,
 }
 
 impl Writer<'_> {
@@ -103,7 +104,8 @@ impl Writer<'_> {
         let typed = self.typed(side, absent)?;
         let mut values: Vec<String> = Vec::with_capacity(mapping.columns.len() + 1);
         for (i, column) in mapping.columns.iter().enumerate() {
-            if !self.is_absent(column, absent) {
+            let is_wanted = !self.only_key || self.key()?.contains(&i);
+            if is_wanted && !self.is_absent(column, absent) {
                 values.push(format!("{} AS c{i}", self.value(column)));
             }
         }
@@ -178,7 +180,9 @@ impl Writer<'_> {
             .columns
             .iter()
             .filter_map(|column| match &column.value {
-                ColumnValue::Computed(e) if !self.is_absent(column, absent) => Some(e),
+                ColumnValue::Computed(e) if !self.only_key && !self.is_absent(column, absent) => {
+                    Some(e)
+                }
                 _ => None,
             });
         computed
@@ -220,39 +224,6 @@ impl Writer<'_> {
             " JOIN {} AS h ON {}",
             self.table(),
             conditions.join(" AND ")
-        ))
-    }
-
-    /// The columns that key and filter read, as `c0`, `c1` … and `keep`; aliased `r`.
-    pub(super) fn judged_rows(&mut self) -> Result<String, ShapeError> {
-        let mapping = self.mapping;
-        let filter = mapping.filter.as_ref();
-        let key = self.key()?.to_vec();
-        let key_positions = mapping.key_positions();
-        let mut inputs = Vec::new();
-        let mut arrays = Vec::new();
-        for input in &mapping.inputs {
-            let position = input.position;
-            let is_read = filter.is_some_and(|filter| filter.reads.contains(&position));
-            if is_read || key_positions.contains(&position) {
-                let number = self.param(ImageSide::New, position);
-                let (read_as, name) = (input.read_as.quoted(), quote_ident(&input.name));
-                inputs.push(format!("u.a{number}::{read_as} AS {name}"));
-                arrays.push(number);
-            }
-        }
-        let columns = mapping.columns.iter().enumerate();
-        let mut values: Vec<String> = columns
-            .filter(|(i, _)| key.contains(i))
-            .map(|(i, column)| format!("{} AS c{i}", self.value(column)))
-            .collect();
-        let keep = filter.map_or_else(|| "true".to_owned(), on_own_line);
-        values.push(format!("({keep}) AS keep"));
-        Ok(format!(
-            "(SELECT {} FROM (SELECT {} FROM {}) AS s) AS r",
-            join(values.into_iter()),
-            join(inputs.into_iter()),
-            unnest(&arrays)
         ))
     }
 

@@ -8,7 +8,7 @@
 
 use super::array::TextArray;
 use super::error::ApplyError;
-use super::statement::{Param, Shape, statement};
+use super::statement::{ImageSide, Param, ROW_MARKER, Shape, statement};
 use crate::mapping::TableMapping;
 use crate::pg::RelationId;
 use std::collections::HashMap;
@@ -22,26 +22,44 @@ use tokio_postgres::{Client, Statement};
 /// Statements kept prepared in one session; beyond it all are forgotten and made anew.
 const PREPARED_MAX: usize = 4_096;
 
-/// A shape, ready on the server.
+/// A shape, ready on the server, and which parameter each column of a row goes to.
 pub(crate) struct Prepared {
     statement: Statement,
-    pub(crate) params: Vec<Param>,
+    pub(crate) params: usize,
+    /// Position in the new tuple and number of the parameter, by position.
+    pub(crate) new: Vec<(usize, usize)>,
+    /// The same of the old tuple.
+    pub(crate) old: Vec<(usize, usize)>,
+    /// Parameters that only count rows.
+    pub(crate) markers: Vec<usize>,
 }
 
-/// Has the server read the statement of a shape.
-pub(crate) async fn prepare(
-    client: &Client,
-    mapping: &TableMapping,
-    shape: &Shape,
-) -> Result<Prepared, ApplyError> {
-    let text = statement(mapping, shape)?;
-    let types = vec![Type::TEXT_ARRAY; text.params.len()];
-    let prepared = client.prepare_typed(&text.sql, &types).await;
-    let statement = prepared.map_err(|error| ApplyError::statement(mapping, "prepare", error))?;
-    Ok(Prepared {
-        statement,
-        params: text.params,
-    })
+impl Prepared {
+    fn new(statement: Statement, params: &[Param]) -> Self {
+        let of = |wanted: ImageSide| {
+            let mut slots: Vec<(usize, usize)> = params
+                .iter()
+                .enumerate()
+                .filter(|(_, param)| param.side == wanted && param.position != ROW_MARKER)
+                .map(|(number, param)| (param.position, number))
+                .collect();
+            slots.sort_unstable();
+            slots
+        };
+        let is_marker = |(_, param): &(usize, &Param)| param.position == ROW_MARKER;
+        let markers = params
+            .iter()
+            .enumerate()
+            .filter(is_marker)
+            .map(|(number, _)| number);
+        Self {
+            statement,
+            params: params.len(),
+            new: of(ImageSide::New),
+            old: of(ImageSide::Old),
+            markers: markers.collect(),
+        }
+    }
 }
 
 /// One statement with its rows.
@@ -84,7 +102,12 @@ impl ReplicaSession {
         {
             return Ok(Arc::clone(prepared));
         }
-        let prepared = Arc::new(prepare(&self.client, mapping, shape).await?);
+        let text = statement(mapping, shape)?;
+        let types = vec![Type::TEXT_ARRAY; text.params.len()];
+        let prepared = self.client.prepare_typed(&text.sql, &types).await;
+        let statement =
+            prepared.map_err(|error| ApplyError::statement(mapping, "prepare", error))?;
+        let prepared = Arc::new(Prepared::new(statement, &text.params));
         self.remember(mapping, shape.clone(), Arc::clone(&prepared));
         Ok(prepared)
     }

@@ -1,13 +1,13 @@
 //! Carries out the stages of a batch: sets of rows, or one change at a time.
 
-use super::array::TextArray;
+use super::array::{TextArray, fill};
 use super::batch::{Batch, BatchItem, RowChange};
 use super::error::ApplyError;
 use super::net_effect::{NetEffect, Stage, TableNet};
 use super::session::{Prepared, ReplicaSession, Work};
-use super::statement::{Absent, ImageSide, ROW_MARKER, Shape};
+use super::statement::{Absent, Shape};
 use crate::mapping::{RowIdentity, TableMapping};
-use crate::pg::TupleValue;
+use crate::pg::{OldTuple, TupleValue};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -199,7 +199,6 @@ impl StageContext<'_> {
         }
         let leaves = Shape::DeleteFiltered(absent.clone());
         self.plan(session, table, &leaves, items, planned).await?;
-        let is_whole = absent.is_empty();
         self.plan(
             session,
             table,
@@ -208,21 +207,17 @@ impl StageContext<'_> {
             planned,
         )
         .await?;
-        if is_whole {
-            self.plan(session, table, &Shape::InsertIfAbsent, items, planned)
-                .await?;
-        } else if self.filter_reads_any(table, &absent) {
-            // Whether a row comes in cannot be known: all of them must have been there.
-            if let Some(update) = planned.last_mut() {
-                update.expected = Expected::Exactly(items.len() as u64);
-            }
-        } else {
-            // A row that comes in must be known whole: none may come in.
-            self.plan(session, table, &Shape::KeptMissing, items, planned)
-                .await?;
-            if let Some(look) = planned.last_mut() {
-                look.expected = Expected::Exactly(0);
-            }
+        if absent.is_empty() {
+            return self
+                .plan(session, table, &Shape::InsertIfAbsent, items, planned)
+                .await;
+        }
+        // A row that comes in must be known whole: none of these may be new to the replica.
+        let before = planned.len();
+        self.plan(session, table, &Shape::Missing(absent), items, planned)
+            .await?;
+        for plan in planned.iter_mut().skip(before) {
+            plan.expected = Expected::Exactly(0);
         }
         Ok(())
     }
@@ -296,10 +291,10 @@ impl StageContext<'_> {
                 "update"
             }
             Shape::Delete | Shape::DeleteFull | Shape::DeleteFiltered(_) => "delete",
-            Shape::Exists | Shape::KeptMissing => "look for",
+            Shape::Exists | Shape::Missing(_) => "look for",
         };
         let offered = match shape {
-            Shape::DeleteFiltered(_) | Shape::InsertIfAbsent | Shape::KeptMissing => 0,
+            Shape::DeleteFiltered(_) | Shape::InsertIfAbsent | Shape::Missing(_) => 0,
             _ => rows,
         };
         let mapping = Arc::clone(mapping);
@@ -342,35 +337,33 @@ impl StageContext<'_> {
         items: &[u32],
     ) -> Result<Work, ApplyError> {
         let mut arrays: Vec<TextArray> = Vec::new();
-        arrays.resize_with(prepared.params.len(), TextArray::default);
+        arrays.resize_with(prepared.params, TextArray::default);
         let keys = mapping.key_positions();
-        for item in items {
-            for (param, array) in prepared.params.iter().zip(&mut arrays) {
-                let value = match param.side {
-                    _ if param.position == ROW_MARKER => Some(TupleValue::Null),
-                    ImageSide::New => {
-                        let is_key = keys.contains(&param.position);
-                        self.effect
-                            .new_value(self.batch, *item, param.position, is_key)
-                    }
-                    ImageSide::Old => self.old_value(*item, param.position),
-                };
-                let value = value.unwrap_or(TupleValue::UnchangedToast);
-                array
-                    .push(value)
-                    .map_err(|error| ApplyError::value(mapping, &error))?;
+        let filled = items.iter().try_for_each(|item| {
+            let Some((_, change)) = self.batch.row(*item) else {
+                return Ok(());
+            };
+            if let Some(tuple) = change.new_tuple() {
+                fill(&prepared.new, tuple, &mut arrays, |position| {
+                    let is_key = keys.contains(&position);
+                    self.effect.new_value(self.batch, *item, position, is_key)
+                })?;
             }
-        }
+            // An update that sent no old image kept its key.
+            let old = change
+                .old_tuple()
+                .map(OldTuple::tuple)
+                .or(change.new_tuple());
+            if let Some(tuple) = old {
+                fill(&prepared.old, tuple, &mut arrays, |_| None)?;
+            }
+            prepared
+                .markers
+                .iter()
+                .try_for_each(|marker| arrays[*marker].push(TupleValue::Null))
+        });
+        filled.map_err(|error| ApplyError::value(mapping, &error))?;
         Ok(Work { prepared, arrays })
-    }
-
-    /// A value of the row as it was; an update that sent no old image kept its key.
-    fn old_value(&self, item: u32, position: usize) -> Option<TupleValue<'_>> {
-        let (_, change) = self.batch.row(item)?;
-        match change.old_tuple() {
-            Some(old) => old.tuple().value(position),
-            None => change.new_tuple()?.value(position),
-        }
     }
 
     fn by_absent(&self, net: &TableNet) -> BTreeMap<Absent, Vec<u32>> {
@@ -412,16 +405,6 @@ impl StageContext<'_> {
         unsent
             .filter_map(|input| u16::try_from(input.position).ok())
             .collect()
-    }
-
-    /// Whether the filter needs a column that no image of the row holds.
-    pub(crate) fn filter_reads_any(&self, table: u32, absent: &Absent) -> bool {
-        let filter = self.batch.mapping(table).and_then(|m| m.filter.as_ref());
-        filter.is_some_and(|filter| {
-            absent
-                .iter()
-                .any(|a| filter.reads.contains(&usize::from(*a)))
-        })
     }
 
     pub(crate) fn is_filtered(&self, table: u32) -> bool {

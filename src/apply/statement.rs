@@ -48,8 +48,9 @@ pub(crate) enum Shape {
     DeleteFiltered(Absent),
     /// Counts the rows whose key is there.
     Exists,
-    /// Counts the rows that the filter keeps and whose key is not there.
-    KeptMissing,
+    /// Counts the rows that belong on the replica and are not there; where the filter reads
+    /// an absent column, all that are not there, since it cannot be asked.
+    Missing(Absent),
 }
 
 /// Which tuple of a change a parameter is filled from.
@@ -105,6 +106,7 @@ pub(crate) fn statement(mapping: &TableMapping, shape: &Shape) -> Result<Stateme
         mapping,
         params: Vec::new(),
         held_by: ImageSide::New,
+        only_key: false,
     };
     let sql = match shape {
         Shape::Insert => writer.insert(false)?,
@@ -117,7 +119,7 @@ pub(crate) fn statement(mapping: &TableMapping, shape: &Shape) -> Result<Stateme
         Shape::DeleteFull => writer.delete_full()?,
         Shape::DeleteFiltered(absent) => writer.delete_filtered(absent)?,
         Shape::Exists => writer.exists()?,
-        Shape::KeptMissing => writer.kept_missing()?,
+        Shape::Missing(absent) => writer.missing(absent)?,
     };
     Ok(Statement {
         sql,
@@ -213,12 +215,23 @@ impl Writer<'_> {
         ))
     }
 
-    fn kept_missing(&mut self) -> Result<String, ShapeError> {
-        let rows = self.judged_rows()?;
+    fn missing(&mut self, absent: &Absent) -> Result<String, ShapeError> {
+        let unsent = |position: &usize| absent.iter().any(|a| usize::from(*a) == *position);
+        let filter = self.mapping.filter.as_ref();
+        let is_unknown = filter.is_some_and(|filter| filter.reads.iter().any(unsent));
+        self.only_key = true;
+        let (rows, side, keep) = if is_unknown {
+            let key = self.key()?.to_vec();
+            let rows = format!("{} AS r", self.key_rows(ImageSide::New, &key));
+            (rows, ImageSide::Old, String::new())
+        } else {
+            let keep: String = filter.map(|_| "r.keep AND ".to_owned()).unwrap_or_default();
+            (self.rows(ImageSide::New, absent)?, ImageSide::New, keep)
+        };
+        let condition = self.key_match(side)?;
         Ok(format!(
-            "SELECT 1 FROM {rows} WHERE r.keep AND NOT EXISTS (SELECT 1 FROM {} AS t WHERE {})",
-            self.table(),
-            self.key_match(ImageSide::New)?
+            "SELECT 1 FROM {rows} WHERE {keep}NOT EXISTS (SELECT 1 FROM {} AS t WHERE {condition})",
+            self.table()
         ))
     }
 

@@ -3,17 +3,24 @@
 //! A new verb is a file with `Args` and `run(config, args) -> anyhow::Result<Outcome>`, a
 //! variant of `Verb` and its line in `Verb::run`.
 
+mod check;
+mod copy_progress;
 mod demo;
 mod human;
+mod mapping;
 mod output;
 mod run;
+mod settings;
+mod setup;
 mod status;
+mod teardown;
 
 use crate::config::{Config, ConfigError};
 use crate::telemetry::{FILTER_VARIABLE, LogFormat, LoggingError, init_logging};
 use anyhow::Context;
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand, ValueEnum};
+use copy_progress::Terminal;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -69,16 +76,35 @@ enum Verb {
     Run,
     /// Shows the main job on two throw-away clusters, with a live workload.
     Demo(demo::Args),
+    /// Looks at everything that a start needs and changes nothing: findings, each with its remedy.
+    Check(check::Args),
+    /// Prints the SQL that a DBA runs once on each side; with --apply runs it.
+    Setup(setup::Args),
     /// Shows positions, lag, tables, slot and the last error of the running daemon.
     Status(status::Args),
+    /// What becomes of the source's tables.
+    Mapping(mapping::Args),
+    /// Drops the replication slot and the bookkeeping schema, after asking.
+    Teardown(teardown::Args),
 }
 
+/// The operator's words are at fault.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Misuse(String);
+
 impl Verb {
-    async fn run(self, config: PathBuf) -> anyhow::Result<Outcome> {
+    async fn run(self, config: PathBuf, terminal: Terminal) -> anyhow::Result<Outcome> {
+        // The demo brings a configuration of its own.
+        let load = || Config::load(&config);
         match self {
             Self::Demo(args) => demo::run(&args).await,
-            Self::Run => run::run(Config::load(&config)?).await,
-            Self::Status(args) => status::run(Config::load(&config)?, args).await,
+            Self::Run => run::run(load()?, &terminal).await,
+            Self::Check(args) => check::run(load()?, args).await,
+            Self::Setup(args) => setup::run(load()?, args).await,
+            Self::Status(args) => status::run(load()?, args).await,
+            Self::Mapping(args) => mapping::run(load()?, args).await,
+            Self::Teardown(args) => teardown::run(load()?, args).await,
         }
     }
 }
@@ -106,12 +132,14 @@ fn run(cli: Cli) -> anyhow::Result<Outcome> {
         LogFormatArg::Text => LogFormat::Text,
         LogFormatArg::Json => LogFormat::Json,
     };
-    init_logging(format, std::env::var(FILTER_VARIABLE).ok().as_deref())?;
+    let terminal = Terminal::new(format == LogFormat::Text);
+    let filter = std::env::var(FILTER_VARIABLE).ok();
+    init_logging(format, filter.as_deref(), terminal.clone())?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .context("cannot start the asynchronous runtime")?;
-    runtime.block_on(cli.verb.run(cli.config))
+    runtime.block_on(cli.verb.run(cli.config, terminal))
 }
 
 /// Help and version are answers, not errors.
@@ -124,7 +152,7 @@ fn parse_outcome(kind: ErrorKind) -> Outcome {
 
 /// Where the operator's words are at fault, another attempt needs other words.
 fn error_outcome(error: &anyhow::Error) -> Outcome {
-    if error.is::<ConfigError>() || error.is::<LoggingError>() {
+    if error.is::<ConfigError>() || error.is::<LoggingError>() || error.is::<Misuse>() {
         Outcome::Misused
     } else {
         Outcome::Unable
@@ -155,6 +183,11 @@ mod tests {
             (&["status"][..], None),
             (&["status", "--json", "--watch"], None),
             (&["status", "--config", "/x", "--log-format", "json"], None),
+            (&["check", "--json"], None),
+            (&["setup", "--apply", "--source-admin-url", "x"], None),
+            (&["mapping", "explain", "public.leads"], None),
+            (&["mapping"], Some(Outcome::Misused)),
+            (&["teardown", "--yes"], None),
             (&["--help"], Some(Outcome::Fine)),
             (&["--version"], Some(Outcome::Fine)),
             (&[], Some(Outcome::Misused)),

@@ -1,5 +1,6 @@
 //! `run`: the daemon, in the foreground.
 
+use super::copy_progress::Terminal;
 use super::{Outcome, output};
 use crate::config::Config;
 use crate::daemon;
@@ -8,11 +9,14 @@ use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-pub(super) async fn run(config: Config) -> anyhow::Result<Outcome> {
+pub(super) async fn run(config: Config, terminal: &Terminal) -> anyhow::Result<Outcome> {
     let shutdown = CancellationToken::new();
     cancel_on_signal(shutdown.clone())?;
     let telemetry = Telemetry::new(&config.name);
-    match daemon::run(&config, telemetry, shutdown).await {
+    let bar = terminal.watch(telemetry.clone());
+    let done = daemon::run(&config, telemetry, shutdown).await;
+    drop(bar);
+    match done {
         Ok(()) => Ok(Outcome::Fine),
         Err(error) => {
             output::complain(&format!("error: {}", Chain(&error)));

@@ -402,7 +402,7 @@ impl<'a> Compiler<'a> {
             && !columns.iter().any(|c| c.name == *column)
         {
             self.problems.push(format!(
-                    "`on_conflict = newest_wins({column})`: the mapping does not write a replica column {column}"
+                    "`on_conflict = newest_wins({column})` compares a replica column that the mapping does not write: map a source column to it, or `set` it"
                 ));
         }
     }

@@ -18,7 +18,7 @@ pub enum PipelineError {
     Conn(#[from] ConnError),
     /// The source's replication protocol failed.
     #[error(transparent)]
-    Replication(#[from] Box<ReplicationError>),
+    Replication(#[from] ReplicationError),
     /// The slot's name is none.
     #[error(transparent)]
     SlotName(#[from] SlotNameError),
@@ -81,12 +81,6 @@ pub enum PipelineError {
     /// The task that receives ended without a word.
     #[error("the receiver ended unexpectedly")]
     ReceiverGone,
-}
-
-impl From<ReplicationError> for PipelineError {
-    fn from(error: ReplicationError) -> Self {
-        Self::Replication(Box::new(error))
-    }
 }
 
 impl PipelineError {

@@ -16,7 +16,7 @@ use super::receive::{Event, Inbox};
 use super::relations::{Entry, Relations};
 use super::slot_watch::SlotWatch;
 use crate::apply::{Applier, ApplyError, Batch, RowChange, Settings, Written};
-use crate::pg::{Change, Lsn};
+use crate::pg::{Change, Lsn, Tuple};
 use crate::pgoutput::Message;
 use crate::progress::Positions;
 use crate::telemetry::{PipelineState, Telemetry};
@@ -238,6 +238,7 @@ impl<'a> Follower<'a> {
             match relations.entry(id) {
                 None => return Err(PipelineError::OutOfOrder("a change of an unknown table")),
                 Some(Entry::Mapped(table)) if table.state.wants(transaction.commit_lsn) => {
+                    check_width(&change, table.mapping.relation.columns.len())?;
                     table.telemetry.received(1);
                     let number = batch.table(&table.mapping);
                     batch.push_row(number, change);
@@ -432,6 +433,19 @@ impl<'a> Follower<'a> {
                 .observe_end_to_end(seconds_since(commit_time_us));
         }
     }
+}
+
+/// A row must have the columns that its table was last said to have.
+fn check_width(change: &RowChange, columns: usize) -> Result<(), PipelineError> {
+    let fits = |tuple: &Tuple| tuple.len() == columns;
+    let is_new_right = change.new_tuple().is_none_or(fits);
+    let is_old_right = change.old_tuple().is_none_or(|old| fits(old.tuple()));
+    if is_new_right && is_old_right {
+        return Ok(());
+    }
+    Err(PipelineError::OutOfOrder(
+        "a row has another number of columns than its table",
+    ))
 }
 
 /// Seconds from a commit on the source to now; by two clocks, so never below zero.

@@ -16,6 +16,7 @@ mod follow;
 mod lag;
 mod receive;
 mod relations;
+mod resume;
 mod settings;
 mod slot_watch;
 mod start;
@@ -23,9 +24,10 @@ mod supervise;
 mod tables;
 
 pub use error::PipelineError;
+pub use resume::resume_position;
 pub use settings::RetrySettings;
 pub use supervise::supervise;
-pub use tables::{PlannedTable, TablePlan, fetch_plan};
+pub use tables::{PlanProblem, PlannedTable, TablePlan, fetch_plan, survey_tables};
 
 use crate::conn::Endpoint;
 use crate::{apply, mapping, snapshot};

@@ -33,6 +33,8 @@ const STATUS_EVERY: Duration = Duration::from_secs(1);
 const ASK_AFTER: Duration = Duration::from_secs(10);
 /// After this long without a word the connection is given up.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(30);
+/// Shorter than a walsender needs to fill a socket's buffer.
+const NAP: Duration = Duration::from_millis(1);
 /// A chunk is handed on when it holds this much.
 const CHUNK_BYTES: usize = 256 * 1024;
 const CHUNK_EVENTS: usize = 4_096;
@@ -158,7 +160,7 @@ impl Receiver {
                         break;
                     }
                 }
-                heard = self.stream.receive(), if waiting.is_none() => {
+                heard = listen(&self.chunks, &mut self.stream), if waiting.is_none() => {
                     let mut gathered = Gathered::default();
                     self.gather(heard?, &mut gathered).await?;
                     waiting = Some(gathered);
@@ -271,6 +273,18 @@ impl Receiver {
         };
         self.stream.send_status(update).await
     }
+}
+
+/// Waits for the next frame. While the inbox holds something, the replica is busy and nobody
+/// waits for more: a nap then lets frames gather, where otherwise each would wake us.
+async fn listen(
+    inbox: &mpsc::Sender<Chunk>,
+    stream: &mut ReplicationStream,
+) -> Result<ReplicationMessage, ReplicationError> {
+    if inbox.capacity() < inbox.max_capacity() {
+        tokio::time::sleep(NAP).await;
+    }
+    stream.receive().await
 }
 
 /// Room for a chunk; one larger than the whole queue gets all of it.

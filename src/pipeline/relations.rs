@@ -1,14 +1,15 @@
 //! What the stream's relation numbers mean just now: the mapping of each, its state, or
 //! that it is none of ours.
 
-use super::PipelineError;
 use super::tables::{PlannedTable, recompile};
+use super::{PipelineConfig, PipelineError};
 use crate::apply::Written;
 use crate::catalog::fetch_tables;
 use crate::conn::Pool;
 use crate::mapping::{Resolved, Settings, TableMapping, resolve};
 use crate::pg::{Lsn, Relation, RelationId, TypeName, TypeNames};
 use crate::progress::TableState;
+use crate::replication::fetch_published_tables;
 use crate::telemetry::{Op, TableStateLabel, TableTelemetry};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -35,18 +36,28 @@ pub(crate) struct Relations {
     entries: HashMap<RelationId, Entry>,
     types: TypeNames,
     rules: Settings,
+    source: Pool,
     replica: Pool,
+    publication: String,
     /// Where the stream began.
     pub(crate) resumed_at: Lsn,
 }
 
 impl Relations {
-    pub(crate) fn new(rules: Settings, types: TypeNames, replica: Pool, resumed_at: Lsn) -> Self {
+    /// None yet; `pools` are the source's and the replica's.
+    pub(crate) fn new(
+        config: &PipelineConfig,
+        types: TypeNames,
+        pools: (Pool, Pool),
+        resumed_at: Lsn,
+    ) -> Self {
         Self {
             entries: HashMap::new(),
             types,
-            rules,
-            replica,
+            rules: config.mapping.clone(),
+            source: pools.0,
+            replica: pools.1,
+            publication: config.publication.clone(),
             resumed_at,
         }
     }
@@ -88,41 +99,64 @@ impl Relations {
 
     /// Takes in a new description, in stream order; the replica's side is read anew.
     pub(crate) async fn learn(&mut self, relation: Relation) -> Result<(), PipelineError> {
-        let resolved = resolve(&self.rules, &relation.name);
-        match (self.entries.get_mut(&relation.id), resolved) {
-            (Some(Entry::Mapped(table)), Some(resolved))
-                if resolved.replica == table.resolved.replica =>
-            {
-                let replica = self.replica.get().await?;
-                let names = std::slice::from_ref(&resolved.replica);
-                let found = fetch_tables(&replica, names).await?;
-                let missing = || PipelineError::Mapping {
-                    problems: vec![format!("the replica table {} is gone", resolved.replica)],
-                };
-                let to = found.first().ok_or_else(missing)?;
-                table.mapping = recompile(&relation, &self.types, &resolved, to).map_err(|e| {
-                    PipelineError::Mapping {
-                        problems: vec![e.to_string()],
-                    }
-                })?;
-                table.resolved = resolved;
-                tracing::info!(table = %relation.name, "the source table has changed its form");
-                Ok(())
+        let known = match self.entries.get(&relation.id) {
+            Some(Entry::Mapped(table)) => Some(table.resolved.clone()),
+            Some(Entry::Ignored) | None => None,
+        };
+        match (known, resolve(&self.rules, &relation.name)) {
+            (Some(known), Some(resolved)) if resolved.replica == known.replica => {
+                self.relearn(relation, resolved).await
             }
-            (Some(Entry::Mapped(table)), None) => Err(PipelineError::Definite {
+            (Some(known), None) => Err(PipelineError::Definite {
                 message: format!(
                     "the source table {} is now called {}, which no rule speaks of",
-                    table.resolved.source, relation.name
+                    known.source, relation.name
                 ),
                 advice: "add a [[tables]] rule for the new name, with the same replica table"
                     .into(),
             }),
-            (_, Some(_)) => Err(PipelineError::TableJoined(relation.name.to_string())),
-            (_, None) => {
+            (_, Some(_)) if self.is_published(&relation).await? => {
+                Err(PipelineError::TableJoined(relation.name.to_string()))
+            }
+            (_, resolved) => {
+                if resolved.is_some() {
+                    // It was published when this was written, and is no more.
+                    tracing::warn!(table = %relation.name, "passing by the changes of a table that has left the publication");
+                }
                 self.entries.insert(relation.id, Entry::Ignored);
                 Ok(())
             }
         }
+    }
+
+    /// A table of ours has changed its form.
+    async fn relearn(
+        &mut self,
+        relation: Relation,
+        resolved: Resolved,
+    ) -> Result<(), PipelineError> {
+        let refuse = |problem| PipelineError::Mapping {
+            problems: vec![problem],
+        };
+        let replica = self.replica.get().await?;
+        let found = fetch_tables(&replica, std::slice::from_ref(&resolved.replica)).await?;
+        let to = found
+            .first()
+            .ok_or_else(|| refuse(format!("the replica table {} is gone", resolved.replica)))?;
+        let mapping = recompile(&relation, &self.types, &resolved, to)
+            .map_err(|error| refuse(error.to_string()))?;
+        if let Some(Entry::Mapped(table)) = self.entries.get_mut(&relation.id) {
+            table.mapping = mapping;
+            table.resolved = resolved;
+        }
+        tracing::info!(table = %relation.name, "the source table has changed its form");
+        Ok(())
+    }
+
+    async fn is_published(&self, relation: &Relation) -> Result<bool, PipelineError> {
+        let source = self.source.get().await?;
+        let published = fetch_published_tables(&source, &self.publication).await?;
+        Ok(published.iter().any(|table| table.name == relation.name))
     }
 
     /// Counts what was committed.

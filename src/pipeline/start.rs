@@ -16,20 +16,21 @@ use super::PipelineError;
 use super::follow::{Follower, Streams};
 use super::receive::Inbox;
 use super::relations::Relations;
+use super::resume::resume_position;
 use super::slot_watch::SlotWatch;
 use super::tables::{PlannedTable, TablePlan, fetch_plan};
-use crate::apply::{self, Applier};
+use crate::apply::{Applier, try_statements};
 use crate::catalog::{Server, fetch_server};
 use crate::conn::{Pool, Session};
-use crate::pg::{Lsn, QualifiedName, quote_ident};
+use crate::pg::{Lsn, QualifiedName, Side, quote_ident};
 use crate::pgoutput::{Decoder, Streaming};
-use crate::progress::{PipelineIdentity, PipelineRecord, Store, TableRecord, TableState};
+use crate::progress::{PipelineIdentity, Store, TableRecord, TableState};
 use crate::replication::{
-    ReplicationConnection, ReplicationSlot, SlotName, SlotOptions, SlotWalStatus, StreamOptions,
-    create_slot, drop_slot, fetch_publication, fetch_slot,
+    ReplicationConnection, ReplicationSlot, SlotName, SlotOptions, StreamOptions, create_slot,
+    drop_slot, fetch_publication, fetch_slot,
 };
-use crate::snapshot::{CopyTable, SnapshotCopy, check_existing_rows, copy_statements};
-use crate::telemetry::{PipelineState, TableStateLabel, Telemetry};
+use crate::snapshot::{CopyTable, SnapshotCopy, check_existing_rows};
+use crate::telemetry::{ConnectionState, PipelineState, TableStateLabel, Telemetry};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -59,6 +60,7 @@ pub(crate) async fn start<'a>(
     telemetry: &'a Telemetry,
 ) -> Result<Follower<'a>, PipelineError> {
     let writer = config.replica.connect(Session::ReplicaWrite).await?;
+    telemetry.set_connection(Side::Replica, ConnectionState::Connected, None);
     let replica_server = fetch_server(&writer).await?;
     if replica_server.in_recovery {
         return Err(PipelineError::Waiting(
@@ -69,6 +71,7 @@ pub(crate) async fn start<'a>(
         .source
         .pool(Session::SourceRead, config.copy.workers + 2)?;
     let source = source_pool.get().await?;
+    telemetry.set_connection(Side::Source, ConnectionState::Connected, None);
     let source_server = fetch_server(&source).await?;
     check_servers(&source_server, &replica_server, config)?;
     check_publication(&source, config).await?;
@@ -181,21 +184,8 @@ async fn check_mappings(
 ) -> Result<(), PipelineError> {
     let unusual = plan.tables.values().filter(|t| !t.mapping.is_plain());
     for table in unusual {
-        let mapping = &table.mapping;
-        let statements = copy_statements(
-            mapping,
-            &plan.types,
-            false,
-            table.row_filter.as_deref(),
-            None,
-            &mapping.replica,
-        );
-        let prepared = source.prepare(&statements.select).await;
-        prepared.map_err(|error| PipelineError::Select {
-            table: mapping.relation.name.to_string(),
-            source: error.into(),
-        })?;
-        apply::check(replica, mapping)
+        table.try_select(source, &plan.types).await?;
+        try_statements(replica, &table.mapping)
             .await
             .map_err(PipelineError::Prepare)?;
     }
@@ -210,7 +200,7 @@ impl<'a> Start<'a> {
         let known = record.filter(|record| record.slot_born_at.is_some());
         let (connection, applied) = match (known, slot) {
             (Some(record), slot) => {
-                let applied = self.check_record(&record, slot.as_ref())?;
+                let applied = resume_position(&record, &self.identity(), slot.as_ref())?;
                 self.copy_missing().await?;
                 (self.replication().await?, applied)
             }
@@ -258,51 +248,6 @@ impl<'a> Start<'a> {
         self.copy(&tables, &exported.name, exported.consistent_point)
             .await?;
         Ok((connection, exported.consistent_point))
-    }
-
-    /// A pipeline that ran before: is the slot still the one whose history we hold?
-    fn check_record(
-        &self,
-        record: &PipelineRecord,
-        slot: Option<&ReplicationSlot>,
-    ) -> Result<Lsn, PipelineError> {
-        let stop = |message: String| {
-            Err(PipelineError::Definite {
-                message,
-                advice: "changes may be missing and nothing was skipped: run `pglockstep teardown`, then start again with existing_rows = \"merge\" to copy every table under a new slot".into(),
-            })
-        };
-        let identity = self.identity();
-        if record.identity != identity {
-            return stop(format!(
-                "the replica was fed from system {} (database {}, slot {}), and this source is system {} (database {}, slot {})",
-                record.identity.system_id,
-                record.identity.database_oid,
-                record.identity.slot,
-                identity.system_id,
-                identity.database_oid,
-                identity.slot
-            ));
-        }
-        let Some(applied) = record.applied else {
-            return stop("the replica's progress row holds no position".to_owned());
-        };
-        let Some(slot) = slot else {
-            return stop(format!("the source's slot {} is gone", identity.slot));
-        };
-        if slot.wal_status == Some(SlotWalStatus::Lost) {
-            return stop(format!(
-                "the source's slot {} is lost: the source has removed WAL it still needed",
-                slot.name
-            ));
-        }
-        match slot.confirmed_flush_lsn {
-            Some(confirmed) if confirmed > applied => stop(format!(
-                "the source's slot {} is at {confirmed}, beyond what this replica has applied ({applied}): it was used or made anew by somebody else, or the replica was restored from a backup",
-                slot.name
-            )),
-            _ => Ok(applied),
-        }
     }
 
     /// Copies tables that joined since, or whose copy was interrupted, under a snapshot of their own.
@@ -383,8 +328,8 @@ impl<'a> Start<'a> {
             .map(|r: &TableRecord| (&r.source, r.state))
             .collect();
         let types = self.plan.types.as_ref().clone();
-        let rules = self.config.mapping.clone();
-        let mut relations = Relations::new(rules, types, self.replica_pool.clone(), applied);
+        let pools = (self.source_pool.clone(), self.replica_pool.clone());
+        let mut relations = Relations::new(self.config, types, pools, applied);
         for table in self.plan.tables.values() {
             let state = states
                 .get(&table.source.name)

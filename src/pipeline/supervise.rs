@@ -8,7 +8,8 @@
 use super::start::start;
 use super::{PipelineConfig, PipelineError, RetrySettings};
 use crate::pg::{Disposition, Side};
-use crate::telemetry::{Chain, PipelineState, Severity, Telemetry};
+use crate::replication::ReplicationError;
+use crate::telemetry::{Chain, ConnectionState, PipelineState, Severity, Telemetry};
 use backon::{BackoffBuilder, ExponentialBuilder};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -63,9 +64,7 @@ pub async fn supervise(
             (false, false) => next_delays.next().unwrap_or(retry.delay_max),
         };
         tell(telemetry, &error, delay, &mut told);
-        if let Some(side) = side_of(&error) {
-            telemetry.reconnected(side);
-        }
+        disconnected(telemetry, &error);
         tokio::select! {
             () = tokio::time::sleep(delay) => {}
             () = shutdown.cancelled() => return Ok(()),
@@ -127,6 +126,26 @@ fn tell(telemetry: &Telemetry, error: &PipelineError, delay: Duration, told: &mu
     }
     telemetry.set_last_error(message.clone(), advice);
     *told = message;
+}
+
+/// All sessions went with the attempt; the side at fault says why.
+fn disconnected(telemetry: &Telemetry, error: &PipelineError) {
+    for side in [Side::Source, Side::Replica] {
+        telemetry.set_connection(side, ConnectionState::Connecting, None);
+    }
+    let unreachable = match error {
+        PipelineError::Conn(error)
+        | PipelineError::Replication(ReplicationError::Connect(error)) => Some(error.side()),
+        PipelineError::Replication(ReplicationError::Lost(_)) => Some(Side::Source),
+        _ => None,
+    };
+    if let Some(side) = unreachable {
+        let reason = Some(Chain(error).to_string());
+        telemetry.set_connection(side, ConnectionState::Unreachable, reason);
+    }
+    if let Some(side) = side_of(error) {
+        telemetry.reconnected(side);
+    }
 }
 
 fn side_of(error: &PipelineError) -> Option<Side> {

@@ -6,8 +6,9 @@ use crate::catalog::{
     ForeignKey, Table, TableKind, fetch_foreign_keys, fetch_sizes, fetch_tables, parents_first,
 };
 use crate::mapping::{MappingError, Resolved, Settings, TableMapping, compile, resolve};
-use crate::pg::{Column, QualifiedName, Relation, TypeNames};
+use crate::pg::{Column, QualifiedName, Relation, TypeNames, quote_ident};
 use crate::replication::{PublishedTable, fetch_published_tables};
+use crate::snapshot::{CopyStatements, copy_statements};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use tokio_postgres::Client;
@@ -27,6 +28,38 @@ pub struct PlannedTable {
     pub row_filter: Option<String>,
     /// Size on the source in bytes.
     pub bytes: u64,
+}
+
+impl PlannedTable {
+    /// The statements of its first copy, straight into the replica table and without ranges.
+    #[must_use]
+    pub fn copy_statements(&self, types: &TypeNames) -> CopyStatements {
+        copy_statements(
+            &self.mapping,
+            types,
+            self.source.kind == TableKind::Partitioned,
+            self.row_filter.as_deref(),
+            None,
+            &self.mapping.replica,
+        )
+    }
+
+    /// Has the source look at every expression, filter and cast of the copy.
+    ///
+    /// # Errors
+    /// What the source says to it.
+    pub async fn try_select(
+        &self,
+        source: &Client,
+        types: &TypeNames,
+    ) -> Result<(), PipelineError> {
+        let select = self.copy_statements(types).select;
+        let tried = source.prepare(&select).await;
+        tried.map(drop).map_err(|error| PipelineError::Select {
+            table: self.source.name.to_string(),
+            source: error.into(),
+        })
+    }
 }
 
 /// All tables that take part.
@@ -50,6 +83,49 @@ impl TablePlan {
     }
 }
 
+/// Something that keeps a table from taking part.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlanProblem {
+    /// What it is about: a source table, or the publication.
+    pub object: String,
+    /// What is the matter.
+    pub message: String,
+    /// What to do.
+    pub remedy: String,
+}
+
+impl std::fmt::Display for PlanProblem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.message, self.remedy)
+    }
+}
+
+impl PlanProblem {
+    fn new(object: impl ToString, message: String, remedy: impl Into<String>) -> Self {
+        Self {
+            object: object.to_string(),
+            message,
+            remedy: remedy.into(),
+        }
+    }
+
+    fn of_mapping(error: &MappingError) -> Vec<Self> {
+        let (from, to) = (&error.source_table, &error.replica_table);
+        let problem = |sentence: &String| {
+            let (what, remedy) = match sentence.split_once(": ") {
+                Some((what, remedy)) => (what, remedy.to_owned()),
+                None => (
+                    sentence.as_str(),
+                    format!("mend the rule of {from} in [[tables]], or the replica table {to}"),
+                ),
+            };
+            let message = format!("{from} cannot be mapped to {to}, since {what}");
+            Self::new(from, message, remedy)
+        };
+        error.problems.iter().map(problem).collect()
+    }
+}
+
 /// Reads publication and catalogues and compiles every mapping.
 ///
 /// # Errors
@@ -60,6 +136,25 @@ pub async fn fetch_plan(
     publication: &str,
     rules: &Settings,
 ) -> Result<TablePlan, PipelineError> {
+    let (plan, problems) = survey_tables(source, replica, publication, rules).await?;
+    if problems.is_empty() {
+        return Ok(plan);
+    }
+    Err(PipelineError::Mapping {
+        problems: problems.iter().map(ToString::to_string).collect(),
+    })
+}
+
+/// As [`fetch_plan`]: the tables that can take part, and what keeps others from it.
+///
+/// # Errors
+/// When a catalogue cannot be read.
+pub async fn survey_tables(
+    source: &Client,
+    replica: &Client,
+    publication: &str,
+    rules: &Settings,
+) -> Result<(TablePlan, Vec<PlanProblem>), PipelineError> {
     let published = fetch_published_tables(source, publication).await?;
     let mut plan = TablePlan::default();
     let mut resolved = Vec::new();
@@ -69,20 +164,24 @@ pub async fn fetch_plan(
             None => plan.unmapped.push(table.name.clone()),
         }
     }
-    let mut problems = unpublished(rules, &published, publication);
-    problems.extend(shared_replicas(&resolved));
-    if resolved.is_empty() && problems.is_empty() {
-        problems.push(format!(
-            "no table takes part: the publication {publication} has {} tables and the [[tables]] rules match none of them",
-            published.len()
-        ));
-    }
-
-    let source_names: Vec<QualifiedName> = resolved.iter().map(|(t, _)| t.name.clone()).collect();
+    let unpublished = unpublished(rules, &published);
+    let source_names: Vec<QualifiedName> = resolved
+        .iter()
+        .map(|(table, _)| &table.name)
+        .chain(&unpublished)
+        .cloned()
+        .collect();
     let replica_names: Vec<QualifiedName> =
         resolved.iter().map(|(_, to)| to.replica.clone()).collect();
     let source_tables = by_name(fetch_tables(source, &source_names).await?);
     let replica_tables = by_name(fetch_tables(replica, &replica_names).await?);
+
+    let missing = |name| missing_table(name, source_tables.get(name), publication);
+    let mut problems: Vec<PlanProblem> = unpublished.iter().map(missing).collect();
+    problems.extend(shared_replicas(&resolved));
+    if resolved.is_empty() && problems.is_empty() {
+        problems.push(nothing_to_do(published.len(), publication));
+    }
     let source_oids: Vec<u32> = source_tables.values().map(|t| t.oid).collect();
     let replica_oids: Vec<u32> = replica_tables.values().map(|t| t.oid).collect();
     let sizes = fetch_sizes(source, &source_oids).await?;
@@ -99,14 +198,10 @@ pub async fn fetch_plan(
                 table.bytes = sizes.get(&from.oid).copied().unwrap_or(0);
                 plan.tables.insert(from.oid, table);
             }
-            Err(problem) => problems.push(problem),
+            Err(of_table) => problems.extend(of_table),
         }
     }
-    if problems.is_empty() {
-        Ok(plan)
-    } else {
-        Err(PipelineError::Mapping { problems })
-    }
+    Ok((plan, problems))
 }
 
 fn plan_table(
@@ -115,18 +210,30 @@ fn plan_table(
     replica_tables: &HashMap<QualifiedName, Table>,
     types: &TypeNames,
     resolved: Resolved,
-) -> Result<PlannedTable, String> {
+) -> Result<PlannedTable, Vec<PlanProblem>> {
+    let problem =
+        |message: String, remedy: String| vec![PlanProblem::new(&from.name, message, remedy)];
     let to = replica_tables.get(&resolved.replica).ok_or_else(|| {
-        format!(
-            "{} goes to the replica table {}, which does not exist there (or the role may not see it)",
-            from.name, resolved.replica
+        problem(
+            format!(
+                "{} goes to the replica table {}, which does not exist",
+                from.name, resolved.replica
+            ),
+            format!(
+                "create {} on the replica, or name another table in the rule's `replica`",
+                resolved.replica
+            ),
         )
     })?;
     if to.kind == TableKind::Other {
-        return Err(format!("the replica's {} is not a table", to.name));
+        return Err(problem(
+            format!("the replica's {} is not a table", to.name),
+            format!("name a table in the rule of {}", from.name),
+        ));
     }
     let relation = relation_of(from, published.columns.as_deref());
-    let mapping = compile(&relation, types, &resolved, to).map_err(|error| error.to_string())?;
+    let mapping = compile(&relation, types, &resolved, to)
+        .map_err(|error| PlanProblem::of_mapping(&error))?;
     Ok(PlannedTable {
         mapping: Arc::new(mapping),
         resolved,
@@ -189,31 +296,65 @@ fn by_name(tables: Vec<Table>) -> HashMap<QualifiedName, Table> {
         .collect()
 }
 
-/// Rules that name one table which the publication does not have.
-fn unpublished(rules: &Settings, published: &[PublishedTable], publication: &str) -> Vec<String> {
+/// Tables that a rule names exactly and the publication does not have.
+fn unpublished(rules: &Settings, published: &[PublishedTable]) -> Vec<QualifiedName> {
     let exact = rules.rules.iter().filter(|rule| rule.source.is_exact());
     exact
         .map(|rule| QualifiedName::new(&rule.source.schema, &rule.source.table))
         .filter(|name| !published.iter().any(|table| table.name == *name))
-        .map(|name| {
-            format!(
-                "{name} is not in the publication {publication} (or not in the database): ALTER PUBLICATION {} ADD TABLE {}",
-                crate::pg::quote_ident(publication),
-                name.quoted()
-            )
-        })
         .collect()
 }
 
+fn missing_table(name: &QualifiedName, table: Option<&Table>, publication: &str) -> PlanProblem {
+    match table {
+        None => PlanProblem::new(
+            name,
+            format!("a rule names the source table {name}, which does not exist"),
+            "mend the rule's `source`, or create the table",
+        ),
+        Some(table) if table.is_unlogged => PlanProblem::new(
+            name,
+            format!("{name} is UNLOGGED on the source and cannot be published"),
+            format!("ALTER TABLE {} SET LOGGED", name.quoted()),
+        ),
+        Some(_) => PlanProblem::new(
+            name,
+            format!("{name} is not in the publication {publication}"),
+            format!(
+                "on the source: ALTER PUBLICATION {} ADD TABLE {}",
+                quote_ident(publication),
+                name.quoted()
+            ),
+        ),
+    }
+}
+
+fn nothing_to_do(published: usize, publication: &str) -> PlanProblem {
+    PlanProblem::new(
+        publication,
+        format!(
+            "no table takes part: the publication {publication} has {published} tables and the [[tables]] rules match none of them"
+        ),
+        format!(
+            "ALTER PUBLICATION {} ADD TABLE …, or mend the rules",
+            quote_ident(publication)
+        ),
+    )
+}
+
 /// Replica tables that two source tables would write to.
-fn shared_replicas(resolved: &[(&PublishedTable, Resolved)]) -> Vec<String> {
+fn shared_replicas(resolved: &[(&PublishedTable, Resolved)]) -> Vec<PlanProblem> {
     let mut owners: HashMap<&QualifiedName, &QualifiedName> = HashMap::new();
     let mut problems = Vec::new();
     for (table, to) in resolved {
         if let Some(first) = owners.insert(&to.replica, &table.name) {
-            problems.push(format!(
-                "both {first} and {} go to the replica table {}: give each its own",
-                table.name, to.replica
+            problems.push(PlanProblem::new(
+                &table.name,
+                format!(
+                    "both {first} and {} go to the replica table {}",
+                    table.name, to.replica
+                ),
+                "give each its own `replica`",
             ));
         }
     }

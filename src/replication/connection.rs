@@ -136,7 +136,7 @@ impl ReplicationConnection {
                     let error = ErrorResponse::from_wire(body.fields()).without_values();
                     // FATAL: no ReadyForQuery will follow.
                     if error.severity != "ERROR" {
-                        return Err(ReplicationError::Server { request, error });
+                        return Err(ReplicationError::server(request, error));
                     }
                     refused.get_or_insert(error);
                 }
@@ -150,7 +150,7 @@ impl ReplicationConnection {
             }
         }
         match refused {
-            Some(error) => Err(ReplicationError::Server { request, error }),
+            Some(error) => Err(ReplicationError::server(request, error)),
             None => Ok(rows),
         }
     }
@@ -255,7 +255,7 @@ impl Login for ReplicationLogin<'_> {
             .simple_query(SERVER_KIND_SQL)
             .await
             .map_err(|error| match error {
-                ReplicationError::Server { error, .. } => ConnFailure::Server(error),
+                ReplicationError::Server { error, .. } => ConnFailure::Server(*error),
                 ReplicationError::Lost(error) => ConnFailure::from_io(error),
                 other => ConnFailure::Protocol(other.to_string()),
             })?;

@@ -58,7 +58,7 @@ pub enum ReplicationError {
         /// What was asked.
         request: Request,
         /// What it answered.
-        error: ErrorResponse,
+        error: Box<ErrorResponse>,
     },
     /// The source sent what the protocol does not have at this place.
     #[error("the source does not follow the replication protocol: {0}")]
@@ -96,6 +96,14 @@ pub enum ReplicationError {
 }
 
 impl ReplicationError {
+    /// The source's answer to a request.
+    pub(super) fn server(request: Request, error: ErrorResponse) -> Self {
+        Self::Server {
+            request,
+            error: Box::new(error),
+        }
+    }
+
     /// Whether the same work may pass later.
     #[must_use]
     pub fn disposition(&self) -> Disposition {
@@ -202,10 +210,7 @@ impl From<WireError> for ReplicationError {
 /// An error of a query on an SQL session.
 pub(super) fn catalog_error(error: &tokio_postgres::Error) -> ReplicationError {
     match error.as_db_error() {
-        Some(db) => ReplicationError::Server {
-            request: Request::Catalog,
-            error: db.into(),
-        },
+        Some(db) => ReplicationError::server(Request::Catalog, db.into()),
         None => ReplicationError::Lost(io::Error::other(error.to_string())),
     }
 }
@@ -222,7 +227,7 @@ mod tests {
             detail: None,
             hint: None,
         };
-        ReplicationError::Server { request, error }
+        ReplicationError::server(request, error)
     }
 
     #[test]

@@ -172,7 +172,7 @@ impl ReplicationConnection {
                 Incoming::Message(Message::ErrorResponse(body)) => {
                     let error = ErrorResponse::from_wire(body.fields());
                     let request = Request::StartReplication;
-                    return Err(ReplicationError::Server { request, error });
+                    return Err(ReplicationError::server(request, error));
                 }
                 Incoming::Message(message) => self.note(message)?,
                 Incoming::CopyData(_) => {
@@ -295,10 +295,7 @@ impl ReplicationStream {
 
 fn refused(body: &postgres_protocol::message::backend::ErrorResponseBody) -> ReplicationError {
     let error = ErrorResponse::from_wire(body.fields()).without_values();
-    ReplicationError::Server {
-        request: Request::Stream,
-        error,
-    }
+    ReplicationError::server(Request::Stream, error)
 }
 
 #[cfg(test)]

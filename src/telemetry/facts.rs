@@ -7,7 +7,7 @@ use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// A state, since when, and why.
 #[derive(Clone, Debug)]
@@ -122,12 +122,31 @@ pub(super) struct Slow {
     pub(super) slot: Option<Phase<SlotHealth>>,
     pub(super) pool: Option<PoolHealth>,
     pub(super) lag_bytes: Option<u64>,
-    pub(super) lag_seconds: Option<f64>,
+    lag_seconds: Option<(f64, Instant)>,
     pub(super) endpoints: Option<(Endpoint, Endpoint)>,
     pub(super) last_error: Option<LastError>,
 }
 
+/// A lag older than this is no measurement any more: it has grown by its own age.
+const LAG_FRESH_FOR: Duration = Duration::from_secs(2);
+
 impl Slow {
+    pub(super) fn set_lag_seconds(&mut self, seconds: Option<f64>) {
+        self.lag_seconds = seconds.map(|seconds| (seconds, Instant::now()));
+    }
+
+    /// What was measured; while nothing measures (the source is out of reach, say), what it
+    /// may have become since: nothing proves that the source was idle.
+    pub(super) fn lag_seconds(&self) -> Option<f64> {
+        let (seconds, at) = self.lag_seconds?;
+        let age = at.elapsed();
+        Some(if age < LAG_FRESH_FOR {
+            seconds
+        } else {
+            seconds + age.as_secs_f64()
+        })
+    }
+
     pub(super) fn connection(&mut self, side: Side) -> &mut Phase<ConnectionState> {
         match side {
             Side::Source => &mut self.source,
@@ -299,7 +318,7 @@ impl Collector for FactsCollector {
         vec![
             STATE.samples(Family::one_hot(&[], states, slow.state.state.as_str())),
             LAG_BYTES.single(slow.lag_bytes.map(|bytes| bytes as f64)),
-            LAG_SECONDS.single(slow.lag_seconds),
+            LAG_SECONDS.single(slow.lag_seconds()),
             RECEIVED_LSN.single(position(&self.facts.received)),
             APPLIED_LSN.single(position(&self.facts.applied)),
             FLUSHED_LSN.single(position(&self.facts.flushed)),

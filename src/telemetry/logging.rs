@@ -4,6 +4,7 @@ use std::error::Error;
 use std::fmt;
 use std::io::IsTerminal;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::format::FmtSpan;
 
 /// The variable that sets what is logged; `tracing`'s filter syntax.
@@ -31,19 +32,26 @@ pub enum LoggingError {
     Twice(#[source] Box<dyn Error + Send + Sync>),
 }
 
-/// Sends the process' log to standard error. `filter` is usually the value of
+/// Sends the process' log to `writer`, which leads to standard error. `filter` is usually the value of
 /// [`FILTER_VARIABLE`]; without one, `info` and above is logged.
 ///
 /// # Errors
 /// The filter does not parse, or logging was set up before.
-pub fn init_logging(format: LogFormat, filter: Option<&str>) -> Result<(), LoggingError> {
+pub fn init_logging<W>(
+    format: LogFormat,
+    filter: Option<&str>,
+    writer: W,
+) -> Result<(), LoggingError>
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
     let filter = filter
         .filter(|text| !text.trim().is_empty())
         .unwrap_or("info");
     let filter = EnvFilter::try_new(filter).map_err(LoggingError::Filter)?;
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(writer)
         .with_span_events(FmtSpan::NONE);
     match format {
         LogFormat::Text => log
@@ -93,7 +101,8 @@ mod tests {
 
     #[test]
     fn a_wrong_filter_is_an_error() {
-        let error = init_logging(LogFormat::Text, Some("pglockstep=loud")).unwrap_err();
+        let error =
+            init_logging(LogFormat::Text, Some("pglockstep=loud"), std::io::stderr).unwrap_err();
         assert!(error.to_string().contains(FILTER_VARIABLE));
     }
 }

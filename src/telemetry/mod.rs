@@ -106,7 +106,7 @@ impl Telemetry {
     pub fn set_lag(&self, bytes: Option<u64>, seconds: Option<f64>) {
         let mut slow = self.0.facts.slow();
         slow.lag_bytes = bytes;
-        slow.lag_seconds = seconds;
+        slow.set_lag_seconds(seconds);
     }
 
     /// The slot, as last looked at.

@@ -108,7 +108,7 @@ impl Sources<'_> {
             state_since_seconds: slow.state.since.elapsed().as_secs_f64(),
             reason: slow.state.reason.clone(),
             lag_bytes: slow.lag_bytes,
-            lag_seconds: slow.lag_seconds,
+            lag_seconds: slow.lag_seconds(),
             received_lsn: self.facts.received.get(),
             applied_lsn: self.facts.applied.get(),
             flushed_lsn: self.facts.flushed.get(),
@@ -140,7 +140,7 @@ impl Sources<'_> {
             slot: slow.slot.as_ref().map(with_age),
             progress_age: self.clock.last().elapsed(),
             lag_bytes: slow.lag_bytes,
-            lag_seconds: slow.lag_seconds,
+            lag_seconds: slow.lag_seconds(),
         };
         drop(slow);
         Health::judge(vitals)

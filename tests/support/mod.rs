@@ -11,7 +11,7 @@ mod scenario;
 mod types;
 mod wait;
 
-pub use daemon::{Daemon, Response, run_verb};
+pub use daemon::{Daemon, Response, free_port, run_verb};
 pub use pair::{DATABASE, Pair, PairOptions};
 pub use rows::{Digest, Row, assert_same_rows, digest, fetch_rows, row_differences};
 pub use scenario::{Family, Scenario, row, samples};

@@ -1,0 +1,115 @@
+//! A pipeline that ran before: is the slot still the one whose history the replica holds? Pure.
+//!
+//! The server would start at the slot's position whatever is asked of it, so a slot that is
+//! ahead, gone or another one is found here or never.
+
+use super::PipelineError;
+use crate::pg::Lsn;
+use crate::progress::{PipelineIdentity, PipelineRecord};
+use crate::replication::{ReplicationSlot, SlotWalStatus};
+
+/// Where to go on.
+///
+/// # Errors
+/// When changes may be missing, with what happened.
+pub fn resume_position(
+    record: &PipelineRecord,
+    identity: &PipelineIdentity,
+    slot: Option<&ReplicationSlot>,
+) -> Result<Lsn, PipelineError> {
+    let stop = |message: String| {
+        Err(PipelineError::Definite {
+            message,
+            advice: "changes may be missing and nothing was skipped: run `pglockstep teardown`, then start again with existing_rows = \"merge\" to copy every table under a new slot".into(),
+        })
+    };
+    if record.identity != *identity {
+        return stop(format!(
+            "the replica was fed from system {} (database {}, slot {}), and this source is system {} (database {}, slot {})",
+            record.identity.system_id,
+            record.identity.database_oid,
+            record.identity.slot,
+            identity.system_id,
+            identity.database_oid,
+            identity.slot
+        ));
+    }
+    let Some(applied) = record.applied else {
+        return stop("the replica's progress row holds no position".to_owned());
+    };
+    let Some(slot) = slot else {
+        return stop(format!("the source's slot {} is gone", identity.slot));
+    };
+    if slot.wal_status == Some(SlotWalStatus::Lost) {
+        return stop(format!(
+            "the source's slot {} is lost: the source has removed WAL it still needed",
+            slot.name
+        ));
+    }
+    match slot.confirmed_flush_lsn {
+        Some(confirmed) if confirmed > applied => stop(format!(
+            "the source's slot {} is at {confirmed}, beyond what this replica has applied ({applied}): it was used or made anew by somebody else, or the replica was restored from a backup",
+            slot.name
+        )),
+        _ => Ok(applied),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lsn(raw: u64) -> Lsn {
+        Lsn::from_wire(raw).unwrap()
+    }
+
+    fn identity(system_id: &str) -> PipelineIdentity {
+        PipelineIdentity {
+            system_id: system_id.into(),
+            database_oid: 5,
+            slot: "s".into(),
+        }
+    }
+
+    fn slot(confirmed: u64, wal_status: SlotWalStatus) -> ReplicationSlot {
+        ReplicationSlot {
+            name: "s".into(),
+            plugin: None,
+            database: None,
+            active_pid: None,
+            restart_lsn: None,
+            confirmed_flush_lsn: Some(lsn(confirmed)),
+            wal_status: Some(wal_status),
+            safe_wal_bytes: None,
+            retained_bytes: None,
+            invalidation_reason: None,
+            temporary: false,
+            failover: false,
+        }
+    }
+
+    #[test]
+    fn only_the_same_history_goes_on() {
+        use SlotWalStatus::{Lost, Reserved};
+        let record = PipelineRecord {
+            identity: identity("1"),
+            slot_born_at: Some(lsn(10)),
+            applied: Some(lsn(100)),
+        };
+        for (system, slot, refusal) in [
+            ("1", Some(slot(100, Reserved)), None),
+            ("1", Some(slot(10, Reserved)), None),
+            ("1", Some(slot(101, Reserved)), Some("beyond")),
+            ("1", Some(slot(10, Lost)), Some("lost")),
+            ("1", None, Some("gone")),
+            ("2", Some(slot(10, Reserved)), Some("system 2")),
+        ] {
+            let found = resume_position(&record, &identity(system), slot.as_ref());
+            match (refusal, found) {
+                (None, Ok(at)) => assert_eq!(at, lsn(100)),
+                (Some(part), Err(error)) => assert!(error.to_string().contains(part), "{error}"),
+                (expected, found) => panic!("{expected:?}, but {found:?}"),
+            }
+        }
+    }
+}

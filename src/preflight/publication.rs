@@ -1,0 +1,56 @@
+//! The publication: is it there, and does it let everything through?
+
+use super::finding::Findings;
+use super::setup::{create_publication_sql, fetch_source_tables};
+use super::{CheckError, Reached};
+use crate::pg::quote_ident;
+use crate::pipeline::PipelineConfig;
+use crate::replication::{Publication, fetch_publication};
+
+/// The publication; `None` when its absence is a finding already.
+pub(super) async fn check(
+    config: &PipelineConfig,
+    source: &Reached,
+    findings: &mut Findings,
+) -> Result<Option<Publication>, CheckError> {
+    let name = &config.publication;
+    let Some(publication) = fetch_publication(&source.client, name).await? else {
+        let tables = fetch_source_tables(&source.client, &config.mapping).await?;
+        findings.error(
+            "source.publication",
+            name,
+            format!("the source has no publication {name}"),
+            format!(
+                "as the tables' owner: {}",
+                create_publication_sql(name, &tables)
+            ),
+        );
+        return Ok(None);
+    };
+    let all = [
+        ("INSERT", publication.insert),
+        ("UPDATE", publication.update),
+        ("DELETE", publication.delete),
+        ("TRUNCATE", publication.truncate),
+    ];
+    let missing: Vec<&str> = all
+        .iter()
+        .filter(|(_, is_published)| !is_published)
+        .map(|(what, _)| *what)
+        .collect();
+    if !missing.is_empty() {
+        findings.error(
+            "source.publication",
+            name,
+            format!(
+                "the publication {name} leaves out {}: the replica would drift, and nothing would say so",
+                missing.join(", ")
+            ),
+            format!(
+                "ALTER PUBLICATION {} SET (publish = 'insert, update, delete, truncate')",
+                quote_ident(name)
+            ),
+        );
+    }
+    Ok(Some(publication))
+}

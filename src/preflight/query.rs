@@ -1,0 +1,64 @@
+//! The queries that several checks share.
+
+use super::CheckError;
+use crate::pg::QualifiedName;
+use std::collections::BTreeSet;
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Client, Row};
+
+/// Runs a query of a check.
+pub(super) async fn rows(
+    client: &Client,
+    what: &'static str,
+    sql: &str,
+    parameters: &[&(dyn ToSql + Sync)],
+) -> Result<Vec<Row>, CheckError> {
+    let rows = client.query(sql, parameters).await;
+    rows.map_err(|error| CheckError::Query {
+        what,
+        source: error.into(),
+    })
+}
+
+/// Tables of these in which row security hides rows from the session's role.
+pub(super) async fn hidden_by_row_security(
+    client: &Client,
+    tables: &[u32],
+) -> Result<BTreeSet<u32>, CheckError> {
+    let sql = "SELECT c.oid FROM pg_catalog.pg_class AS c \
+               WHERE c.oid = ANY ($1) AND pg_catalog.row_security_active(c.oid)";
+    let found = rows(client, "row security", sql, &[&tables]).await?;
+    Ok(found.iter().map(|row| row.get(0)).collect())
+}
+
+/// Schemas of these tables that the session's role may not use.
+pub(super) async fn closed_schemas(
+    client: &Client,
+    tables: &[u32],
+) -> Result<Vec<String>, CheckError> {
+    let sql = "SELECT DISTINCT n.nspname::pg_catalog.text FROM pg_catalog.pg_class AS c \
+               JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace \
+               WHERE c.oid = ANY ($1) \
+                 AND NOT pg_catalog.has_schema_privilege(n.oid, 'USAGE') ORDER BY 1";
+    let found = rows(client, "privileges on schemas", sql, &[&tables]).await?;
+    Ok(found.iter().map(|row| row.get(0)).collect())
+}
+
+/// Partitions of these tables that log nothing of old rows: the source looks at the partition
+/// when it allows an update or delete, and a root's identity is not handed down.
+pub(super) async fn partitions_without_identity(
+    client: &Client,
+    roots: &[u32],
+) -> Result<Vec<QualifiedName>, CheckError> {
+    let sql = "SELECT DISTINCT n.nspname::pg_catalog.text, c.relname::pg_catalog.text \
+        FROM pg_catalog.unnest($1::pg_catalog.oid[]) AS r(oid) \
+        CROSS JOIN LATERAL pg_catalog.pg_partition_tree(r.oid::pg_catalog.regclass) AS p \
+        JOIN pg_catalog.pg_class AS c ON c.oid = p.relid AND c.oid <> r.oid \
+        JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace \
+        WHERE c.relreplident = 'n' OR c.relreplident = 'd' AND NOT EXISTS ( \
+          SELECT 1 FROM pg_catalog.pg_index AS i WHERE i.indrelid = c.oid AND i.indisprimary) \
+        ORDER BY 1, 2";
+    let found = rows(client, "partitions", sql, &[&roots]).await?;
+    let name = |row: &Row| QualifiedName::new(row.get::<_, String>(0), row.get::<_, String>(1));
+    Ok(found.iter().map(name).collect())
+}

@@ -1,0 +1,289 @@
+//! The replica's tables: may they be written, are rows found quickly, and what could refuse one?
+
+use super::finding::Findings;
+use super::query::{closed_schemas, hidden_by_row_security, rows};
+use super::{CheckError, Survey};
+use crate::catalog::{TableKind, UniqueKey};
+use crate::mapping::{ColumnValue, RowIdentity, TableMapping};
+use crate::pg::quote_ident;
+use crate::pipeline::PlannedTable;
+use std::collections::BTreeMap;
+
+pub(super) async fn check(
+    survey: &Survey<'_>,
+    is_quiet: bool,
+    findings: &mut Findings,
+) -> Result<(), CheckError> {
+    let client = &survey.replica.client;
+    let role = &survey.replica.server.role;
+    let oids: Vec<u32> = survey.tables.iter().map(|t| t.replica.oid).collect();
+    for schema in closed_schemas(client, &oids).await? {
+        findings.error(
+            "replica.privileges",
+            &schema,
+            format!("the replica's role {role} may not use the schema {schema}"),
+            format!(
+                "GRANT USAGE ON SCHEMA {} TO {}",
+                quote_ident(&schema),
+                quote_ident(role)
+            ),
+        );
+    }
+    let denied = fetch_denied(survey, &oids).await?;
+    let hidden = hidden_by_row_security(client, &oids).await?;
+    let indexes = fetch_indexes(survey, &oids).await?;
+    for table in &survey.tables {
+        let oid = &table.replica.oid;
+        let name = &table.replica.name;
+        if let Some(missing) = denied.get(oid) {
+            check_privileges(survey, table, missing, findings);
+        }
+        if hidden.contains(oid) {
+            findings.error(
+                "replica.row_security",
+                name,
+                format!("row security of {name} hides rows from the replica's role {role}"),
+                format!("ALTER ROLE {} BYPASSRLS", quote_ident(role)),
+            );
+        }
+        if table.replica.is_unlogged {
+            findings.warning(
+                "replica.unlogged",
+                name,
+                format!("{name} is UNLOGGED: a crash of the replica empties it, and the position is not set back"),
+                format!("ALTER TABLE {} SET LOGGED", name.quoted()),
+            );
+        }
+        if !is_quiet && table.replica.fires_triggers {
+            findings.warning(
+                "replica.triggers",
+                name,
+                format!("triggers of {name} fire for replicated changes"),
+                format!("ALTER TABLE {} DISABLE TRIGGER USER, or let the role set session_replication_role", name.quoted()),
+            );
+        }
+        check_index(table, indexes.get(oid).map_or(&[], Vec::as_slice), findings);
+        check_unique_keys(table, findings);
+    }
+    if !is_quiet {
+        check_foreign_keys(survey, findings);
+    }
+    Ok(())
+}
+
+/// Privileges that the role lacks, by table.
+async fn fetch_denied(
+    survey: &Survey<'_>,
+    oids: &[u32],
+) -> Result<BTreeMap<u32, Vec<String>>, CheckError> {
+    let sql = "SELECT c.oid, pg_catalog.array_agg(p.name ORDER BY p.place) FROM pg_catalog.pg_class AS c, \
+          (VALUES ('SELECT', 1), ('INSERT', 2), ('UPDATE', 3), ('DELETE', 4), ('TRUNCATE', 5)) AS p(name, place) \
+        WHERE c.oid = ANY ($1) AND NOT pg_catalog.has_table_privilege(c.oid, p.name) GROUP BY c.oid";
+    let client = &survey.replica.client;
+    let found = rows(client, "privileges on tables", sql, &[&oids]).await?;
+    Ok(found.iter().map(|row| (row.get(0), row.get(1))).collect())
+}
+
+fn check_privileges(
+    survey: &Survey<'_>,
+    table: &PlannedTable,
+    missing: &[String],
+    findings: &mut Findings,
+) {
+    let name = &table.replica.name;
+    let role = &survey.replica.server.role;
+    let is_insert_only = table.mapping.identity == RowIdentity::InsertsOnly;
+    let is_needed = |privilege: &&String| match privilege.as_str() {
+        "UPDATE" | "DELETE" => !is_insert_only,
+        "TRUNCATE" => survey.publication.truncate,
+        _ => true,
+    };
+    let needed: Vec<&str> = missing
+        .iter()
+        .filter(is_needed)
+        .map(String::as_str)
+        .collect();
+    if needed.is_empty() {
+        return;
+    }
+    let list = needed.join(", ");
+    let remedy = format!(
+        "GRANT {list} ON TABLE {} TO {}",
+        name.quoted(),
+        quote_ident(role)
+    );
+    if needed == ["TRUNCATE"] {
+        let message = format!(
+            "the replica's role {role} may not TRUNCATE {name}: a TRUNCATE on the source will stop the pipeline"
+        );
+        findings.warning("replica.privileges", name, message, remedy);
+    } else {
+        let message = format!("the replica's role {role} lacks {list} on {name}");
+        findings.error("replica.privileges", name, message, remedy);
+    }
+}
+
+/// Column lists of the indexes that can find a row, by table.
+async fn fetch_indexes(
+    survey: &Survey<'_>,
+    oids: &[u32],
+) -> Result<BTreeMap<u32, Vec<Vec<String>>>, CheckError> {
+    let sql = "SELECT i.indrelid, ARRAY(SELECT a.attname::pg_catalog.text \
+            FROM pg_catalog.unnest(i.indkey::pg_catalog.int2[]) WITH ORDINALITY AS k(attnum, place) \
+            JOIN pg_catalog.pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = k.attnum \
+            WHERE k.place <= i.indnkeyatts ORDER BY k.place) \
+        FROM pg_catalog.pg_index AS i JOIN pg_catalog.pg_class AS x ON x.oid = i.indexrelid \
+        JOIN pg_catalog.pg_am AS m ON m.oid = x.relam \
+        WHERE i.indrelid = ANY ($1) AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL \
+          AND m.amname IN ('btree', 'hash')";
+    let found = rows(&survey.replica.client, "indexes", sql, &[&oids]).await?;
+    let mut indexes: BTreeMap<u32, Vec<Vec<String>>> = BTreeMap::new();
+    for row in &found {
+        indexes.entry(row.get(0)).or_default().push(row.get(1));
+    }
+    Ok(indexes)
+}
+
+fn check_index(table: &PlannedTable, indexes: &[Vec<String>], findings: &mut Findings) {
+    let name = &table.replica.name;
+    match &table.mapping.identity {
+        RowIdentity::InsertsOnly => {}
+        RowIdentity::FullRow => findings.warning(
+            "replica.index",
+            name,
+            format!("{name} has no key: each update or delete scans it for the whole old row"),
+            format!(
+                "give it a primary key on both sides, or name a `key` in the rule of {}",
+                table.source.name
+            ),
+        ),
+        RowIdentity::Key(key) => {
+            let key = key_columns(&table.mapping, key);
+            if indexes.iter().any(|index| finds_by(index, &key)) {
+                return;
+            }
+            let columns: Vec<String> = key.iter().map(|c| quote_ident(c)).collect();
+            findings.warning(
+                "replica.index",
+                name,
+                format!(
+                    "{name} has no index on its key ({}): each update or delete scans it",
+                    key.join(", ")
+                ),
+                format!(
+                    "CREATE INDEX CONCURRENTLY ON {} ({})",
+                    name.quoted(),
+                    columns.join(", ")
+                ),
+            );
+        }
+    }
+}
+
+fn key_columns<'a>(mapping: &'a TableMapping, key: &[usize]) -> Vec<&'a str> {
+    key.iter()
+        .filter_map(|column| mapping.columns.get(*column))
+        .map(|column| column.name.as_str())
+        .collect()
+}
+
+/// Whether the index begins with the key's columns, in any order, or holds nothing else.
+fn finds_by(index: &[String], key: &[&str]) -> bool {
+    let head = &index[..index.len().min(key.len())];
+    !head.is_empty()
+        && head.iter().all(|column| key.contains(&column.as_str()))
+        && (head.len() == key.len() || head.len() == index.len())
+}
+
+/// Unique keys of the replica that the source does not promise to respect.
+fn check_unique_keys(table: &PlannedTable, findings: &mut Findings) {
+    for key in &table.replica.unique_keys {
+        let Some(from) = source_columns(&table.mapping, key) else {
+            continue;
+        };
+        let is_promised = table.source.unique_keys.iter().any(|own| {
+            own.columns
+                .iter()
+                .all(|column| from.contains(&column.as_str()))
+        });
+        // Each partition's keys hold for it alone; the root's were looked at above.
+        if is_promised || table.source.kind == TableKind::Other {
+            continue;
+        }
+        findings.warning(
+            "replica.unique",
+            &table.replica.name,
+            format!(
+                "the replica's unique key {} ({}) is not unique on the source: a row may be refused",
+                key.name,
+                key.columns.join(", ")
+            ),
+            format!(
+                "drop it on the replica, or on the source: ALTER TABLE {} ADD UNIQUE ({})",
+                table.source.name.quoted(),
+                from.iter().map(|c| quote_ident(c)).collect::<Vec<_>>().join(", ")
+            ),
+        );
+    }
+}
+
+/// The source columns behind a key; `None` when one of its columns is computed or the replica's own.
+fn source_columns<'a>(mapping: &'a TableMapping, key: &UniqueKey) -> Option<Vec<&'a str>> {
+    let source_column = |name: &String| {
+        let column = mapping.columns.iter().find(|c| c.name == *name)?;
+        match column.value {
+            ColumnValue::Input(input) => Some(mapping.inputs.get(input)?.name.as_str()),
+            ColumnValue::Computed(_) => None,
+        }
+    };
+    key.columns.iter().map(source_column).collect()
+}
+
+fn check_foreign_keys(survey: &Survey<'_>, findings: &mut Findings) {
+    for key in survey
+        .plan
+        .foreign_keys
+        .iter()
+        .filter(|key| !key.is_deferrable)
+    {
+        findings.warning(
+            "replica.foreign_keys",
+            &key.table,
+            format!(
+                "the foreign key {} from {} to {} is not DEFERRABLE and is checked in the middle of a transaction",
+                key.name, key.table, key.referenced
+            ),
+            format!(
+                "ALTER TABLE {} ALTER CONSTRAINT {} DEFERRABLE",
+                key.table.quoted(),
+                quote_ident(&key.name)
+            ),
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_index_that_finds_a_row() {
+        let index = |columns: &[&str]| columns.iter().map(|c| (*c).to_owned()).collect::<Vec<_>>();
+        for (columns, key, expected) in [
+            (&["id"][..], &["id"][..], true),
+            (&["id", "x"], &["id"], true),
+            (&["x", "id"], &["id"], false),
+            (&["b", "a"], &["a", "b"], true),
+            // Alone it is selective enough only if it is all of an index, as a unique one.
+            (&["a"], &["a", "b"], true),
+            (&["a", "x"], &["a", "b"], false),
+            (&[], &["a"], false),
+        ] {
+            assert_eq!(
+                finds_by(&index(columns), key),
+                expected,
+                "{columns:?} {key:?}"
+            );
+        }
+    }
+}
