@@ -105,7 +105,7 @@ pub(crate) fn statement(mapping: &TableMapping, shape: &Shape) -> Result<Stateme
     let mut writer = Writer {
         mapping,
         params: Vec::new(),
-        may_read_held_row: true,
+        held_by: ImageSide::New,
         only_key: false,
     };
     let sql = match shape {
@@ -163,8 +163,7 @@ impl Writer<'_> {
     ) -> Result<String, ShapeError> {
         let key = self.key()?.to_vec();
         let is_key_kept = found_by == ImageSide::New;
-        // The row to read absent columns from is looked up by the new key.
-        self.may_read_held_row = is_key_kept;
+        self.held_by = found_by;
         let mut rows = self.rows(ImageSide::New, absent)?;
         if !is_key_kept {
             rows = self.with_old_key(&rows, absent)?;

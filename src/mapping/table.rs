@@ -360,13 +360,15 @@ impl<'a> Compiler<'a> {
         if !logs_all {
             return self.key(logged.into_iter(), plain);
         }
-        // The whole old row is there: any key of the replica whose columns come straight from the source will do.
+        // The whole old row is there: any key of the replica whose columns come straight from the source
+        // will do, unless two rows may hold it until the end of a transaction.
         let own_key = self.replica.unique_keys.iter().find(|key| {
-            key.columns.iter().all(|name| {
-                plain
-                    .iter()
-                    .any(|(_, to)| to.name == *name && (key.is_primary || to.not_null))
-            })
+            key.is_immediate
+                && key.columns.iter().all(|name| {
+                    plain
+                        .iter()
+                        .any(|(_, to)| to.name == *name && (key.is_primary || to.not_null))
+                })
         });
         own_key.map_or(RowIdentity::FullRow, |key| {
             RowIdentity::Key(

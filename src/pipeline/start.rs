@@ -19,7 +19,7 @@ use super::relations::Relations;
 use super::resume::resume_position;
 use super::source_watch::SourceWatch;
 use super::tables::{PlannedTable, TablePlan, fetch_plan};
-use crate::apply::Applier;
+use crate::apply::{Applier, try_statements};
 use crate::catalog::{Server, fetch_server};
 use crate::conn::{Pool, Session};
 use crate::pg::{Lsn, QualifiedName, Side, quote_ident};
@@ -82,11 +82,12 @@ pub(crate) async fn start<'a>(
     let control = replica_pool.get().await?;
     let plan = fetch_plan(&source, &control, &config.publication, &config.mapping).await?;
 
+    check_mappings(&source, &control, &plan).await?;
     // Everything was looked at; from here on things change.
     Store::ensure_schema(&writer).await?;
     let store = Store::claim(&writer, &config.name).await?;
     let places = plan.parents_first();
-    let mut applier = Applier::new(writer, store.clone(), places.clone())
+    let applier = Applier::new(writer, store.clone(), places.clone())
         .await
         .map_err(PipelineError::Prepare)?;
     let start = Start {
@@ -102,7 +103,6 @@ pub(crate) async fn start<'a>(
         ignores_foreign_keys: applier.ignores_foreign_keys(),
         places,
     };
-    start.check_mappings(&mut applier).await?;
     start.open(applier).await
 }
 
@@ -178,24 +178,23 @@ async fn check_publication(source: &Client, config: &PipelineConfig) -> Result<(
     })
 }
 
-impl<'a> Start<'a> {
-    /// Has both servers look at every expression, filter and cast before a row moves.
-    async fn check_mappings(&self, applier: &mut Applier) -> Result<(), PipelineError> {
-        let unusual = self
-            .plan
-            .tables
-            .values()
-            .filter(|table| !table.mapping.is_plain());
-        for table in unusual {
-            table.try_select(&self.source, &self.plan.types).await?;
-            applier
-                .prepare(&table.mapping)
-                .await
-                .map_err(PipelineError::Prepare)?;
-        }
-        Ok(())
+/// Has both servers look at every expression, filter and cast before anything is changed.
+async fn check_mappings(
+    source: &Client,
+    replica: &Client,
+    plan: &TablePlan,
+) -> Result<(), PipelineError> {
+    let unusual = plan.tables.values().filter(|t| !t.mapping.is_plain());
+    for table in unusual {
+        table.try_select(source, &plan.types).await?;
+        try_statements(replica, &table.mapping)
+            .await
+            .map_err(PipelineError::Prepare)?;
     }
+    Ok(())
+}
 
+impl<'a> Start<'a> {
     async fn open(self, applier: Applier) -> Result<Follower<'a>, PipelineError> {
         let record = Store::fetch_record(&self.control, &self.config.name).await?;
         let slot_name = self.slot_name()?;

@@ -2,3 +2,6 @@
 //! scenario has a database of its own on both; rows are compared as text.
 
 mod follow;
+mod mapping;
+mod names;
+mod identity;
