@@ -12,9 +12,9 @@
 //! ```
 
 use super::PipelineError;
-use super::receive::{Event, Inbox};
+use super::receive::{Chunk, Event, Inbox};
 use super::relations::{Entry, Relations};
-use super::slot_watch::SlotWatch;
+use super::source_watch::SourceWatch;
 use crate::apply::{Applier, ApplyError, Batch, RowChange, Settings, Written};
 use crate::pg::{Change, Lsn, Tuple};
 use crate::pgoutput::Message;
@@ -32,7 +32,7 @@ pub(crate) struct Streams {
     pub(crate) inbox: Inbox,
     pub(crate) applier: Applier,
     pub(crate) relations: Relations,
-    pub(crate) watch: SlotWatch,
+    pub(crate) watch: SourceWatch,
 }
 
 /// The one owner of a running stream.
@@ -40,7 +40,7 @@ pub(crate) struct Follower<'a> {
     inbox: Inbox,
     applier: Applier,
     relations: Relations,
-    _watch: SlotWatch,
+    watch: SourceWatch,
     settings: &'a Settings,
     telemetry: &'a Telemetry,
     /// Every table is past its copy.
@@ -60,6 +60,8 @@ struct State {
     batch: Batch,
     /// Items, bytes and transactions of `batch` up to its last commit, and that commit's end.
     whole: Whole,
+    /// Bytes that arrived since the batch began: its rows keep all of those alive.
+    held_bytes: usize,
     /// The transaction that is being received.
     transaction: Option<Received>,
     /// Part of the transaction is written and not committed.
@@ -97,6 +99,7 @@ impl<'a> Follower<'a> {
         let state = State {
             batch: Batch::default(),
             whole: Whole::default(),
+            held_bytes: 0,
             transaction: None,
             is_part_written: false,
             positions: Positions::resumed_at(applied),
@@ -115,7 +118,7 @@ impl<'a> Follower<'a> {
             inbox,
             applier,
             relations,
-            _watch: watch,
+            watch,
             settings,
             telemetry,
             is_streaming: false,
@@ -151,9 +154,12 @@ impl<'a> Follower<'a> {
                 biased;
                 () = shutdown.cancelled() => return Ok(Ended::Shutdown),
                 chunk = self.inbox.chunks.recv() => match chunk {
-                    Some(chunk) => self.take_all(chunk.events).await?,
+                    Some(chunk) => self.take_all(chunk).await?,
                     None => return Ok(Ended::NothingMoreComes),
                 },
+                name = self.watch.table_left() => {
+                    return Err(PipelineError::TableLeft(name.to_string()));
+                }
                 _ = tick.tick() => self.advance_idle().await?,
             }
             // Only here: while a batch hangs, nothing pretends otherwise.
@@ -162,16 +168,21 @@ impl<'a> Follower<'a> {
     }
 
     /// Takes a chunk and whatever else has arrived, then commits what is whole.
-    async fn take_all(&mut self, events: Vec<Event>) -> Result<(), PipelineError> {
-        let mut events = events;
-        loop {
-            for event in events {
+    async fn take_all(&mut self, chunk: Chunk) -> Result<(), PipelineError> {
+        let mut next = Some(chunk);
+        let committed = self.state.positions.applied;
+        while let Some(chunk) = next {
+            self.state.held_bytes += chunk.bytes;
+            for event in chunk.events {
                 self.take(event).await?;
             }
-            match self.inbox.chunks.try_recv() {
-                Ok(chunk) => events = chunk.events,
-                Err(_) => break,
-            }
+            // After a commit others get their turn: shutdown, and whoever watches progress.
+            let is_turn_over = self.state.positions.applied > committed;
+            next = if is_turn_over {
+                None
+            } else {
+                self.inbox.chunks.try_recv().ok()
+            };
         }
         self.commit_whole().await?;
         self.advance_idle().await
@@ -287,6 +298,7 @@ impl<'a> Follower<'a> {
         let batch = &self.state.batch;
         let whole = &mut self.state.whole;
         if batch.is_empty() && !self.state.is_part_written {
+            self.state.held_bytes = 0;
             // Nothing of it concerns the replica; nothing before it waits.
             self.state.idle_end = self.state.idle_end.max(Some(end));
             return Ok(());
@@ -306,7 +318,8 @@ impl<'a> Follower<'a> {
     }
 
     fn is_full(&self, items: usize, bytes: usize) -> bool {
-        items >= self.settings.batch_changes_max || bytes >= self.settings.batch_bytes_max
+        items >= self.settings.batch_changes_max
+            || bytes.max(self.state.held_bytes) >= self.settings.batch_bytes_max
     }
 
     /// In the middle of a transaction: commits what came before it, or writes a part of it.
@@ -340,6 +353,7 @@ impl<'a> Follower<'a> {
         let written = self.applier.write(&batch).await;
         let written = written.map_err(|source| PipelineError::Apply { at, source })?;
         self.state.is_part_written = true;
+        self.state.held_bytes = 0;
         self.state.written.extend(written);
         self.telemetry.progressed();
         Ok(())
@@ -352,6 +366,7 @@ impl<'a> Follower<'a> {
         let started = Instant::now();
         let mut batch = std::mem::take(&mut self.state.batch);
         self.state.batch = batch.split_off(whole.items, whole.bytes);
+        self.state.held_bytes = self.state.batch.bytes;
         self.write_and_commit(batch, end)
             .await
             .map_err(|source| PipelineError::Apply { at: end, source })?;

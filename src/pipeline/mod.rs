@@ -18,7 +18,7 @@ mod receive;
 mod relations;
 mod resume;
 mod settings;
-mod slot_watch;
+mod source_watch;
 mod start;
 mod supervise;
 mod tables;
@@ -67,6 +67,6 @@ impl PipelineConfig {
         self.apply
             .memory_max
             .saturating_sub(batch)
-            .clamp(1 << 20, 16 << 20)
+            .clamp(1 << 20, 8 << 20)
     }
 }
