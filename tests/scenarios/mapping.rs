@@ -436,7 +436,7 @@ async fn what_does_not_fit_is_refused_before_anything_changes() {
         ),
         (
             "[[tables]]\nsource = \"public.none\"".to_owned(),
-            &["public.none", "ADD TABLE"],
+            &["public.none", "does not exist"],
         ),
         (
             "[[tables]]\nsource = \"none.*\"".to_owned(),
