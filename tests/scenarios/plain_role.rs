@@ -97,18 +97,3 @@ async fn rows_that_are_there_go_children_first() {
     let daemon = s.start("[copy]\nexisting_rows = \"truncate\"").await;
     s.in_step(&daemon, &ALL).await;
 }
-
-#[tokio::test]
-async fn rows_are_merged_parents_first() {
-    let s = plain("merging", "SELECT, INSERT, UPDATE, DELETE").await;
-    s.on_replica(
-        "INSERT INTO zebra VALUES (1, 'old'), (-1, 'extra'); INSERT INTO middle VALUES (1, 1), (-1, -1);
-         INSERT INTO a_leaf VALUES (1, 1, NULL), (-1, -1, 1); INSERT INTO loose VALUES (1, NULL), (-1, -1)",
-    )
-    .await;
-    let mut daemon = s
-        .start("[copy]\nexisting_rows = \"merge\"\nextra_rows = \"delete\"")
-        .await;
-    s.in_step(&daemon, &ALL).await;
-    changes(&s, &mut daemon).await;
-}
