@@ -18,7 +18,7 @@ async fn a_table_and_its_way() {
         "COPY (SELECT",
         "INSERT INTO \"crm\".\"leads\"",
         "UPDATE ONLY \"crm\".\"leads\"",
-        "DELETE FROM \"crm\".\"leads\"",
+        "DELETE FROM ONLY \"crm\".\"leads\"",
     ] {
         assert!(said.out.contains(part), "{part:?} is not in\n{}", said.out);
     }
