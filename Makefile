@@ -15,7 +15,7 @@ demo:
 
 test:
 	@tests/install-postgres.sh
-	$(CARGO) test --all-targets
+	$(CARGO) test
 	@echo "make test: all tests passed"
 
 figures:

@@ -93,11 +93,14 @@ pub(crate) fn fill<'b>(
     elsewhere: impl Fn(usize) -> Option<TupleValue<'b>>,
 ) -> Result<(), ElementError> {
     let mut values = tuple.values().enumerate();
+    let mut current = values.next();
     for (position, param) in slots {
-        // Slots are in the order of positions: each value is passed once.
-        let value = values
-            .find(|(at, _)| at == position)
-            .map(|(_, value)| value);
+        // Slots are in the order of positions, and several may share one: each value is passed once.
+        while current.as_ref().is_some_and(|(at, _)| at < position) {
+            current = values.next();
+        }
+        let at_position = current.as_ref().filter(|(at, _)| at == position);
+        let value = at_position.map(|(_, value)| *value);
         let value = match value {
             Some(TupleValue::UnchangedToast) => elsewhere(*position),
             value => value,

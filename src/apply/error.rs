@@ -45,7 +45,7 @@ pub enum ApplyError {
     },
     /// The row an update belongs to is missing, and the stream does not hold all of it.
     #[error(
-        "the replica table {table} lacks a row that the source updated, and the source did not send its unchanged TOASTed columns: copy the table again, or set REPLICA IDENTITY FULL on the source table"
+        "the replica table {table} lacks a row that the source updated, and the source did not send its unchanged TOASTed columns: set REPLICA IDENTITY FULL on the source table, so that it sends them from then on, and copy the table again"
     )]
     IncompleteRow {
         /// The replica table.

@@ -127,18 +127,6 @@ impl Applier {
         self.ignores_foreign_keys
     }
 
-    /// Prepares the shapes that a table will surely need, so that an expression, a type or
-    /// a privilege that does not fit is found before the first row.
-    ///
-    /// # Errors
-    /// What the replica says to the statement.
-    pub async fn prepare(&mut self, mapping: &Arc<TableMapping>) -> Result<(), ApplyError> {
-        for (_, shape) in &preview::sure_shapes(mapping) {
-            self.session.prepare(mapping, shape).await?;
-        }
-        Ok(())
-    }
-
     /// Writes a batch into the open transaction, opening one if there is none.
     ///
     /// # Errors

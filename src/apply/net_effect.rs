@@ -16,7 +16,7 @@
 //!
 //! Within a stage: deletes, updates, inserts; so a unique value may move from a row that
 //! went to a row that came. Where it moves between rows that stay, the replica may object,
-//! and the batch is replayed in source order (`exact.rs`).
+//! and the batch is replayed in source order (`mod.rs`).
 
 use super::batch::{Batch, BatchItem, RowChange};
 use crate::mapping::{RowIdentity, TableMapping};

@@ -12,8 +12,8 @@ use std::fmt::Write as _;
 pub(super) struct Writer<'a> {
     pub(super) mapping: &'a TableMapping,
     pub(super) params: Vec<Param>,
-    /// An absent column may be read from the replica's row, which the new key finds.
-    pub(super) may_read_held_row: bool,
+    /// Whose key finds the replica's own row, to read absent columns from.
+    pub(super) held_by: ImageSide,
     /// The rows are only looked for: their key and the filter's word are enough.
     pub(super) only_key: bool,
 }
@@ -21,6 +21,10 @@ pub(super) struct Writer<'a> {
 impl Writer<'_> {
     pub(super) fn table(&self) -> String {
         self.mapping.replica.quoted()
+    }
+
+    pub(super) fn own_rows(&self) -> String {
+        self.mapping.replica_rows()
     }
 
     pub(super) fn key(&self) -> Result<&[usize], ShapeError> {
@@ -145,8 +149,7 @@ impl Writer<'_> {
                 values.push(format!("u.a{number}::{} AS {name}", input.read_as.quoted()));
                 arrays.push(number);
             } else if self.is_read_by_expression(input.position, absent) {
-                let kept = input.kept_in.as_ref().filter(|_| self.may_read_held_row);
-                let kept = kept.ok_or_else(|| ShapeError::Unsent {
+                let kept = input.kept_in.as_ref().ok_or_else(|| ShapeError::Unsent {
                     table: mapping.relation.name.to_string(),
                     column: input.name.clone(),
                 })?;
@@ -163,7 +166,7 @@ impl Writer<'_> {
             arrays.push(self.param(side, ROW_MARKER));
         }
         let held = if needs_held {
-            self.held_row()?
+            self.held_row(&mut arrays)?
         } else {
             String::new()
         };
@@ -192,10 +195,10 @@ impl Writer<'_> {
     }
 
     /// Joins the replica's own row as `h`, by the key columns of `u`.
-    pub(super) fn held_row(&self) -> Result<String, ShapeError> {
+    fn held_row(&mut self, arrays: &mut Vec<usize>) -> Result<String, ShapeError> {
         let mut conditions = Vec::new();
-        for column in self.key()? {
-            let Some(column) = self.mapping.columns.get(*column) else {
+        for column in self.key()?.to_vec() {
+            let Some(column) = self.mapping.columns.get(column) else {
                 continue;
             };
             let ColumnValue::Input(input) = column.value else {
@@ -205,14 +208,15 @@ impl Writer<'_> {
                 continue;
             };
             let param = Param {
-                side: ImageSide::New,
+                side: self.held_by,
                 position: input.position,
             };
-            let number = self
-                .params
-                .iter()
-                .position(|p| *p == param)
-                .unwrap_or_default();
+            let known = self.params.iter().position(|p| *p == param);
+            let number = known.unwrap_or_else(|| {
+                let number = self.param(param.side, param.position);
+                arrays.push(number);
+                number
+            });
             conditions.push(format!(
                 "h.{} = u.a{number}::{}::{}",
                 quote_ident(&column.name),
@@ -222,7 +226,7 @@ impl Writer<'_> {
         }
         Ok(format!(
             " JOIN {} AS h ON {}",
-            self.table(),
+            self.own_rows(),
             conditions.join(" AND ")
         ))
     }

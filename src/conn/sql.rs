@@ -106,7 +106,7 @@ impl Endpoint {
 }
 
 /// Settings of every session; those that a server version lacks are passed over.
-const PINS: [(&str, &str); 18] = [
+const PINS: [(&str, &str); 22] = [
     ("search_path", ""),
     ("DateStyle", "ISO"),
     ("IntervalStyle", "postgres"),
@@ -124,6 +124,11 @@ const PINS: [(&str, &str); 18] = [
     ("idle_in_transaction_session_timeout", "0"),
     ("idle_session_timeout", "0"),
     ("transaction_timeout", "0"),
+    // A host of ours that died must not hold locks for as long as TCP allows by itself.
+    ("tcp_keepalives_idle", "30"),
+    ("tcp_keepalives_interval", "10"),
+    ("tcp_keepalives_count", "3"),
+    ("tcp_user_timeout", "60000"),
     ("jit", "off"),
     ("default_transaction_deferrable", "off"),
 ];

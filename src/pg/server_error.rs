@@ -27,8 +27,6 @@ pub struct Refusal {
     pub message: String,
     /// The constraint, where the server named one.
     pub constraint: Option<String>,
-    /// The server's hint.
-    pub hint: Option<String>,
 }
 
 impl ServerError {
@@ -79,14 +77,18 @@ impl From<&DbError> for Refusal {
             sqlstate: code.code().to_owned(),
             message,
             constraint: error.constraint().map(str::to_owned),
-            hint: error.hint().map(str::to_owned),
         }
     }
 }
 
-/// Classes 22 (data exception), 23 (integrity constraint) and P0 (raised by a function).
+/// Whether the message may hold a row's value: any class but those in which the server itself
+/// speaks of names, privileges and its own state. A trigger may raise what it likes.
 fn may_quote_values(code: &SqlState) -> bool {
-    ["22", "23", "P0"].contains(&code.code().get(..2).unwrap_or_default())
+    const SPEAKS_OF_ITSELF: [&str; 14] = [
+        "08", "0A", "25", "26", "28", "3D", "3F", "40", "42", "53", "54", "55", "57", "58",
+    ];
+    let class = code.code().get(..2).unwrap_or_default();
+    !SPEAKS_OF_ITSELF.contains(&class)
 }
 
 /// The condition's name for the codes an operator meets most; the code itself is always shown.

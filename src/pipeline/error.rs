@@ -78,6 +78,11 @@ pub enum PipelineError {
     /// Tables joined the publication: the pipeline starts again and copies them.
     #[error("{0} has joined the publication: starting again to copy it")]
     TableJoined(String),
+    /// A table left the publication: what it misses is not in the stream.
+    #[error(
+        "{0} has left the publication: starting again without it; when it comes back it is copied anew"
+    )]
+    TableLeft(String),
     /// The task that receives ended without a word.
     #[error("the receiver ended unexpectedly")]
     ReceiverGone,
@@ -95,7 +100,9 @@ impl PipelineError {
             Self::Snapshot(error) => error.disposition(),
             Self::Apply { source, .. } | Self::Prepare(source) => source.disposition(),
             Self::Select { source, .. } => source.disposition(),
-            Self::Waiting(_) | Self::TableJoined(_) | Self::ReceiverGone => Disposition::Transient,
+            Self::Waiting(_) | Self::TableJoined(_) | Self::TableLeft(_) | Self::ReceiverGone => {
+                Disposition::Transient
+            }
             Self::Decode(_)
             | Self::OutOfOrder(_)
             | Self::SlotName(_)
@@ -132,9 +139,11 @@ impl PipelineError {
             Self::Conn(_) | Self::Replication(_) | Self::Waiting(_) => ErrorCategory::Network,
             Self::Mapping { .. } | Self::Select { .. } => ErrorCategory::Mapping,
             Self::Definite { .. } | Self::SlotName(_) => ErrorCategory::Validation,
-            Self::Decode(_) | Self::OutOfOrder(_) | Self::TableJoined(_) | Self::ReceiverGone => {
-                ErrorCategory::System
-            }
+            Self::Decode(_)
+            | Self::OutOfOrder(_)
+            | Self::TableJoined(_)
+            | Self::TableLeft(_)
+            | Self::ReceiverGone => ErrorCategory::System,
             Self::Catalog(_)
             | Self::Progress(_)
             | Self::Snapshot(_)

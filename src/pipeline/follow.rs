@@ -13,11 +13,12 @@
 
 use super::PipelineError;
 use super::durability::DurabilityClock;
-use super::receive::{Event, Inbox};
+use super::lag::seconds_since;
+use super::receive::{Chunk, Event, Inbox};
 use super::relations::{Entry, Relations};
-use super::slot_watch::SlotWatch;
+use super::source_watch::SourceWatch;
 use crate::apply::{Applier, ApplyError, Batch, RowChange, Settings, Written};
-use crate::pg::{Change, Lsn, Tuple};
+use crate::pg::{Change, Lsn};
 use crate::pgoutput::Message;
 use crate::progress::{Durability, Positions};
 use crate::telemetry::{PipelineState, Telemetry};
@@ -33,7 +34,7 @@ pub(crate) struct Streams {
     pub(crate) inbox: Inbox,
     pub(crate) applier: Applier,
     pub(crate) relations: Relations,
-    pub(crate) watch: SlotWatch,
+    pub(crate) watch: SourceWatch,
 }
 
 /// The one owner of a running stream.
@@ -41,7 +42,7 @@ pub(crate) struct Follower<'a> {
     inbox: Inbox,
     applier: Applier,
     relations: Relations,
-    _watch: SlotWatch,
+    watch: SourceWatch,
     settings: &'a Settings,
     telemetry: &'a Telemetry,
     /// Every table is past its copy.
@@ -61,6 +62,8 @@ struct State {
     batch: Batch,
     /// Items, bytes and transactions of `batch` up to its last commit, and that commit's end.
     whole: Whole,
+    /// Bytes that arrived since the batch began: its rows keep all of those alive.
+    held_bytes: usize,
     /// The transaction that is being received.
     transaction: Option<Received>,
     /// Part of the transaction is written and not committed.
@@ -87,6 +90,7 @@ struct Whole {
 #[derive(Clone, Copy, Debug)]
 struct Received {
     commit_lsn: Lsn,
+    xid: u32,
 }
 
 impl<'a> Follower<'a> {
@@ -99,6 +103,7 @@ impl<'a> Follower<'a> {
         let state = State {
             batch: Batch::default(),
             whole: Whole::default(),
+            held_bytes: 0,
             transaction: None,
             is_part_written: false,
             positions: Positions::resumed_at(applied),
@@ -118,7 +123,7 @@ impl<'a> Follower<'a> {
             inbox,
             applier,
             relations,
-            _watch: watch,
+            watch,
             settings,
             telemetry,
             is_streaming: false,
@@ -161,9 +166,12 @@ impl<'a> Follower<'a> {
                     self.settle().await?;
                 }
                 chunk = self.inbox.chunks.recv() => match chunk {
-                    Some(chunk) => self.take_all(chunk.events).await?,
+                    Some(chunk) => self.take_all(chunk).await?,
                     None => return Ok(Ended::NothingMoreComes),
                 },
+                name = self.watch.table_left() => {
+                    return Err(PipelineError::TableLeft(name.to_string()));
+                }
                 _ = tick.tick() => self.advance_idle().await?,
             }
             // Only here: while a batch hangs, nothing pretends otherwise.
@@ -176,16 +184,21 @@ impl<'a> Follower<'a> {
     }
 
     /// Takes a chunk and whatever else has arrived, then commits what is whole.
-    async fn take_all(&mut self, events: Vec<Event>) -> Result<(), PipelineError> {
-        let mut events = events;
-        loop {
-            for event in events {
+    async fn take_all(&mut self, chunk: Chunk) -> Result<(), PipelineError> {
+        let mut next = Some(chunk);
+        let committed = self.state.positions.applied;
+        while let Some(chunk) = next {
+            self.state.held_bytes += chunk.bytes;
+            for event in chunk.events {
                 self.take(event).await?;
             }
-            match self.inbox.chunks.try_recv() {
-                Ok(chunk) => events = chunk.events,
-                Err(_) => break,
-            }
+            // After a commit others get their turn: shutdown, and whoever watches progress.
+            let is_turn_over = self.state.positions.applied > committed;
+            next = if is_turn_over {
+                None
+            } else {
+                self.inbox.chunks.try_recv().ok()
+            };
         }
         self.commit_whole().await?;
         self.advance_idle().await
@@ -202,7 +215,7 @@ impl<'a> Follower<'a> {
             Event::Message(message) => message,
         };
         match message {
-            Message::Begin { final_lsn, .. } => {
+            Message::Begin { final_lsn, xid, .. } => {
                 if self.state.transaction.is_some() {
                     return Err(PipelineError::OutOfOrder(
                         "a transaction begins within another",
@@ -210,6 +223,7 @@ impl<'a> Follower<'a> {
                 }
                 self.state.transaction = Some(Received {
                     commit_lsn: final_lsn,
+                    xid,
                 });
                 Ok(())
             }
@@ -226,7 +240,8 @@ impl<'a> Follower<'a> {
                 if self.relations.is_new(&relation) {
                     // Statements of the old version must be on their way before the new one's.
                     self.write_out().await?;
-                    self.relations.learn(relation).await?;
+                    let xid = self.state.transaction.map(|t| t.xid);
+                    self.relations.learn(relation, xid).await?;
                 }
                 Ok(())
             }
@@ -252,7 +267,7 @@ impl<'a> Follower<'a> {
             match relations.entry(id) {
                 None => return Err(PipelineError::OutOfOrder("a change of an unknown table")),
                 Some(Entry::Mapped(table)) if table.state.wants(transaction.commit_lsn) => {
-                    check_width(&change, table.mapping.relation.columns.len())?;
+                    table.check_width(&change)?;
                     table.telemetry.received(1);
                     let number = batch.table(&table.mapping);
                     batch.push_row(number, change);
@@ -301,6 +316,7 @@ impl<'a> Follower<'a> {
         let batch = &self.state.batch;
         let whole = &mut self.state.whole;
         if batch.is_empty() && !self.state.is_part_written {
+            self.state.held_bytes = 0;
             // Nothing of it concerns the replica; nothing before it waits.
             self.state.idle_end = self.state.idle_end.max(Some(end));
             return Ok(());
@@ -320,7 +336,8 @@ impl<'a> Follower<'a> {
     }
 
     fn is_full(&self, items: usize, bytes: usize) -> bool {
-        items >= self.settings.batch_changes_max || bytes >= self.settings.batch_bytes_max
+        items >= self.settings.batch_changes_max
+            || bytes.max(self.state.held_bytes) >= self.settings.batch_bytes_max
     }
 
     /// In the middle of a transaction: commits what came before it, or writes a part of it.
@@ -354,6 +371,7 @@ impl<'a> Follower<'a> {
         let written = self.applier.write(&batch).await;
         let written = written.map_err(|source| PipelineError::Apply { at, source })?;
         self.state.is_part_written = true;
+        self.state.held_bytes = 0;
         self.state.written.extend(written);
         self.telemetry.progressed();
         Ok(())
@@ -366,6 +384,7 @@ impl<'a> Follower<'a> {
         let started = Instant::now();
         let mut batch = std::mem::take(&mut self.state.batch);
         self.state.batch = batch.split_off(whole.items, whole.bytes);
+        self.state.held_bytes = self.state.batch.bytes;
         let durability = self.state.durability.next(Instant::now());
         self.write_and_commit(batch, end, durability)
             .await
@@ -471,27 +490,4 @@ impl<'a> Follower<'a> {
                 .observe_end_to_end(seconds_since(commit_time_us));
         }
     }
-}
-
-/// A row must have the columns that its table was last said to have.
-fn check_width(change: &RowChange, columns: usize) -> Result<(), PipelineError> {
-    let fits = |tuple: &Tuple| tuple.len() == columns;
-    let is_new_right = change.new_tuple().is_none_or(fits);
-    let is_old_right = change.old_tuple().is_none_or(|old| fits(old.tuple()));
-    if is_new_right && is_old_right {
-        return Ok(());
-    }
-    Err(PipelineError::OutOfOrder(
-        "a row has another number of columns than its table",
-    ))
-}
-
-/// Seconds from a commit on the source to now; by two clocks, so never below zero.
-fn seconds_since(commit_time_us: i64) -> f64 {
-    /// 2000-01-01 in seconds since 1970.
-    const EPOCH: u64 = 946_684_800;
-    let committed = std::time::UNIX_EPOCH
-        + Duration::from_secs(EPOCH)
-        + Duration::from_micros(u64::try_from(commit_time_us).unwrap_or(0));
-    committed.elapsed().map_or(0.0, |age| age.as_secs_f64())
 }

@@ -1,10 +1,11 @@
-//! How old is the oldest change that the replica does not have yet? Pure.
+//! How old is the oldest change that the replica does not have yet?
 //!
 //! A sample is kept for a transaction every now and then, not for each: the age is then
 //! right to within [`SAMPLE_EVERY_US`], and memory does not grow with the backlog's count.
 
 use crate::pg::Lsn;
 use std::collections::VecDeque;
+use std::time::Duration;
 
 const SAMPLE_EVERY_US: i64 = 10_000;
 /// Samples kept, for hours of backlog; later ones then join the last, and the oldest count.
@@ -49,6 +50,16 @@ impl Unapplied {
             now_us.saturating_sub(*committed).max(0) as f64 / 1e6
         })
     }
+}
+
+/// Seconds from a commit on the source to now; by two clocks, so never below zero.
+pub(super) fn seconds_since(commit_time_us: i64) -> f64 {
+    /// 2000-01-01 in seconds since 1970.
+    const EPOCH: u64 = 946_684_800;
+    let committed = std::time::UNIX_EPOCH
+        + Duration::from_secs(EPOCH)
+        + Duration::from_micros(u64::try_from(commit_time_us).unwrap_or(0));
+    committed.elapsed().map_or(0.0, |age| age.as_secs_f64())
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ mod receive;
 mod relations;
 mod resume;
 mod settings;
-mod slot_watch;
+mod source_watch;
 mod start;
 mod supervise;
 mod tables;

@@ -52,6 +52,8 @@ pub(crate) enum Event {
 /// Consecutive events, and the room in the queue that they take.
 pub(crate) struct Chunk {
     pub(crate) events: Vec<Event>,
+    /// Bytes that its events hold on to.
+    pub(crate) bytes: usize,
     _room: OwnedSemaphorePermit,
 }
 
@@ -158,14 +160,12 @@ impl Receiver {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
-                _ = tick.tick() => self.on_tick().await?,
+                _ = tick.tick() => self.on_tick(waiting.is_none()).await?,
                 // Reading stops while a chunk waits for room; answering does not.
-                room = acquire(&self.room, self.room_max, waiting.as_ref()), if waiting.is_some() => {
-                    let events = waiting.take().unwrap_or_default().events;
-                    let chunk = Chunk { events, _room: room };
-                    if self.chunks.send(chunk).await.is_err() {
-                        break;
-                    }
+                place = place_for(self.chunks.clone(), Arc::clone(&self.room), self.room_for(&waiting)), if waiting.is_some() => {
+                    let Some((place, room)) = place else { break };
+                    let Gathered { events, bytes } = waiting.take().unwrap_or_default();
+                    place.send(Chunk { events, bytes, _room: room });
                 }
                 heard = self.stream.receive(), if waiting.is_none() => {
                     let mut gathered = Gathered::default();
@@ -243,9 +243,21 @@ impl Receiver {
         }
     }
 
-    async fn on_tick(&mut self) -> Result<(), PipelineError> {
+    /// What a chunk takes of the queue. One larger than all of it gets all; a small one its
+    /// share of the places, so that the bound is the one in bytes.
+    fn room_for(&self, waiting: &Option<Gathered>) -> u32 {
+        let share = self.room_max.div_ceil(CHUNKS_QUEUED);
+        let bytes = waiting.as_ref().map_or(0, |gathered| gathered.bytes);
+        u32::try_from(bytes.clamp(share, self.room_max)).unwrap_or(u32::MAX)
+    }
+
+    async fn on_tick(&mut self, is_reading: bool) -> Result<(), PipelineError> {
+        if !is_reading {
+            // It is we who do not listen.
+            self.last_heard = Instant::now();
+        }
         let silent_for = self.last_heard.elapsed();
-        if silent_for >= GIVE_UP_AFTER && self.room.available_permits() > 0 {
+        if silent_for >= GIVE_UP_AFTER {
             return Err(PipelineError::Waiting(format!(
                 "the source has said nothing for {} s though it was asked: the connection is taken for dead",
                 silent_for.as_secs()
@@ -283,17 +295,13 @@ impl Receiver {
     }
 }
 
-/// Room for a chunk; one larger than the whole queue gets all of it.
-async fn acquire(
-    room: &Arc<Semaphore>,
-    room_max: usize,
-    waiting: Option<&Gathered>,
-) -> OwnedSemaphorePermit {
-    let bytes = waiting.map_or(0, |gathered| gathered.bytes).min(room_max);
-    let permits = u32::try_from(bytes).unwrap_or(u32::MAX);
-    match Arc::clone(room).acquire_many_owned(permits).await {
-        Ok(permit) => permit,
-        // The semaphore is never closed.
-        Err(_) => std::future::pending().await,
-    }
+/// A place in the queue and room for the chunk's bytes; `None` when nobody takes chunks any
+/// more.
+async fn place_for(
+    chunks: mpsc::Sender<Chunk>,
+    room: Arc<Semaphore>,
+    permits: u32,
+) -> Option<(mpsc::OwnedPermit<Chunk>, OwnedSemaphorePermit)> {
+    let room = room.acquire_many_owned(permits).await.ok()?;
+    Some((chunks.reserve_owned().await.ok()?, room))
 }

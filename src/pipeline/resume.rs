@@ -8,7 +8,7 @@ use crate::pg::Lsn;
 use crate::progress::{PipelineIdentity, PipelineRecord};
 use crate::replication::{ReplicationSlot, SlotWalStatus};
 
-/// Where to go on.
+/// Where to go on. `source_end` is where the source's log ends, where that was asked.
 ///
 /// # Errors
 /// When changes may be missing, with what happened.
@@ -16,6 +16,7 @@ pub fn resume_position(
     record: &PipelineRecord,
     identity: &PipelineIdentity,
     slot: Option<&ReplicationSlot>,
+    source_end: Option<Lsn>,
 ) -> Result<Lsn, PipelineError> {
     let stop = |message: String| {
         Err(PipelineError::Definite {
@@ -37,6 +38,13 @@ pub fn resume_position(
     let Some(applied) = record.applied else {
         return stop("the replica's progress row holds no position".to_owned());
     };
+    if let Some(source_end) = source_end
+        && source_end < applied
+    {
+        return stop(format!(
+            "the source's log ends at {source_end}, before what this replica has applied ({applied}): the source was restored from a backup, or a standby that was behind took over"
+        ));
+    }
     let Some(slot) = slot else {
         return stop(format!("the source's slot {} is gone", identity.slot));
     };
@@ -96,6 +104,18 @@ mod tests {
             slot_born_at: Some(lsn(10)),
             applied: Some(lsn(100)),
         };
+        let behind = resume_position(
+            &record,
+            &identity("1"),
+            Some(&slot(100, Reserved)),
+            Some(lsn(99)),
+        );
+        assert!(
+            behind
+                .unwrap_err()
+                .to_string()
+                .contains("before what this replica")
+        );
         for (system, slot, refusal) in [
             ("1", Some(slot(100, Reserved)), None),
             ("1", Some(slot(10, Reserved)), None),
@@ -104,7 +124,8 @@ mod tests {
             ("1", None, Some("gone")),
             ("2", Some(slot(10, Reserved)), Some("system 2")),
         ] {
-            let found = resume_position(&record, &identity(system), slot.as_ref());
+            let found =
+                resume_position(&record, &identity(system), slot.as_ref(), Some(lsn(1_000)));
             match (refusal, found) {
                 (None, Ok(at)) => assert_eq!(at, lsn(100)),
                 (Some(part), Err(error)) => assert!(error.to_string().contains(part), "{error}"),

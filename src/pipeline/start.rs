@@ -18,9 +18,9 @@ use super::listener::Listener;
 use super::receive::Inbox;
 use super::relations::Relations;
 use super::resume::resume_position;
-use super::slot_watch::SlotWatch;
+use super::source_watch::SourceWatch;
 use super::tables::{PlannedTable, TablePlan, fetch_plan};
-use crate::apply::Applier;
+use crate::apply::{Applier, try_statements};
 use crate::catalog::{Server, fetch_server};
 use crate::conn::{Pool, Session};
 use crate::pg::{Lsn, QualifiedName, Side, quote_ident};
@@ -69,6 +69,7 @@ pub(crate) async fn start<'a>(
             "the replica is a standby and cannot be written".into(),
         ));
     }
+    queue(&writer, config, telemetry).await?;
     let source_pool = config
         .source
         .pool(Session::SourceRead, config.copy.workers + 2)?;
@@ -83,9 +84,12 @@ pub(crate) async fn start<'a>(
     let control = replica_pool.get().await?;
     let plan = fetch_plan(&source, &control, &config.publication, &config.mapping).await?;
 
-    let store = own(&writer, config, telemetry).await?;
+    check_mappings(&source, &control, &plan).await?;
+    // Everything was looked at; from here on things change.
+    Store::ensure_schema(&writer).await?;
+    let store = Store::claim(&writer, &config.name).await?;
     let places = plan.parents_first();
-    let mut applier = Applier::new(writer, store.clone(), places.clone())
+    let applier = Applier::new(writer, store.clone(), places.clone())
         .await
         .map_err(PipelineError::Prepare)?;
     let start = Start {
@@ -102,24 +106,22 @@ pub(crate) async fn start<'a>(
         places,
         listener: Listener::start()?,
     };
-    start.check_mappings(&mut applier).await?;
     start.open(applier).await
 }
 
-/// Waits for the lock, then claims the pipeline.
-async fn own(
+/// Waits until no other daemon runs this pipeline; what comes after sees the world as it is then.
+async fn queue(
     writer: &Client,
     config: &PipelineConfig,
     telemetry: &Telemetry,
-) -> Result<Store, PipelineError> {
-    Store::ensure_schema(writer).await?;
+) -> Result<(), PipelineError> {
     while !Store::try_lock(writer, &config.name).await? {
         let reason = "another daemon runs this pipeline; taking over when it ends".to_owned();
         telemetry.set_state(PipelineState::Standby, Some(reason));
         telemetry.progressed();
         tokio::time::sleep(STANDBY_LOOKS_EVERY).await;
     }
-    Ok(Store::claim(writer, &config.name).await?)
+    Ok(())
 }
 
 fn check_servers(
@@ -179,24 +181,23 @@ async fn check_publication(source: &Client, config: &PipelineConfig) -> Result<(
     })
 }
 
-impl<'a> Start<'a> {
-    /// Has both servers look at every expression, filter and cast before a row moves.
-    async fn check_mappings(&self, applier: &mut Applier) -> Result<(), PipelineError> {
-        let unusual = self
-            .plan
-            .tables
-            .values()
-            .filter(|table| !table.mapping.is_plain());
-        for table in unusual {
-            table.try_select(&self.source, &self.plan.types).await?;
-            applier
-                .prepare(&table.mapping)
-                .await
-                .map_err(PipelineError::Prepare)?;
-        }
-        Ok(())
+/// Has both servers look at every expression, filter and cast before anything is changed.
+async fn check_mappings(
+    source: &Client,
+    replica: &Client,
+    plan: &TablePlan,
+) -> Result<(), PipelineError> {
+    let unusual = plan.tables.values().filter(|t| !t.mapping.is_plain());
+    for table in unusual {
+        table.try_select(source, &plan.types).await?;
+        try_statements(replica, &table.mapping)
+            .await
+            .map_err(PipelineError::Prepare)?;
     }
+    Ok(())
+}
 
+impl<'a> Start<'a> {
     async fn open(self, applier: Applier) -> Result<Follower<'a>, PipelineError> {
         let record = Store::fetch_record(&self.control, &self.config.name).await?;
         let slot_name = self.slot_name()?;
@@ -204,9 +205,12 @@ impl<'a> Start<'a> {
         let known = record.filter(|record| record.slot_born_at.is_some());
         let (connection, applied) = match (known, slot) {
             (Some(record), slot) => {
-                let applied = resume_position(&record, &self.identity(), slot.as_ref())?;
+                let mut connection = self.replication().await?;
+                let source_end = connection.identify_system().await?.wal_position;
+                let applied =
+                    resume_position(&record, &self.identity(), slot.as_ref(), Some(source_end))?;
                 self.copy_missing().await?;
-                (self.replication().await?, applied)
+                (connection, applied)
             }
             (None, slot) => self.begin(&slot_name, slot).await?,
         };
@@ -256,10 +260,16 @@ impl<'a> Start<'a> {
 
     /// Copies tables that joined since, or whose copy was interrupted, under a snapshot of their own.
     async fn copy_missing(&self) -> Result<(), PipelineError> {
+        // A table that does not take part now has missed changes when it comes back.
+        let taking_part: Vec<u32> = self.plan.tables.keys().copied().collect();
+        self.store
+            .forget_others(&self.control, &taking_part)
+            .await?;
         let records = Store::fetch_tables(&self.control, &self.config.name).await?;
         let is_copied = |table: &&PlannedTable| {
             records.iter().any(|r| {
-                r.source == table.source.name && matches!(r.state, TableState::Copied { .. })
+                r.is_of(table.source.oid, &table.replica.name)
+                    && matches!(r.state, TableState::Copied { .. })
             })
         };
         let missing = self.plan.tables.values().filter(|table| !is_copied(table));
@@ -269,7 +279,10 @@ impl<'a> Start<'a> {
         }
         check_existing_rows(&self.control, &tables).await?;
         let mut exporter = self.replication().await?;
-        let name = format!("pglockstep_copy_{}", std::process::id()).parse::<SlotName>()?;
+        // Slots share one name space over all databases: the name must be this attempt's own.
+        let slot: String = self.config.slot.chars().take(40).collect();
+        let name = format!("{slot}_copy_{}", self.store.epoch());
+        let name = name.parse::<SlotName>()?;
         let options = SlotOptions {
             temporary: true,
             failover: false,
@@ -365,9 +378,15 @@ impl<'a> Start<'a> {
             inbox,
             applier,
             relations,
-            watch: SlotWatch::start(
+            watch: SourceWatch::start(
                 self.source_pool.clone(),
                 slot_name.clone(),
+                self.config.publication.clone(),
+                self.plan
+                    .tables
+                    .values()
+                    .map(|t| (t.source.oid, t.source.name.clone()))
+                    .collect(),
                 self.telemetry.clone(),
             ),
         };
@@ -384,11 +403,11 @@ impl<'a> Start<'a> {
         tables: impl Iterator<Item = &'t PlannedTable>,
         records: &[TableRecord],
     ) -> Vec<CopyTable> {
-        let state = |name: &QualifiedName| {
-            records
+        let state = |table: &PlannedTable| {
+            let record = records
                 .iter()
-                .find(|r| r.source == *name)
-                .map_or(TableState::Init, |r| r.state)
+                .find(|r| r.is_of(table.source.oid, &table.replica.name));
+            record.map_or(TableState::Init, |r| r.state)
         };
         tables
             .map(|table| CopyTable {
@@ -405,7 +424,7 @@ impl<'a> Start<'a> {
                     .copied()
                     .unwrap_or_default(),
                 bytes: table.bytes,
-                state: state(&table.source.name),
+                state: state(table),
                 telemetry: self
                     .telemetry
                     .table(&table.source.name, &table.replica.name),

@@ -31,7 +31,7 @@ pub(super) async fn check(
     match (&record, &slot) {
         (Some(record), slot) if record.slot_born_at.is_some() => {
             if let Err(PipelineError::Definite { message, advice }) =
-                resume_position(record, &identity, slot.as_ref())
+                resume_position(record, &identity, slot.as_ref(), None)
             {
                 findings.error("source.slot", &name, message, advice);
             }

@@ -28,6 +28,7 @@ CREATE TABLE IF NOT EXISTS "pglockstep"."tables" (
   pipeline text NOT NULL REFERENCES "pglockstep"."pipelines" ON DELETE CASCADE,
   source_schema text NOT NULL,
   source_table text NOT NULL,
+  source_oid bigint NOT NULL,
   replica_schema text NOT NULL,
   replica_table text NOT NULL,
   state text NOT NULL,
@@ -321,7 +322,7 @@ impl Store {
         pipeline: &str,
     ) -> Result<Vec<TableRecord>, ProgressError> {
         let sql = "SELECT source_schema, source_table, replica_schema, replica_table, state, \
-                   copied_lsn FROM pglockstep.tables WHERE pipeline = $1 ORDER BY 1, 2";
+                   copied_lsn, source_oid FROM pglockstep.tables WHERE pipeline = $1 ORDER BY 1, 2";
         let rows = client
             .query(sql, &[&pipeline])
             .await
@@ -344,6 +345,7 @@ impl Store {
                 };
                 Ok(TableRecord {
                     source: name(0),
+                    source_oid: u32::try_from(row.get::<_, i64>(6)).unwrap_or_default(),
                     replica: name(2),
                     state,
                 })
@@ -370,12 +372,14 @@ impl Store {
                 TableState::Init | TableState::Copying => None,
             })
             .collect();
+        let source_oids: Vec<i64> = records.iter().map(|r| i64::from(r.source_oid)).collect();
         let sql = "INSERT INTO pglockstep.tables (pipeline, source_schema, source_table, \
-                   replica_schema, replica_table, state, copied_lsn) \
+                   source_oid, replica_schema, replica_table, state, copied_lsn) \
                    SELECT $1, t.* FROM ROWS FROM (unnest($2::text[]), unnest($3::text[]), \
-                   unnest($4::text[]), unnest($5::text[]), unnest($6::text[]), \
-                   unnest($7::pg_lsn[])) AS t \
+                   unnest($4::bigint[]), unnest($5::text[]), unnest($6::text[]), \
+                   unnest($7::text[]), unnest($8::pg_lsn[])) AS t \
                    ON CONFLICT (pipeline, source_schema, source_table) DO UPDATE SET \
+                   source_oid = excluded.source_oid, \
                    replica_schema = excluded.replica_schema, replica_table = excluded.replica_table, \
                    state = excluded.state, copied_lsn = excluded.copied_lsn, \
                    updated_at = pg_catalog.now()";
@@ -386,6 +390,7 @@ impl Store {
                     &self.pipeline,
                     &column(|r| &r.source.schema),
                     &column(|r| &r.source.name),
+                    &source_oids,
                     &column(|r| &r.replica.schema),
                     &column(|r| &r.replica.name),
                     &column(|r| r.state.as_str()),
@@ -410,10 +415,30 @@ impl Store {
         Ok(())
     }
 
-    /// The pipeline's name.
+    /// Forgets the copies of all tables but these, by object id on the source.
+    ///
+    /// # Errors
+    /// When the statement fails.
+    pub async fn forget_others(
+        &self,
+        client: &Client,
+        source_oids: &[u32],
+    ) -> Result<(), ProgressError> {
+        let source_oids: Vec<i64> = source_oids.iter().map(|oid| i64::from(*oid)).collect();
+        let sql = "DELETE FROM pglockstep.tables AS t USING pglockstep.pipelines AS p \
+                   WHERE t.pipeline = $1 AND p.name = $1 AND p.epoch = $2 \
+                   AND t.source_oid <> ALL ($3)";
+        client
+            .execute(sql, &[&self.pipeline, &self.epoch, &source_oids])
+            .await
+            .map_err(ProgressError::doing("forget tables"))?;
+        Ok(())
+    }
+
+    /// The number of this claim; no other claim of the pipeline has it.
     #[must_use]
-    pub fn pipeline(&self) -> &str {
-        &self.pipeline
+    pub fn epoch(&self) -> i64 {
+        self.epoch
     }
 
     fn expect_one(&self, touched: u64) -> Result<(), ProgressError> {

@@ -48,10 +48,20 @@ impl TableState {
 pub struct TableRecord {
     /// The source table.
     pub source: QualifiedName,
+    /// Its object id on the source: another table of the same name is another table.
+    pub source_oid: u32,
     /// The replica table.
     pub replica: QualifiedName,
     /// Its state.
     pub state: TableState,
+}
+
+impl TableRecord {
+    /// Whether the record speaks of this source table's copy into this replica table.
+    #[must_use]
+    pub fn is_of(&self, source_oid: u32, replica: &QualifiedName) -> bool {
+        self.source_oid == source_oid && self.replica == *replica
+    }
 }
 
 #[cfg(test)]

@@ -85,6 +85,8 @@ impl Pipe {
         let rows = self
             .pump(table, &statements.copy_out, &statements.copy_in)
             .await?;
+        // Again, now that the table is locked: whoever took over since cannot have emptied it.
+        store.prove_ownership(client).await?;
         client
             .batch_execute("COMMIT")
             .await

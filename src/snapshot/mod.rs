@@ -241,14 +241,22 @@ impl SnapshotCopy<'_> {
             return Ok(());
         };
         let name = &first.mapping.replica;
-        let begun = self.control.batch_execute("BEGIN").await;
+        // Emptying must neither fire triggers nor reach beyond the mapping by a cascade.
+        let role = if self.ignores_foreign_keys {
+            "; SET LOCAL session_replication_role = replica"
+        } else {
+            ""
+        };
+        let begun = self.control.batch_execute(&format!("BEGIN{role}")).await;
         begun.map_err(SnapshotError::on(name, "begin to copy into"))?;
-        let emptied: Vec<&QualifiedName> = tables
+        let mut emptied: Vec<&CopyTable> = tables
             .iter()
             .zip(destinations)
             .filter(|(_, destination)| **destination == Destination::Table)
-            .map(|(table, _)| &table.mapping.replica)
+            .map(|(table, _)| table)
             .collect();
+        emptied.sort_by_key(|table| table.place);
+        let emptied: Vec<&TableMapping> = emptied.iter().map(|t| t.mapping.as_ref()).collect();
         existing::empty(self.control, &emptied).await?;
         for (table, destination) in tables.iter().zip(destinations) {
             if *destination == Destination::Staging {
@@ -256,9 +264,15 @@ impl SnapshotCopy<'_> {
             }
             table.telemetry.set_state(TableStateLabel::Copying);
         }
+        // A table that is merged into keeps the operator's rows: it never counts as partly ours.
+        let state = |destination: &Destination| match destination {
+            Destination::Table => TableState::Copying,
+            Destination::Staging => TableState::Init,
+        };
         let records: Vec<TableRecord> = tables
             .iter()
-            .map(|table| record(table, TableState::Copying))
+            .zip(destinations)
+            .map(|(table, destination)| record(table, state(destination)))
             .collect();
         self.store.record_tables(self.control, &records).await?;
         let committed = self.control.batch_execute("COMMIT").await;
@@ -311,6 +325,7 @@ fn size_of_table(table: &CopyTable) -> Size {
 fn record(table: &CopyTable, state: TableState) -> TableRecord {
     TableRecord {
         source: table.mapping.relation.name.clone(),
+        source_oid: table.mapping.relation.id,
         replica: table.mapping.replica.clone(),
         state,
     }

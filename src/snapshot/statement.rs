@@ -1,7 +1,7 @@
 //! The SQL of the first copy; pure. The mapping is done in the SELECT list, so that the
 //! daemon only passes bytes on.
 
-use crate::mapping::{ColumnMapping, ColumnValue, TableMapping};
+use crate::mapping::{ColumnMapping, ColumnValue, InputColumn, TableMapping};
 use crate::pg::{QualifiedName, TypeName, TypeNames, quote_ident};
 
 /// Blocks `from` up to `to` (exclusive) of a table; the last range is open.
@@ -66,21 +66,24 @@ pub fn copy_statements(
     let only = if source_is_partitioned { "" } else { "ONLY " };
     let mut conditions: Vec<String> = range.map(ctid_condition).into_iter().collect();
     conditions.extend(row_filter.map(|filter| format!("({filter}\n)")));
+    let mut from = format!("{only}{}", mapping.relation.name.quoted());
+    if let Some(columns) = columns_as_applied(mapping, types) {
+        from = format!(
+            "(SELECT {columns} FROM {from}{}) AS s",
+            where_all(&conditions)
+        );
+        conditions.clear();
+    }
     conditions.extend(
         mapping
             .filter
             .as_ref()
             .map(|filter| format!("({}\n)", filter.sql)),
     );
-    let condition = if conditions.is_empty() {
-        String::new()
-    } else {
-        format!(" WHERE {}", conditions.join(" AND "))
-    };
     let select = format!(
-        "SELECT {} FROM {only}{}{condition}",
+        "SELECT {} FROM {from}{}",
         values.join(", "),
-        mapping.relation.name.quoted()
+        where_all(&conditions)
     );
     let names: Vec<String> = mapping
         .columns
@@ -101,6 +104,46 @@ pub fn copy_statements(
         ),
         select,
     }
+}
+
+fn where_all(conditions: &[String]) -> String {
+    if conditions.is_empty() {
+        return String::new();
+    }
+    format!(" WHERE {}", conditions.join(" AND "))
+}
+
+/// The replica may know a column's type by another name, and reads it as text then. Where an
+/// expression reads such a column, the copy must see the same text, or an enum would compare by
+/// its order here and by its letters there. `None` where no column is of that kind.
+fn columns_as_applied(mapping: &TableMapping, types: &TypeNames) -> Option<String> {
+    let is_read = |position: usize| {
+        let computed = mapping
+            .columns
+            .iter()
+            .filter_map(|column| match &column.value {
+                ColumnValue::Computed(expression) => Some(expression),
+                ColumnValue::Input(_) => None,
+            });
+        computed
+            .chain(&mapping.filter)
+            .any(|expression| expression.reads.contains(&position))
+    };
+    let is_other = |input: &&InputColumn| {
+        input.read_as.is_builtin()
+            && source_type(mapping, input.position, types) != Some(&input.read_as)
+            && is_read(input.position)
+    };
+    mapping.inputs.iter().find(is_other)?;
+    let columns = mapping.inputs.iter().map(|input| {
+        let name = quote_ident(&input.name);
+        if is_other(&input) {
+            format!("{name}::{} AS {name}", input.read_as.quoted())
+        } else {
+            name
+        }
+    });
+    Some(columns.collect::<Vec<_>>().join(", "))
 }
 
 fn ctid_condition(range: CtidRange) -> String {
@@ -238,6 +281,7 @@ mod tests {
                 columns: vec![column("id", 20), column("mood", 16_400)],
             },
             replica: QualifiedName::new("crm", "t"),
+            replica_is_partitioned: false,
             inputs: vec![input(0, "id"), input(1, "mood")],
             columns: vec![
                 to("id", type_name("pg_catalog", "int8"), ColumnValue::Input(0)),
@@ -282,6 +326,21 @@ mod tests {
         assert_eq!(
             made.copy_in,
             "COPY \"crm\".\"t\" (\"id\", \"m\") FROM STDIN (FORMAT text)"
+        );
+    }
+
+    #[test]
+    fn an_expression_sees_what_the_apply_will_show_it() {
+        let mut mapping = mapping(type_name("pg_catalog", "text"), Some("mood >= 'mid'"));
+        mapping.inputs[1].read_as = type_name("pg_catalog", "text");
+        mapping.filter.as_mut().unwrap().reads = vec![1];
+        let range = Some(CtidRange { from: 0, to: None });
+        let made = copy_statements(&mapping, &types(), false, None, range, &mapping.replica);
+        assert_eq!(
+            made.select,
+            "SELECT \"id\", \"mood\"::\"pg_catalog\".\"text\" FROM (SELECT \"id\", \
+             \"mood\"::\"pg_catalog\".\"text\" AS \"mood\" FROM ONLY \"public\".\"a\"\"b\" \
+             WHERE ctid >= '(0,0)'::pg_catalog.tid) AS s WHERE (mood >= 'mid'\n)"
         );
     }
 

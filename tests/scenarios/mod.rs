@@ -1,4 +1,10 @@
 //! The built daemon between real servers. Each family shares a pair of clusters, each
 //! scenario has a database of its own on both; rows are compared as text.
 
+mod copy;
+mod existing_rows;
 mod follow;
+mod identity;
+mod mapping;
+mod names;
+mod plain_role;

@@ -13,7 +13,7 @@ use tokio_postgres::Client;
 use super::daemon::free_port;
 use super::pair::{Pair, PairOptions};
 use super::rows::{Row, fetch_rows, row_differences};
-use super::{Daemon, Response, eventually, run_verb};
+use super::{Daemon, Response, eventually};
 
 /// The clusters of one family of scenarios: started by the first, gone with the process.
 pub type Family = OnceCell<Pair>;
@@ -135,11 +135,24 @@ impl<'a> Scenario<'a> {
         Daemon::start(&self.config(more))
     }
 
-    /// Runs the daemon with a configuration that it must refuse, and returns what it says.
-    pub fn refused(&self, more: &str) -> String {
-        let output = run_verb(&self.config(more), &["run"]);
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(1), "{said}");
+    /// Starts the daemon with a configuration that it must refuse, and returns what it says.
+    pub async fn refused(&self, more: &str) -> String {
+        let mut daemon = self.launch(more);
+        let code = eventually(
+            "a refusal",
+            || self.pair.logs(),
+            async || {
+                let is_streaming = daemon.metric("pglockstep_state{state=\"streaming\"}").await;
+                assert!(
+                    is_streaming.is_none_or(|is| is < 0.5),
+                    "it was not refused:\n{more}"
+                );
+                daemon.exit_status()?.code()
+            },
+        )
+        .await;
+        let said = daemon.stderr();
+        assert_eq!(code, 1, "{said}");
         said
     }
 

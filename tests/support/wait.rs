@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 /// Far beyond what anything here takes; reached only when the fact never comes.
-pub const WAIT_SECONDS_MAX: u64 = 120;
+pub const WAIT_SECONDS_MAX: u64 = 60;
 
 /// Polls until `fact` yields something; panics with `what` and `evidence` otherwise.
 pub async fn eventually<T>(

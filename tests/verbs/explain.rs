@@ -17,8 +17,8 @@ async fn a_table_and_its_way() {
         "email           text       lower(email)",
         "COPY (SELECT",
         "INSERT INTO \"crm\".\"leads\"",
-        "UPDATE \"crm\".\"leads\"",
-        "DELETE FROM \"crm\".\"leads\"",
+        "UPDATE ONLY \"crm\".\"leads\"",
+        "DELETE FROM ONLY \"crm\".\"leads\"",
     ] {
         assert!(said.out.contains(part), "{part:?} is not in\n{}", said.out);
     }
