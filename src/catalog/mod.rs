@@ -26,7 +26,7 @@ pub struct CatalogError {
 }
 
 impl CatalogError {
-    fn reading(what: &'static str) -> impl FnOnce(tokio_postgres::Error) -> Self {
+    pub(crate) fn reading(what: &'static str) -> impl FnOnce(tokio_postgres::Error) -> Self {
         move |error| Self {
             what,
             source: error.into(),

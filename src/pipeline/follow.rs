@@ -87,6 +87,7 @@ struct Whole {
 #[derive(Clone, Copy, Debug)]
 struct Received {
     commit_lsn: Lsn,
+    xid: u32,
 }
 
 impl<'a> Follower<'a> {
@@ -199,7 +200,7 @@ impl<'a> Follower<'a> {
             Event::Message(message) => message,
         };
         match message {
-            Message::Begin { final_lsn, .. } => {
+            Message::Begin { final_lsn, xid, .. } => {
                 if self.state.transaction.is_some() {
                     return Err(PipelineError::OutOfOrder(
                         "a transaction begins within another",
@@ -207,6 +208,7 @@ impl<'a> Follower<'a> {
                 }
                 self.state.transaction = Some(Received {
                     commit_lsn: final_lsn,
+                    xid,
                 });
                 Ok(())
             }
@@ -223,7 +225,8 @@ impl<'a> Follower<'a> {
                 if self.relations.is_new(&relation) {
                     // Statements of the old version must be on their way before the new one's.
                     self.write_out().await?;
-                    self.relations.learn(relation).await?;
+                    let xid = self.state.transaction.map(|t| t.xid);
+                    self.relations.learn(relation, xid).await?;
                 }
                 Ok(())
             }

@@ -4,7 +4,7 @@
 use super::tables::{PlannedTable, recompile};
 use super::{PipelineConfig, PipelineError};
 use crate::apply::Written;
-use crate::catalog::fetch_tables;
+use crate::catalog::{CatalogError, fetch_tables};
 use crate::conn::Pool;
 use crate::mapping::{Resolved, Settings, TableMapping, resolve};
 use crate::pg::{Lsn, Relation, RelationId, TypeName, TypeNames};
@@ -13,6 +13,13 @@ use crate::replication::fetch_published_tables;
 use crate::telemetry::{Op, TableStateLabel, TableTelemetry};
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+use tokio_postgres::Client;
+
+/// How long a committed transaction may take until it is seen.
+const VISIBLE_WITHIN: Duration = Duration::from_secs(10);
+const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(20);
 
 /// What a relation of the stream is to us.
 pub(crate) enum Entry {
@@ -97,8 +104,13 @@ impl Relations {
         self.types.insert(oid, name);
     }
 
-    /// Takes in a new description, in stream order; the replica's side is read anew.
-    pub(crate) async fn learn(&mut self, relation: Relation) -> Result<(), PipelineError> {
+    /// Takes in a new description, in stream order, sent in the transaction `xid`; the replica's
+    /// side is read anew.
+    pub(crate) async fn learn(
+        &mut self,
+        relation: Relation,
+        xid: Option<u32>,
+    ) -> Result<(), PipelineError> {
         let known = match self.entries.get(&relation.id) {
             Some(Entry::Mapped(table)) => Some(table.resolved.clone()),
             Some(Entry::Ignored) | None => None,
@@ -115,7 +127,7 @@ impl Relations {
                 advice: "add a [[tables]] rule for the new name, with the same replica table"
                     .into(),
             }),
-            (_, Some(_)) if self.is_published(&relation).await? => {
+            (_, Some(_)) if self.is_published(&relation, xid).await? => {
                 Err(PipelineError::TableJoined(relation.name.to_string()))
             }
             (_, resolved) => {
@@ -153,10 +165,36 @@ impl Relations {
         Ok(())
     }
 
-    async fn is_published(&self, relation: &Relation) -> Result<bool, PipelineError> {
+    /// Whether the table is published now. The stream is quicker than the source's own memory:
+    /// a commit is sent before others see what it did, and that may be the table itself.
+    async fn is_published(
+        &self,
+        relation: &Relation,
+        xid: Option<u32>,
+    ) -> Result<bool, PipelineError> {
         let source = self.source.get().await?;
-        let published = fetch_published_tables(&source, &self.publication).await?;
-        Ok(published.iter().any(|table| table.name == relation.name))
+        let deadline = Instant::now() + VISIBLE_WITHIN;
+        loop {
+            // First this, then the look: what is no longer under way is seen by it.
+            let is_visible = match xid {
+                Some(xid) => !is_under_way(&source, xid).await?,
+                None => true,
+            };
+            let published = fetch_published_tables(&source, &self.publication).await?;
+            if published.iter().any(|table| table.name == relation.name) {
+                return Ok(true);
+            }
+            if is_visible {
+                return Ok(false);
+            }
+            if Instant::now() >= deadline {
+                return Err(PipelineError::Waiting(format!(
+                    "the transaction that speaks of {} is committed, but the source does not show its changes yet (it may wait for a synchronous standby)",
+                    relation.name
+                )));
+            }
+            tokio::time::sleep(LOOK_AGAIN_AFTER).await;
+        }
     }
 
     /// Counts what was committed.
@@ -214,4 +252,13 @@ impl Relations {
         }
         are_all_ready
     }
+}
+
+/// Whether a transaction still holds the lock on its own number, which it lets go of after its
+/// changes can be seen.
+async fn is_under_way(source: &Client, xid: u32) -> Result<bool, PipelineError> {
+    let sql = "SELECT EXISTS (SELECT 1 FROM pg_catalog.pg_locks WHERE locktype = 'transactionid' \
+               AND transactionid::pg_catalog.text = $1)";
+    let row = source.query_one(sql, &[&xid.to_string()]).await;
+    Ok(row.map_err(CatalogError::reading("transactions"))?.get(0))
 }
