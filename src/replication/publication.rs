@@ -43,9 +43,10 @@ SELECT pubname::text, pubinsert, pubupdate, pubdelete, pubtruncate, pubviaroot, 
  WHERE pubname = $1::text";
 
 // attnames and rowfilter are there from PostgreSQL 15 on: looked up in the row's JSON form.
+// A table without columns has none, and not an empty list of them.
 const FETCH_PUBLISHED_TABLES: &str = "\
 SELECT c.oid, t.schemaname::text, t.tablename::text,
-       CASE WHEN t.fields ? 'attnames'
+       CASE WHEN pg_catalog.jsonb_typeof(t.fields -> 'attnames') = 'array'
             THEN ARRAY(SELECT pg_catalog.jsonb_array_elements_text(t.fields -> 'attnames')) END,
        t.fields ->> 'rowfilter'
   FROM (SELECT p.schemaname, p.tablename, pg_catalog.to_jsonb(p) AS fields
