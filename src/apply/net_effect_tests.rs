@@ -40,6 +40,7 @@ fn mapping() -> Arc<TableMapping> {
             columns: vec![column("k", true), column("v", false)],
         },
         replica: QualifiedName::new("s", "t"),
+        replica_is_partitioned: false,
         inputs: vec![input(0, "k"), input(1, "v")],
         columns: vec![to("k", 0), to("v", 1)],
         identity: RowIdentity::Key(vec![0]),

@@ -23,6 +23,10 @@ impl Writer<'_> {
         self.mapping.replica.quoted()
     }
 
+    pub(super) fn own_rows(&self) -> String {
+        self.mapping.replica_rows()
+    }
+
     pub(super) fn key(&self) -> Result<&[usize], ShapeError> {
         match &self.mapping.identity {
             RowIdentity::Key(key) => Ok(key),
@@ -222,7 +226,7 @@ impl Writer<'_> {
         }
         Ok(format!(
             " JOIN {} AS h ON {}",
-            self.table(),
+            self.own_rows(),
             conditions.join(" AND ")
         ))
     }

@@ -442,7 +442,7 @@ impl StageContext<'_> {
         let names: Vec<String> = tables
             .iter()
             .filter_map(|table| self.batch.mapping(*table))
-            .map(|mapping| mapping.replica.quoted())
+            .map(|mapping| mapping.replica_rows())
             .collect();
         if names.is_empty() {
             return Ok(());

@@ -137,7 +137,7 @@ impl Writer<'_> {
         if if_absent {
             conditions.push(format!(
                 "NOT EXISTS (SELECT 1 FROM {} AS t WHERE {})",
-                self.table(),
+                self.own_rows(),
                 self.key_match(ImageSide::New)?
             ));
         }
@@ -181,7 +181,7 @@ impl Writer<'_> {
         }
         Ok(format!(
             "UPDATE {} AS t SET {set} FROM {rows}{}",
-            self.table(),
+            self.own_rows(),
             where_all(&conditions)
         ))
     }
@@ -192,7 +192,7 @@ impl Writer<'_> {
         let condition = self.key_match(ImageSide::Old)?;
         Ok(format!(
             "DELETE FROM {} AS t USING {rows} AS r WHERE {condition}",
-            self.table()
+            self.own_rows()
         ))
     }
 
@@ -201,7 +201,7 @@ impl Writer<'_> {
         let condition = self.key_match(ImageSide::New)?;
         Ok(format!(
             "DELETE FROM {} AS t USING {rows} WHERE {condition} AND r.keep IS NOT TRUE",
-            self.table()
+            self.own_rows()
         ))
     }
 
@@ -211,7 +211,7 @@ impl Writer<'_> {
         let condition = self.key_match(ImageSide::Old)?;
         Ok(format!(
             "SELECT 1 FROM {} AS t, {rows} AS r WHERE {condition}",
-            self.table()
+            self.own_rows()
         ))
     }
 
@@ -231,7 +231,7 @@ impl Writer<'_> {
         let condition = self.key_match(side)?;
         Ok(format!(
             "SELECT 1 FROM {rows} WHERE {keep}NOT EXISTS (SELECT 1 FROM {} AS t WHERE {condition})",
-            self.table()
+            self.own_rows()
         ))
     }
 
@@ -243,7 +243,7 @@ impl Writer<'_> {
         conditions.extend(self.keep_condition());
         Ok(format!(
             "UPDATE {} AS t SET {set} FROM {rows}, {found}{}",
-            self.table(),
+            self.own_rows(),
             where_all(&conditions)
         ))
     }
@@ -252,7 +252,7 @@ impl Writer<'_> {
         let found = self.found_row()?;
         Ok(format!(
             "DELETE FROM {} AS t USING {found} WHERE t.ctid = f.ctid AND t.tableoid = f.tableoid",
-            self.table()
+            self.own_rows()
         ))
     }
 
@@ -279,7 +279,7 @@ impl Writer<'_> {
             .collect();
         Ok(format!(
             "(SELECT m.ctid, m.tableoid FROM {} AS m, {old}{} LIMIT 1) AS f",
-            self.table(),
+            self.own_rows(),
             where_all(&equal)
         ))
     }

@@ -1,7 +1,7 @@
 //! Compiles one source table, one replica table and one rule into a `TableMapping`.
 
 use super::{ConflictPolicy, Expression, Resolved, TableRule};
-use crate::catalog::{IdentityKind, Table, TableColumn};
+use crate::catalog::{IdentityKind, Table, TableColumn, TableKind};
 use crate::pg::{QualifiedName, Relation, ReplicaIdentity, TypeName, TypeNames};
 use std::collections::BTreeSet;
 
@@ -58,6 +58,8 @@ pub struct TableMapping {
     pub relation: Relation,
     /// The replica table.
     pub replica: QualifiedName,
+    /// Its rows are its partitions'.
+    pub replica_is_partitioned: bool,
     /// Source columns that are shipped.
     pub inputs: Vec<InputColumn>,
     /// Replica columns that are written.
@@ -84,6 +86,18 @@ impl TableMapping {
                 .collect(),
             RowIdentity::FullRow | RowIdentity::InsertsOnly => Vec::new(),
         }
+    }
+
+    /// The replica table as its rows are spoken of: those of tables that inherit from it are
+    /// not its own, those of partitions are.
+    #[must_use]
+    pub fn replica_rows(&self) -> String {
+        let only = if self.replica_is_partitioned {
+            ""
+        } else {
+            "ONLY "
+        };
+        format!("{only}{}", self.replica.quoted())
     }
 
     /// Index into [`Self::inputs`] of the column at a source position.
@@ -202,6 +216,7 @@ impl<'a> Compiler<'a> {
         TableMapping {
             relation: self.relation.clone(),
             replica: self.replica.name.clone(),
+            replica_is_partitioned: self.replica.kind == TableKind::Partitioned,
             inputs,
             columns,
             identity,

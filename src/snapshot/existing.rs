@@ -28,7 +28,7 @@ pub(crate) async fn check(
     let mut refused = Vec::new();
     for table in tables {
         let name = &table.mapping.replica;
-        let sql = format!("SELECT 1 FROM {} LIMIT 1", name.quoted());
+        let sql = format!("SELECT 1 FROM {} LIMIT 1", table.mapping.replica_rows());
         let row = client.query_opt(&sql, &[]).await;
         let has_rows = row.map_err(SnapshotError::on(name, "look into"))?.is_some();
         destinations.push(match table.existing_rows {
@@ -56,11 +56,13 @@ pub(crate) async fn check(
 }
 
 /// Empties the tables that are copied into directly; part of the transaction that marks them.
-pub(crate) async fn empty(client: &Client, tables: &[&QualifiedName]) -> Result<(), SnapshotError> {
+///
+/// `tables` come with those referred to first.
+pub(crate) async fn empty(client: &Client, tables: &[&TableMapping]) -> Result<(), SnapshotError> {
     let Some(first) = tables.first() else {
         return Ok(());
     };
-    let names: Vec<String> = tables.iter().map(|name| name.quoted()).collect();
+    let names: Vec<String> = tables.iter().map(|table| table.replica_rows()).collect();
     let truncated = async {
         client.batch_execute("SAVEPOINT before_truncate").await?;
         client
@@ -72,15 +74,15 @@ pub(crate) async fn empty(client: &Client, tables: &[&QualifiedName]) -> Result<
         // A foreign key from outside, or no TRUNCATE privilege: row by row then.
         Err(error) if matches!(error.sqlstate(), Some("0A000" | "42501")) => {
             let mut sql = "ROLLBACK TO SAVEPOINT before_truncate".to_owned();
-            for name in &names {
+            for name in names.iter().rev() {
                 sql.push_str("; DELETE FROM ");
                 sql.push_str(name);
             }
             let deleted = client.batch_execute(&sql).await;
-            deleted.map_err(SnapshotError::on(first, "empty"))
+            deleted.map_err(SnapshotError::on(&first.replica, "empty"))
         }
         Err(source) => Err(SnapshotError::Table {
-            table: (*first).clone(),
+            table: first.replica.clone(),
             what: "empty",
             source,
         }),
@@ -118,7 +120,7 @@ pub(crate) async fn create_staging(
 
 /// The statements that bring a replica table in line with its staging table.
 pub(crate) fn merge_sql(mapping: &TableMapping, extra_rows: ExtraRows) -> String {
-    let table = mapping.replica.quoted();
+    let (table, rows) = (mapping.replica.quoted(), mapping.replica_rows());
     let staging = staging_name(mapping.relation.id).quoted();
     let key: Vec<usize> = match &mapping.identity {
         RowIdentity::Key(key) => key.clone(),
@@ -150,7 +152,7 @@ pub(crate) fn merge_sql(mapping: &TableMapping, extra_rows: ExtraRows) -> String
     let mut sql = format!("ANALYZE {staging};");
     if extra_rows == ExtraRows::Delete {
         sql.push_str(&format!(
-            "DELETE FROM {table} AS t WHERE NOT EXISTS \
+            "DELETE FROM {rows} AS t WHERE NOT EXISTS \
              (SELECT 1 FROM {staging} AS s WHERE {same_key});"
         ));
     }
@@ -163,7 +165,7 @@ pub(crate) fn merge_sql(mapping: &TableMapping, extra_rows: ExtraRows) -> String
             _ => String::new(),
         };
         sql.push_str(&format!(
-            "UPDATE {table} AS t SET {} FROM {staging} AS s WHERE {same_key} AND {} <> {}{newer};",
+            "UPDATE {rows} AS t SET {} FROM {staging} AS s WHERE {same_key} AND {} <> {}{newer};",
             set.join(", "),
             row("t"),
             row("s")
@@ -171,7 +173,7 @@ pub(crate) fn merge_sql(mapping: &TableMapping, extra_rows: ExtraRows) -> String
     }
     sql.push_str(&format!(
         "INSERT INTO {table} ({names}) OVERRIDING SYSTEM VALUE SELECT {names} FROM {staging} AS s \
-         WHERE NOT EXISTS (SELECT 1 FROM {table} AS t WHERE {same_key}); DROP TABLE {staging}",
+         WHERE NOT EXISTS (SELECT 1 FROM {rows} AS t WHERE {same_key}); DROP TABLE {staging}",
         names = names.join(", ")
     ));
     sql

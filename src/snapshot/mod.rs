@@ -249,12 +249,14 @@ impl SnapshotCopy<'_> {
         };
         let begun = self.control.batch_execute(&format!("BEGIN{role}")).await;
         begun.map_err(SnapshotError::on(name, "begin to copy into"))?;
-        let emptied: Vec<&QualifiedName> = tables
+        let mut emptied: Vec<&CopyTable> = tables
             .iter()
             .zip(destinations)
             .filter(|(_, destination)| **destination == Destination::Table)
-            .map(|(table, _)| &table.mapping.replica)
+            .map(|(table, _)| table)
             .collect();
+        emptied.sort_by_key(|table| table.place);
+        let emptied: Vec<&TableMapping> = emptied.iter().map(|t| t.mapping.as_ref()).collect();
         existing::empty(self.control, &emptied).await?;
         for (table, destination) in tables.iter().zip(destinations) {
             if *destination == Destination::Staging {

@@ -281,6 +281,7 @@ mod tests {
                 columns: vec![column("id", 20), column("mood", 16_400)],
             },
             replica: QualifiedName::new("crm", "t"),
+            replica_is_partitioned: false,
             inputs: vec![input(0, "id"), input(1, "mood")],
             columns: vec![
                 to("id", type_name("pg_catalog", "int8"), ColumnValue::Input(0)),
