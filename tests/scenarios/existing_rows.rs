@@ -156,7 +156,7 @@ async fn refuse_merge_and_truncate() {
 #[tokio::test]
 async fn a_merge_moves_unique_values_and_needs_a_key() {
     let s = scenario("merging").await;
-    s.on_both("CREATE TABLE t (id int PRIMARY KEY, u text UNIQUE); CREATE TABLE keyless (v text)")
+    s.on_both("CREATE TABLE t (id int PRIMARY KEY, u text UNIQUE DEFERRABLE); CREATE TABLE keyless (v text)")
         .await;
     s.on_source("INSERT INTO t VALUES (1, 'b'), (2, 'c'), (3, 'd'), (4, 'a'), (5, 'e'); INSERT INTO keyless VALUES ('x')")
         .await;
@@ -293,6 +293,9 @@ async fn a_slot_whose_birth_was_not_noted_is_made_anew() {
     assert_eq!(s.one(slots).await, "1");
     daemon.kill9();
     s.on_source("INSERT INTO t VALUES (2)").await;
+    // Its session does not know yet that nobody waits for it.
+    s.on_replica("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted").await;
+    s.replica_eventually(waits, "0").await;
     s.on_replica("SELECT pg_advisory_unlock(43); DROP TRIGGER wait ON pglockstep.pipelines")
         .await;
     let daemon = s.start("").await;

@@ -35,6 +35,7 @@ pub struct Daemon {
     /// Kills the daemon should this process end without a Drop.
     guard: Child,
     stderr: Arc<Mutex<String>>,
+    reading: Option<std::thread::JoinHandle<()>>,
     config: tempfile::TempPath,
     listen: Option<String>,
 }
@@ -63,7 +64,7 @@ impl Daemon {
             .unwrap();
         let stderr = Arc::new(Mutex::new(String::new()));
         let (pipe, collected) = (child.stderr.take().unwrap(), Arc::clone(&stderr));
-        std::thread::spawn(move || {
+        let reading = std::thread::spawn(move || {
             for line in BufReader::new(pipe).lines().map_while(Result::ok) {
                 let mut text = collected.lock().unwrap();
                 text.push_str(&line);
@@ -74,6 +75,7 @@ impl Daemon {
             child,
             guard,
             stderr,
+            reading: Some(reading),
             config: path,
             listen: listen_address(config),
         }
@@ -94,7 +96,12 @@ impl Daemon {
 
     /// `None` while it runs.
     pub fn exit_status(&mut self) -> Option<ExitStatus> {
-        self.child.try_wait().unwrap()
+        let status = self.child.try_wait().unwrap()?;
+        // What it said last is read to its end.
+        if let Some(reading) = self.reading.take() {
+            reading.join().unwrap();
+        }
+        Some(status)
     }
 
     /// Kills it, as the kernel does; returns when it is gone.
