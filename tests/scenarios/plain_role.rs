@@ -97,3 +97,18 @@ async fn rows_that_are_there_go_children_first() {
     let daemon = s.start("[copy]\nexisting_rows = \"truncate\"").await;
     s.in_step(&daemon, &ALL).await;
 }
+
+#[tokio::test]
+async fn rows_are_merged_parents_first() {
+    let s = plain("merging", "SELECT, INSERT, UPDATE, DELETE").await;
+    s.on_replica(
+        "INSERT INTO zebra VALUES (1, 'old'), (2, 'z'); INSERT INTO middle VALUES (1, 1), (7, 2);
+         INSERT INTO a_leaf VALUES (1, 1, NULL), (9, 7, 1); INSERT INTO loose VALUES (1, NULL), (3, 2)",
+    )
+    .await;
+    let mut daemon = s
+        .start("[copy]\nexisting_rows = \"merge\"")
+        .await;
+    s.in_step(&daemon, &ALL).await;
+    changes(&s, &mut daemon).await;
+}
