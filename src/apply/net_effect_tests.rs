@@ -4,7 +4,9 @@
 use super::*;
 use crate::apply::batch::RowChange;
 use crate::mapping::{ColumnMapping, ColumnValue, ConflictPolicy, InputColumn, TableMapping};
-use crate::pg::{Column, OldTuple, QualifiedName, Relation, ReplicaIdentity, Tuple, TypeName};
+use crate::pg::{
+    Column, OldTuple, OperatorName, QualifiedName, Relation, ReplicaIdentity, Tuple, TypeName,
+};
 use bytes::{BufMut, Bytes, BytesMut};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -30,6 +32,8 @@ fn mapping() -> Arc<TableMapping> {
     let to = |name: &str, input| ColumnMapping {
         name: name.into(),
         cast_to: text.clone(),
+        stored_as: "text".into(),
+        equality: OperatorName::builtin_equality(),
         value: ColumnValue::Input(input),
     };
     Arc::new(TableMapping {

@@ -5,7 +5,7 @@ use super::statement::{Absent, ImageSide, Param, ROW_MARKER, ShapeError};
 use crate::mapping::{
     ColumnMapping, ColumnValue, ConflictPolicy, Expression, RowIdentity, TableMapping,
 };
-use crate::pg::quote_ident;
+use crate::pg::{TypeName, quote_ident};
 use std::fmt::Write as _;
 
 /// Writes one statement and collects its parameters.
@@ -43,10 +43,11 @@ impl Writer<'_> {
             .iter()
             .enumerate()
             .filter_map(|(place, column)| {
-                let name = quote_ident(&self.mapping.columns.get(*column)?.name);
+                let to = self.mapping.columns.get(*column)?;
+                let (name, equals) = (quote_ident(&to.name), to.equality.written());
                 Some(match side {
-                    ImageSide::New => format!("t.{name} = r.c{column}"),
-                    ImageSide::Old => format!("t.{name} = r.k{place}"),
+                    ImageSide::New => format!("t.{name} {equals} r.c{column}"),
+                    ImageSide::Old => format!("t.{name} {equals} r.k{place}"),
                 })
             })
             .collect();
@@ -146,7 +147,7 @@ impl Writer<'_> {
             let name = quote_ident(&input.name);
             if !absent.iter().any(|a| usize::from(*a) == input.position) {
                 let number = self.param(side, input.position);
-                values.push(format!("u.a{number}::{} AS {name}", input.read_as.quoted()));
+                values.push(format!("{} AS {name}", read(number, &input.read_as)));
                 arrays.push(number);
             } else if self.is_read_by_expression(input.position, absent) {
                 let kept = input.kept_in.as_ref().ok_or_else(|| ShapeError::Unsent {
@@ -218,9 +219,10 @@ impl Writer<'_> {
                 number
             });
             conditions.push(format!(
-                "h.{} = u.a{number}::{}::{}",
+                "h.{} {} {}::{}",
                 quote_ident(&column.name),
-                input.read_as.quoted(),
+                column.equality.written(),
+                read(number, &input.read_as),
                 column.cast_to.quoted()
             ));
         }
@@ -247,8 +249,8 @@ impl Writer<'_> {
             };
             let number = self.param(side, input.position);
             values.push(format!(
-                "u.a{number}::{}::{} AS k{place}",
-                input.read_as.quoted(),
+                "{}::{} AS k{place}",
+                read(number, &input.read_as),
                 column.cast_to.quoted()
             ));
             arrays.push(number);
@@ -286,6 +288,15 @@ impl Writer<'_> {
         self.params.push(Param { side, position });
         self.params.len() - 1
     }
+}
+
+/// An element of a parameter as a value of its type, by the type's own input. A cast from text
+/// does just that, but for one type: `'-'::text::regclass` looks for a table of that name.
+fn read(number: usize, read_as: &TypeName) -> String {
+    if read_as.is_builtin() && read_as.0.name == "regclass" {
+        return format!("pg_catalog.regclassin(u.a{number}::pg_catalog.cstring)");
+    }
+    format!("u.a{number}::{}", read_as.quoted())
 }
 
 /// The expression with a line end behind it, so that a `--` comment cannot swallow what follows.

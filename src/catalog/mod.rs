@@ -11,7 +11,8 @@ mod table;
 pub use foreign_key::{ForeignKey, fetch_foreign_keys, parents_first};
 pub use server::{Server, fetch_server};
 pub use table::{
-    IdentityKind, Table, TableColumn, TableKind, UniqueKey, fetch_sizes, fetch_tables,
+    IdentityKind, Table, TableColumn, TableKind, UniqueKey, fetch_builtin_types, fetch_sizes,
+    fetch_tables,
 };
 
 /// A catalogue query failed.

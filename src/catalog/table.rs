@@ -1,7 +1,7 @@
 //! Tables as a catalogue describes them: columns, keys, foreign keys, size.
 
 use super::CatalogError;
-use crate::pg::{QualifiedName, ReplicaIdentity, TypeName};
+use crate::pg::{OperatorName, QualifiedName, ReplicaIdentity, TypeName, TypeNames};
 use std::collections::HashMap;
 use tokio_postgres::{Client, Row};
 
@@ -36,6 +36,10 @@ pub struct TableColumn {
     pub type_oid: u32,
     /// The type, with domains replaced by what they are made of.
     pub base_type: TypeName,
+    /// `base_type` with its modifier, as the server writes it: `numeric(10,2)`. For SQL.
+    pub stored_as: String,
+    /// What a unique index of it calls equal. No search path leads to an extension's.
+    pub equality: OperatorName,
     /// `atttypmod`.
     pub type_modifier: i32,
     /// NULL is refused.
@@ -131,18 +135,30 @@ JOIN ROWS FROM (pg_catalog.unnest($1::pg_catalog.text[]), pg_catalog.unnest($2::
 WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S')";
 
 const COLUMNS: &str = "
-WITH RECURSIVE base(oid, base) AS (
-  SELECT t.oid, t.oid FROM pg_catalog.pg_type t WHERE t.typtype <> 'd'
+WITH RECURSIVE base(oid, base, modifier) AS (
+  SELECT t.oid, t.oid, -1 FROM pg_catalog.pg_type t WHERE t.typtype <> 'd'
   UNION ALL
-  SELECT d.oid, b.base FROM pg_catalog.pg_type d JOIN base b ON d.typbasetype = b.oid
-  WHERE d.typtype = 'd')
+  SELECT d.oid, b.base, CASE d.typtypmod WHEN -1 THEN b.modifier ELSE d.typtypmod END FROM pg_catalog.pg_type d JOIN base b ON d.typbasetype = b.oid
+  WHERE d.typtype = 'd'),
+equality(type, schema, operator) AS (
+  SELECT k.opcintype, n.nspname, o.oprname
+  FROM pg_catalog.pg_opclass k
+  JOIN pg_catalog.pg_am m ON m.oid = k.opcmethod AND m.amname = 'btree'
+  JOIN pg_catalog.pg_amop p ON p.amopfamily = k.opcfamily AND p.amopstrategy = 3
+   AND p.amoplefttype = k.opcintype AND p.amoprighttype = k.opcintype
+  JOIN pg_catalog.pg_operator o ON o.oid = p.amopopr
+  JOIN pg_catalog.pg_namespace n ON n.oid = o.oprnamespace
+  WHERE k.opcdefault)
 SELECT a.attrelid, a.attname::pg_catalog.text, a.atttypid, n.nspname::pg_catalog.text,
        t.typname::pg_catalog.text, a.atttypmod, a.attnotnull, a.atthasdef, a.attgenerated,
-       a.attidentity
+       a.attidentity, coalesce(e.schema, 'pg_catalog')::pg_catalog.text,
+       coalesce(e.operator, '=')::pg_catalog.text,
+       pg_catalog.format_type(b.base, CASE a.atttypmod WHEN -1 THEN b.modifier ELSE a.atttypmod END)
 FROM pg_catalog.pg_attribute a
 JOIN base b ON b.oid = a.atttypid
 JOIN pg_catalog.pg_type t ON t.oid = b.base
 JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace
+LEFT JOIN equality e ON e.type = b.base
 WHERE a.attrelid = ANY ($1) AND a.attnum > 0 AND NOT a.attisdropped
 ORDER BY a.attrelid, a.attnum";
 
@@ -233,6 +249,8 @@ fn column_of(row: &Row) -> TableColumn {
             row.get::<_, String>(3),
             row.get::<_, String>(4),
         )),
+        stored_as: row.get(12),
+        equality: OperatorName::new(row.get::<_, String>(10), row.get::<_, String>(11)),
         type_modifier: row.get(5),
         not_null: row.get(6),
         has_default: (row.get::<_, bool>(7) && !is_generated) || identity != IdentityKind::None,
@@ -249,6 +267,23 @@ fn unique_key_of(row: &Row) -> UniqueKey {
         is_immediate: row.get(4),
         columns: row.get(5),
     }
+}
+
+/// The names of PostgreSQL's own types.
+///
+/// # Errors
+/// When the query fails.
+pub async fn fetch_builtin_types(client: &Client) -> Result<TypeNames, CatalogError> {
+    let sql = "SELECT t.oid, t.typname::pg_catalog.text FROM pg_catalog.pg_type t \
+               JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace \
+               WHERE n.nspname = 'pg_catalog' AND t.typtype IN ('b', 'r', 'm')";
+    let rows = client.query(sql, &[]).await;
+    let rows = rows.map_err(CatalogError::reading("types"))?;
+    let name = |row: &Row| QualifiedName::new("pg_catalog", row.get::<_, String>(1));
+    Ok(rows
+        .iter()
+        .map(|row| (row.get(0), TypeName(name(row))))
+        .collect())
 }
 
 /// Main-fork sizes in bytes by object id, as the snapshot of the session sees the tables.

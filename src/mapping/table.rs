@@ -2,7 +2,7 @@
 
 use super::{ConflictPolicy, Expression, Resolved, TableRule};
 use crate::catalog::{IdentityKind, Table, TableColumn, TableKind};
-use crate::pg::{QualifiedName, Relation, ReplicaIdentity, TypeName, TypeNames};
+use crate::pg::{OperatorName, QualifiedName, Relation, ReplicaIdentity, TypeName, TypeNames};
 use std::collections::BTreeSet;
 
 /// A source column that is shipped to the replica, because a column, an expression, the
@@ -36,6 +36,10 @@ pub struct ColumnMapping {
     /// The type values are cast to, without a modifier: a length is then enforced by
     /// assignment, which refuses a long value, where an explicit cast would cut it.
     pub cast_to: TypeName,
+    /// `cast_to` with the modifier, ready for SQL: how the replica keeps a value.
+    pub stored_as: String,
+    /// What finds a row by this column.
+    pub equality: OperatorName,
     /// Where the value comes from.
     pub value: ColumnValue,
 }
@@ -108,7 +112,8 @@ impl TableMapping {
             .position(|input| input.position == position)
     }
 
-    /// Whether every replica column is a source column of the same type: no expression, cast or filter.
+    /// Whether every replica column is a source column of the same type, one of PostgreSQL's
+    /// own: no expression, cast or filter that a server could refuse.
     #[must_use]
     pub fn is_plain(&self) -> bool {
         self.filter.is_none()
@@ -116,7 +121,7 @@ impl TableMapping {
                 ColumnValue::Input(input) => self
                     .inputs
                     .get(input)
-                    .is_some_and(|i| i.read_as == column.cast_to),
+                    .is_some_and(|i| i.read_as == column.cast_to && i.read_as.is_builtin()),
                 ColumnValue::Computed(_) => false,
             })
     }
@@ -199,6 +204,8 @@ impl<'a> Compiler<'a> {
         let column = |to: &TableColumn, value| ColumnMapping {
             name: to.name.clone(),
             cast_to: to.base_type.clone(),
+            stored_as: to.stored_as.clone(),
+            equality: to.equality.clone(),
             value,
         };
         let mut columns: Vec<ColumnMapping> = plain

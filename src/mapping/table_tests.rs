@@ -3,7 +3,7 @@
 use super::*;
 use crate::catalog::{IdentityKind, TableKind, UniqueKey};
 use crate::mapping::{ExistingRows, ExtraRows, TablePattern};
-use crate::pg::Column;
+use crate::pg::{Column, OperatorName};
 
 const INT8: u32 = 20;
 const TEXT: u32 = 25;
@@ -46,6 +46,8 @@ fn replica_column(name: &str, base_type: TypeName) -> TableColumn {
         name: name.into(),
         type_oid: 0,
         base_type,
+        stored_as: "int8".into(),
+        equality: OperatorName::builtin_equality(),
         type_modifier: -1,
         not_null: false,
         has_default: false,

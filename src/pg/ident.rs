@@ -79,6 +79,34 @@ impl fmt::Display for TypeName {
     }
 }
 
+/// An operator with its schema.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct OperatorName(QualifiedName);
+
+impl OperatorName {
+    /// An operator that a catalogue knows. Its name is made of symbols only, as PostgreSQL's
+    /// lexer wants it, and so cannot be quoted.
+    pub fn new(schema: impl Into<String>, symbols: impl Into<String>) -> Self {
+        Self(QualifiedName::new(schema, symbols))
+    }
+
+    /// `=` as PostgreSQL's own types have it.
+    #[must_use]
+    pub fn builtin_equality() -> Self {
+        Self::new("pg_catalog", "=")
+    }
+
+    /// `=`, or `OPERATOR("schema".=)` when it has to be found outside `pg_catalog`.
+    #[must_use]
+    pub fn written(&self) -> String {
+        if self.0.schema == "pg_catalog" {
+            self.0.name.clone()
+        } else {
+            format!("OPERATOR({}.{})", quote_ident(&self.0.schema), self.0.name)
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -89,6 +117,11 @@ mod tests {
         assert_eq!(
             QualifiedName::new("s.x", "t\n%").quoted(),
             "\"s.x\".\"t\n%\""
+        );
+        assert_eq!(OperatorName::builtin_equality().written(), "=");
+        assert_eq!(
+            OperatorName::new("ex\"t", "=").written(),
+            "OPERATOR(\"ex\"\"t\".=)"
         );
         assert_eq!(quote_literal("it's"), "'it''s'");
         assert_eq!(quote_literal("a\\'b"), "E'a\\\\''b'");

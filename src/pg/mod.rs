@@ -17,7 +17,7 @@ mod tuple;
 
 pub use change::{Change, OldTuple};
 pub use conflict::ConflictKind;
-pub use ident::{QualifiedName, TypeName, quote_ident, quote_literal};
+pub use ident::{OperatorName, QualifiedName, TypeName, quote_ident, quote_literal};
 pub use lsn::{Lsn, ParseLsnError};
 pub use relation::{Column, Relation, RelationId, ReplicaIdentity, TypeNames};
 pub use server_error::{Refusal, ServerError};

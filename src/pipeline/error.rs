@@ -111,6 +111,16 @@ impl PipelineError {
         }
     }
 
+    /// The commit of the source that cannot be applied until somebody does something.
+    pub(crate) fn stuck_at(&self) -> Option<Lsn> {
+        match self {
+            Self::Apply { at, source } if source.disposition() == Disposition::Definite => {
+                Some(*at)
+            }
+            _ => None,
+        }
+    }
+
     /// What an operator can do about it.
     #[must_use]
     pub fn advice(&self) -> Option<String> {

@@ -13,12 +13,13 @@
 
 use super::PipelineError;
 use super::durability::DurabilityClock;
+use super::in_hand::{Committed, InHand};
 use super::lag::seconds_since;
 use super::receive::{Chunk, Event, Inbox};
-use super::relations::{Entry, Relations};
+use super::relations::Relations;
 use super::source_watch::SourceWatch;
-use crate::apply::{Applier, ApplyError, Batch, RowChange, Settings, Written};
-use crate::pg::{Change, Lsn};
+use crate::apply::{Applier, ApplyError, Batch, Settings, Written};
+use crate::pg::Lsn;
 use crate::pgoutput::Message;
 use crate::progress::{Durability, Positions};
 use crate::telemetry::{PipelineState, Telemetry};
@@ -47,6 +48,8 @@ pub(crate) struct Follower<'a> {
     telemetry: &'a Telemetry,
     /// Every table is past its copy.
     is_streaming: bool,
+    /// An attempt before failed at this commit; until it is applied, nothing is well.
+    stuck_at: Option<Lsn>,
     state: State,
 }
 
@@ -57,40 +60,16 @@ enum Ended {
     NothingMoreComes,
 }
 
-/// What is in hand. Invariant after each action: `whole` ends at a commit of the source.
+/// How far it is.
 struct State {
-    batch: Batch,
-    /// Items, bytes and transactions of `batch` up to its last commit, and that commit's end.
-    whole: Whole,
-    /// Bytes that arrived since the batch began: its rows keep all of those alive.
-    held_bytes: usize,
-    /// The transaction that is being received.
-    transaction: Option<Received>,
-    /// Part of the transaction is written and not committed.
-    is_part_written: bool,
+    in_hand: InHand,
     positions: Positions,
     durability: DurabilityClock,
     /// Everything before it is known to need nothing; not yet written down.
     idle_end: Option<Lsn>,
     idle_written_at: Instant,
-    last_commit_time_us: Option<i64>,
     /// What the open transaction wrote, told once it is committed.
     written: Vec<Written>,
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-struct Whole {
-    items: usize,
-    bytes: usize,
-    transactions: u64,
-    end: Option<Lsn>,
-}
-
-/// The transaction between Begin and Commit.
-#[derive(Clone, Copy, Debug)]
-struct Received {
-    commit_lsn: Lsn,
-    xid: u32,
 }
 
 impl<'a> Follower<'a> {
@@ -101,16 +80,11 @@ impl<'a> Follower<'a> {
         telemetry: &'a Telemetry,
     ) -> Self {
         let state = State {
-            batch: Batch::default(),
-            whole: Whole::default(),
-            held_bytes: 0,
-            transaction: None,
-            is_part_written: false,
+            in_hand: InHand::default(),
             positions: Positions::resumed_at(applied),
             durability: DurabilityClock::new(Instant::now()),
             idle_end: None,
             idle_written_at: Instant::now(),
-            last_commit_time_us: None,
             written: Vec::new(),
         };
         let Streams {
@@ -127,8 +101,14 @@ impl<'a> Follower<'a> {
             settings,
             telemetry,
             is_streaming: false,
+            stuck_at: None,
             state,
         }
+    }
+
+    /// Says that an attempt before has failed at this commit.
+    pub(crate) fn stuck_at(self, stuck_at: Option<Lsn>) -> Self {
+        Self { stuck_at, ..self }
     }
 
     /// Runs until shut down, or until something fails.
@@ -180,7 +160,7 @@ impl<'a> Follower<'a> {
     }
 
     fn owes_the_disk(&self) -> bool {
-        self.state.durability.is_owed() && !self.state.is_part_written
+        self.state.durability.is_owed() && !self.state.in_hand.is_part_written()
     }
 
     /// Takes a chunk and whatever else has arrived, then commits what is whole.
@@ -188,7 +168,7 @@ impl<'a> Follower<'a> {
         let mut next = Some(chunk);
         let committed = self.state.positions.applied;
         while let Some(chunk) = next {
-            self.state.held_bytes += chunk.bytes;
+            self.state.in_hand.hold(chunk.bytes);
             for event in chunk.events {
                 self.take(event).await?;
             }
@@ -207,7 +187,7 @@ impl<'a> Follower<'a> {
     async fn take(&mut self, event: Event) -> Result<(), PipelineError> {
         let message = match event {
             Event::SentUpTo(end) => {
-                if self.state.transaction.is_none() {
+                if self.state.in_hand.is_between_transactions() {
                     self.state.idle_end = self.state.idle_end.max(Some(end));
                 }
                 return Ok(());
@@ -215,32 +195,27 @@ impl<'a> Follower<'a> {
             Event::Message(message) => message,
         };
         match message {
-            Message::Begin { final_lsn, xid, .. } => {
-                if self.state.transaction.is_some() {
-                    return Err(PipelineError::OutOfOrder(
-                        "a transaction begins within another",
-                    ));
-                }
-                self.state.transaction = Some(Received {
-                    commit_lsn: final_lsn,
-                    xid,
-                });
-                Ok(())
-            }
+            Message::Begin { final_lsn, xid, .. } => self.state.in_hand.begin(final_lsn, xid),
             Message::Change { change, .. } => {
-                self.take_change(change)?;
+                self.state.in_hand.change(&self.relations, change)?;
                 self.keep_within_bounds().await
             }
             Message::Commit {
                 end_lsn,
                 commit_time_us,
                 ..
-            } => self.take_commit(end_lsn, commit_time_us).await,
+            } => {
+                let committed = Committed {
+                    end: end_lsn,
+                    time_us: commit_time_us,
+                };
+                self.take_commit(committed).await
+            }
             Message::Relation { relation, .. } => {
                 if self.relations.is_new(&relation) {
                     // Statements of the old version must be on their way before the new one's.
                     self.write_out().await?;
-                    let xid = self.state.transaction.map(|t| t.xid);
+                    let xid = self.state.in_hand.xid();
                     self.relations.learn(relation, xid).await?;
                 }
                 Ok(())
@@ -258,120 +233,42 @@ impl<'a> Follower<'a> {
         }
     }
 
-    fn take_change(&mut self, change: Change) -> Result<(), PipelineError> {
-        let Some(transaction) = self.state.transaction else {
-            return Err(PipelineError::OutOfOrder("a change outside a transaction"));
-        };
-        let batch = &mut self.state.batch;
-        let mut push = |relations: &Relations, id, change: RowChange| {
-            match relations.entry(id) {
-                None => return Err(PipelineError::OutOfOrder("a change of an unknown table")),
-                Some(Entry::Mapped(table)) if table.state.wants(transaction.commit_lsn) => {
-                    table.check_width(&change)?;
-                    table.telemetry.received(1);
-                    let number = batch.table(&table.mapping);
-                    batch.push_row(number, change);
-                }
-                // Left alone by the rules, or already in the copy.
-                Some(_) => {}
-            }
-            Ok(())
-        };
-        match change {
-            Change::Insert { relation, new } => {
-                push(&self.relations, relation, RowChange::Insert { new })
-            }
-            Change::Update { relation, old, new } => {
-                push(&self.relations, relation, RowChange::Update { old, new })
-            }
-            Change::Delete { relation, old } => {
-                push(&self.relations, relation, RowChange::Delete { old })
-            }
-            Change::Truncate {
-                relations,
-                restart_identity,
-                ..
-            } => {
-                let mut numbers = Vec::new();
-                for id in relations {
-                    if let Some(Entry::Mapped(table)) = self.relations.entry(id)
-                        && table.state.wants(transaction.commit_lsn)
-                    {
-                        table.telemetry.received(1);
-                        numbers.push(batch.table(&table.mapping));
-                    }
-                }
-                if !numbers.is_empty() {
-                    batch.push_truncate(numbers, restart_identity);
-                }
-                Ok(())
-            }
-        }
-    }
-
-    async fn take_commit(&mut self, end: Lsn, time_us: i64) -> Result<(), PipelineError> {
-        if self.state.transaction.take().is_none() {
-            return Err(PipelineError::OutOfOrder("a commit without a transaction"));
-        }
-        let batch = &self.state.batch;
-        let whole = &mut self.state.whole;
-        if batch.is_empty() && !self.state.is_part_written {
-            self.state.held_bytes = 0;
+    async fn take_commit(&mut self, last: Committed) -> Result<(), PipelineError> {
+        let in_hand = &mut self.state.in_hand;
+        if !in_hand.commit(last)? {
             // Nothing of it concerns the replica; nothing before it waits.
-            self.state.idle_end = self.state.idle_end.max(Some(end));
-            return Ok(());
-        }
-        *whole = Whole {
-            items: batch.items.len(),
-            bytes: batch.bytes,
-            transactions: whole.transactions + 1,
-            end: Some(end),
-        };
-        let whole = *whole;
-        self.state.last_commit_time_us = Some(time_us);
-        if self.state.is_part_written || self.is_full(whole.items, whole.bytes) {
+            self.state.idle_end = self.state.idle_end.max(Some(last.end));
+        } else if in_hand.is_part_written() || in_hand.is_full(self.settings) {
             self.commit_whole().await?;
         }
         Ok(())
     }
 
-    fn is_full(&self, items: usize, bytes: usize) -> bool {
-        items >= self.settings.batch_changes_max
-            || bytes.max(self.state.held_bytes) >= self.settings.batch_bytes_max
-    }
-
     /// In the middle of a transaction: commits what came before it, or writes a part of it.
     async fn keep_within_bounds(&mut self) -> Result<(), PipelineError> {
-        if !self.is_full(self.state.batch.items.len(), self.state.batch.bytes) {
-            return Ok(());
-        }
-        if self.state.whole.end.is_some() {
-            self.commit_whole().await
-        } else {
-            self.write_part().await
+        let in_hand = &self.state.in_hand;
+        match (in_hand.is_full(self.settings), in_hand.has_whole()) {
+            (false, _) => Ok(()),
+            (true, true) => self.commit_whole().await,
+            (true, false) => self.write_part().await,
         }
     }
 
     /// Everything in hand goes to the replica: whole transactions committed, the rest as a part.
     async fn write_out(&mut self) -> Result<(), PipelineError> {
         self.commit_whole().await?;
-        if self.state.batch.is_empty() {
-            Ok(())
-        } else {
-            self.write_part().await
+        if self.state.in_hand.has_rows() {
+            self.write_part().await?;
         }
+        Ok(())
     }
 
     async fn write_part(&mut self) -> Result<(), PipelineError> {
-        let batch = std::mem::take(&mut self.state.batch);
-        let at = self
-            .state
-            .transaction
-            .map_or(self.in_hand_from(), |t| t.commit_lsn);
+        let at = self.state.in_hand.commit_lsn();
+        let at = at.unwrap_or(self.in_hand_from());
+        let batch = self.state.in_hand.take_part();
         let written = self.applier.write(&batch).await;
         let written = written.map_err(|source| PipelineError::Apply { at, source })?;
-        self.state.is_part_written = true;
-        self.state.held_bytes = 0;
         self.state.written.extend(written);
         self.telemetry.progressed();
         Ok(())
@@ -379,19 +276,19 @@ impl<'a> Follower<'a> {
 
     /// Commits up to the last commit of the source; keeps what came after.
     async fn commit_whole(&mut self) -> Result<(), PipelineError> {
-        let whole = std::mem::take(&mut self.state.whole);
-        let Some(end) = whole.end else { return Ok(()) };
+        let Some(whole) = self.state.in_hand.take_whole() else {
+            return Ok(());
+        };
+        let end = whole.last.end;
         let started = Instant::now();
-        let mut batch = std::mem::take(&mut self.state.batch);
-        self.state.batch = batch.split_off(whole.items, whole.bytes);
-        self.state.held_bytes = self.state.batch.bytes;
         let durability = self.state.durability.next(Instant::now());
-        self.write_and_commit(batch, end, durability)
+        self.write_and_commit(whole.batch, end, durability)
             .await
             .map_err(|source| PipelineError::Apply { at: end, source })?;
-        self.state.is_part_written = false;
         self.committed(end, durability);
         self.tell_written(whole.transactions, started);
+        self.telemetry
+            .observe_end_to_end(seconds_since(whole.last.time_us));
         Ok(())
     }
 
@@ -433,10 +330,11 @@ impl<'a> Follower<'a> {
     /// With nothing in hand, all that the source has sent counts as applied. In memory at
     /// once; on the replica (and so for the slot) every now and then.
     async fn advance_idle(&mut self) -> Result<(), PipelineError> {
-        let is_idle = self.state.batch.is_empty()
-            && self.state.transaction.is_none()
-            && !self.state.is_part_written;
-        let Some(end) = self.state.idle_end.filter(|_| is_idle) else {
+        let Some(end) = self
+            .state
+            .idle_end
+            .filter(|_| self.state.in_hand.is_empty())
+        else {
             return Ok(());
         };
         let is_news = Some(end) > self.state.positions.flushed;
@@ -467,7 +365,11 @@ impl<'a> Follower<'a> {
         self.inbox.positions.send_replace(positions);
         if let Some(applied) = positions.applied {
             self.telemetry.set_applied(applied);
-            if !self.is_streaming && self.relations.tell_ready(applied) {
+            if self.stuck_at.is_some_and(|stuck_at| applied >= stuck_at) {
+                self.stuck_at = None;
+                self.telemetry.set_state(PipelineState::CatchingUp, None);
+            }
+            if !self.is_streaming && self.stuck_at.is_none() && self.relations.tell_ready(applied) {
                 self.is_streaming = true;
                 self.telemetry.set_state(PipelineState::Streaming, None);
                 tracing::info!(%applied, "every table is in step: streaming");
@@ -484,10 +386,6 @@ impl<'a> Follower<'a> {
             .observe_batch(started.elapsed().as_secs_f64());
         for written in self.state.written.drain(..) {
             self.relations.tell_written(&written);
-        }
-        if let Some(commit_time_us) = self.state.last_commit_time_us.take() {
-            self.telemetry
-                .observe_end_to_end(seconds_since(commit_time_us));
         }
     }
 }

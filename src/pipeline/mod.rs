@@ -14,6 +14,7 @@
 mod durability;
 mod error;
 mod follow;
+mod in_hand;
 mod lag;
 mod listener;
 mod receive;

@@ -56,10 +56,12 @@ struct Start<'a> {
     listener: Listener,
 }
 
-/// Connects, copies what has to be copied, and opens the stream.
+/// Connects, copies what has to be copied, and opens the stream. A pipeline that is
+/// `stuck_at` a commit has failed until it is beyond it.
 pub(crate) async fn start<'a>(
     config: &'a PipelineConfig,
     telemetry: &'a Telemetry,
+    stuck_at: Option<Lsn>,
 ) -> Result<Follower<'a>, PipelineError> {
     let writer = config.replica.connect(Session::ReplicaWrite).await?;
     telemetry.set_connection(Side::Replica, ConnectionState::Connected, None);
@@ -106,7 +108,7 @@ pub(crate) async fn start<'a>(
         places,
         listener: Listener::start()?,
     };
-    start.open(applier).await
+    start.open(applier, stuck_at).await
 }
 
 /// Waits until no other daemon runs this pipeline; what comes after sees the world as it is then.
@@ -166,19 +168,34 @@ fn check_servers(
 }
 
 async fn check_publication(source: &Client, config: &PipelineConfig) -> Result<(), PipelineError> {
-    if fetch_publication(source, &config.publication)
-        .await?
-        .is_some()
-    {
+    let name = &config.publication;
+    let Some(publication) = fetch_publication(source, name).await? else {
+        return Err(no_publication(name));
+    };
+    let left_out = publication.left_out();
+    if left_out.is_empty() {
         return Ok(());
     }
     Err(PipelineError::Definite {
-        message: format!("the source has no publication {}", config.publication),
+        message: format!(
+            "the publication {name} leaves out {}: the replica would drift, and nothing would say so",
+            left_out.join(", ")
+        ),
         advice: format!(
-            "as the tables' owner: CREATE PUBLICATION {} FOR TABLE …; `pglockstep setup` prints it in full",
-            quote_ident(&config.publication)
+            "ALTER PUBLICATION {} SET (publish = 'insert, update, delete, truncate')",
+            quote_ident(name)
         ),
     })
+}
+
+fn no_publication(name: &str) -> PipelineError {
+    PipelineError::Definite {
+        message: format!("the source has no publication {name}"),
+        advice: format!(
+            "as the tables' owner: CREATE PUBLICATION {} FOR TABLE …; `pglockstep setup` prints it in full",
+            quote_ident(name)
+        ),
+    }
 }
 
 /// Has both servers look at every expression, filter and cast before anything is changed.
@@ -198,7 +215,11 @@ async fn check_mappings(
 }
 
 impl<'a> Start<'a> {
-    async fn open(self, applier: Applier) -> Result<Follower<'a>, PipelineError> {
+    async fn open(
+        self,
+        applier: Applier,
+        stuck_at: Option<Lsn>,
+    ) -> Result<Follower<'a>, PipelineError> {
         let record = Store::fetch_record(&self.control, &self.config.name).await?;
         let slot_name = self.slot_name()?;
         let slot = fetch_slot(&self.source, &slot_name).await?;
@@ -214,7 +235,11 @@ impl<'a> Start<'a> {
             }
             (None, slot) => self.begin(&slot_name, slot).await?,
         };
-        self.stream(applier, connection, &slot_name, applied).await
+        if stuck_at.is_none() {
+            self.telemetry.set_state(PipelineState::CatchingUp, None);
+        }
+        let follower = self.stream(applier, connection, &slot_name, applied);
+        Ok(follower.await?.stuck_at(stuck_at))
     }
 
     /// The first start: look, note the intention, make the slot, copy everything.
@@ -234,7 +259,7 @@ impl<'a> Start<'a> {
             });
         }
         let tables = self.copy_tables(self.plan.tables.values(), &[]);
-        check_existing_rows(&self.control, &tables).await?;
+        check_existing_rows(&self.control, &tables, &self.config.name).await?;
         let mut connection = self.replication().await?;
         if found.is_some() {
             tracing::warn!(slot = %slot_name, "dropping the slot of an interrupted first start");
@@ -277,7 +302,7 @@ impl<'a> Start<'a> {
         if tables.is_empty() {
             return Ok(());
         }
-        check_existing_rows(&self.control, &tables).await?;
+        check_existing_rows(&self.control, &tables, &self.config.name).await?;
         let mut exporter = self.replication().await?;
         // Slots share one name space over all databases: the name must be this attempt's own.
         let slot: String = self.config.slot.chars().take(40).collect();
@@ -358,7 +383,6 @@ impl<'a> Start<'a> {
             telemetry.set_state(TableStateLabel::CatchingUp);
             relations.add(table, state, telemetry);
         }
-        self.telemetry.set_state(PipelineState::CatchingUp, None);
         let publications = vec![self.config.publication.clone()];
         let options = StreamOptions {
             // Version 1 has all that an unstreamed, unprepared transaction needs.

@@ -7,7 +7,7 @@
 
 use super::start::start;
 use super::{PipelineConfig, PipelineError, RetrySettings};
-use crate::pg::{Disposition, Side};
+use crate::pg::{Disposition, Lsn, Side};
 use crate::replication::ReplicationError;
 use crate::telemetry::{Chain, ConnectionState, PipelineState, Severity, Telemetry};
 use backon::{BackoffBuilder, ExponentialBuilder};
@@ -39,10 +39,11 @@ pub async fn supervise(
     let mut next_delays = delays.build();
     let mut has_run = false;
     let mut told = String::new();
+    let mut stuck_at = None;
     loop {
         let started = Instant::now();
         let outcome = match configure() {
-            Ok(config) => attempt(&config, telemetry, shutdown, &mut has_run).await,
+            Ok(config) => attempt(&config, telemetry, shutdown, stuck_at, &mut has_run).await,
             Err(error) => Err(error),
         };
         let Err(error) = outcome else { return Ok(()) };
@@ -53,6 +54,7 @@ pub async fn supervise(
         if is_definite && !has_run {
             return Err(error);
         }
+        stuck_at = error.stuck_at().or(stuck_at);
         let was_success = has_run && started.elapsed() >= SUCCESS_AFTER;
         if was_success {
             next_delays = delays.build();
@@ -76,11 +78,12 @@ async fn attempt(
     config: &PipelineConfig,
     telemetry: &Telemetry,
     shutdown: &CancellationToken,
+    stuck_at: Option<Lsn>,
     has_run: &mut bool,
 ) -> Result<(), PipelineError> {
     // Before the stream there is nothing to finish: a start is dropped where it stands.
     let follower = tokio::select! {
-        follower = Box::pin(start(config, telemetry)) => follower?,
+        follower = Box::pin(start(config, telemetry, stuck_at)) => follower?,
         () = shutdown.cancelled() => return Ok(()),
     };
     *has_run = true;

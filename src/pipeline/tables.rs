@@ -3,7 +3,8 @@
 
 use super::PipelineError;
 use crate::catalog::{
-    ForeignKey, Table, TableKind, fetch_foreign_keys, fetch_sizes, fetch_tables, parents_first,
+    ForeignKey, Table, TableKind, fetch_builtin_types, fetch_foreign_keys, fetch_sizes,
+    fetch_tables, parents_first,
 };
 use crate::mapping::{MappingError, Resolved, Settings, TableMapping, compile, resolve};
 use crate::pg::{Column, QualifiedName, Relation, TypeNames, quote_ident};
@@ -186,7 +187,10 @@ pub async fn survey_tables(
     let replica_oids: Vec<u32> = replica_tables.values().map(|t| t.oid).collect();
     let sizes = fetch_sizes(source, &source_oids).await?;
     plan.foreign_keys = fetch_foreign_keys(replica, &replica_oids).await?;
-    plan.types = Arc::new(types_of(source_tables.values()));
+    // The stream names no type of PostgreSQL's own, should a column of one be added.
+    let mut types = fetch_builtin_types(source).await?;
+    types.extend(types_of(source_tables.values()));
+    plan.types = Arc::new(types);
 
     for (published, to) in resolved {
         let Some(from) = source_tables.get(&published.name) else {
@@ -229,6 +233,15 @@ fn plan_table(
         return Err(problem(
             format!("the replica's {} is not a table", to.name),
             format!("name a table in the rule of {}", from.name),
+        ));
+    }
+    if to.is_unlogged {
+        return Err(problem(
+            format!(
+                "{} is UNLOGGED: a crash of the replica would empty it, and nothing would say so",
+                to.name
+            ),
+            format!("ALTER TABLE {} SET LOGGED", to.name.quoted()),
         ));
     }
     let relation = relation_of(from, published.columns.as_deref());

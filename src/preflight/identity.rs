@@ -30,7 +30,7 @@ pub(super) fn partition_identity_sql(name: &QualifiedName) -> String {
 mod tests {
     use super::*;
     use crate::catalog::{IdentityKind, TableColumn, UniqueKey};
-    use crate::pg::{ReplicaIdentity, TypeName};
+    use crate::pg::{OperatorName, ReplicaIdentity, TypeName};
 
     fn table(not_null: bool, key: Option<(&str, bool)>) -> Table {
         Table {
@@ -45,6 +45,8 @@ mod tests {
                 name: "id".into(),
                 type_oid: 20,
                 base_type: TypeName(QualifiedName::new("pg_catalog", "int8")),
+                stored_as: "int8".into(),
+                equality: OperatorName::builtin_equality(),
                 type_modifier: -1,
                 not_null,
                 has_default: false,

@@ -27,17 +27,7 @@ pub(super) async fn check(
         );
         return Ok(None);
     };
-    let all = [
-        ("INSERT", publication.insert),
-        ("UPDATE", publication.update),
-        ("DELETE", publication.delete),
-        ("TRUNCATE", publication.truncate),
-    ];
-    let missing: Vec<&str> = all
-        .iter()
-        .filter(|(_, is_published)| !is_published)
-        .map(|(what, _)| *what)
-        .collect();
+    let missing = publication.left_out();
     if !missing.is_empty() {
         findings.error(
             "source.publication",

@@ -46,14 +46,6 @@ pub(super) async fn check(
                 format!("ALTER ROLE {} BYPASSRLS", quote_ident(role)),
             );
         }
-        if table.replica.is_unlogged {
-            findings.warning(
-                "replica.unlogged",
-                name,
-                format!("{name} is UNLOGGED: a crash of the replica empties it, and the position is not set back"),
-                format!("ALTER TABLE {} SET LOGGED", name.quoted()),
-            );
-        }
         if !is_quiet && table.replica.fires_triggers {
             findings.warning(
                 "replica.triggers",

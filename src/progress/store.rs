@@ -435,6 +435,12 @@ impl Store {
         Ok(())
     }
 
+    /// The pipeline's name.
+    #[must_use]
+    pub fn pipeline(&self) -> &str {
+        &self.pipeline
+    }
+
     /// The number of this claim; no other claim of the pipeline has it.
     #[must_use]
     pub fn epoch(&self) -> i64 {

@@ -24,6 +24,21 @@ pub struct Publication {
     pub all_tables: bool,
 }
 
+impl Publication {
+    /// Changes that it does not let through.
+    #[must_use]
+    pub fn left_out(&self) -> Vec<&'static str> {
+        let all = [
+            ("INSERT", self.insert),
+            ("UPDATE", self.update),
+            ("DELETE", self.delete),
+            ("TRUNCATE", self.truncate),
+        ];
+        let left_out = all.iter().filter(|(_, is_published)| !is_published);
+        left_out.map(|(what, _)| *what).collect()
+    }
+}
+
 /// A table of a publication.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PublishedTable {

@@ -3,6 +3,8 @@
 //! A merge copies into an unlogged staging table first, in pieces and in parallel, and
 //! then brings the replica table in line with it in one transaction: readers never see
 //! it half done, and an interrupted merge leaves nothing behind but the staging table.
+//! Where foreign keys fire, rows come in parents first, a table at a time, and superfluous
+//! ones go at the very end, children first.
 
 use super::{CopyTable, SnapshotError};
 use crate::mapping::{ConflictPolicy, ExistingRows, ExtraRows, RowIdentity, TableMapping};
@@ -11,18 +13,19 @@ use crate::progress::{BOOKKEEPING_SCHEMA, TableState};
 use tokio_postgres::Client;
 
 /// Where a table's rows are copied to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Destination {
     /// Straight into the replica table, which is empty.
     Table,
-    /// Into a staging table, to be merged.
-    Staging,
+    /// Into this table, to be merged.
+    Staging(QualifiedName),
 }
 
 /// Looks at every table before anything is changed.
 pub(crate) async fn check(
     client: &Client,
     tables: &[CopyTable],
+    pipeline: &str,
 ) -> Result<Vec<Destination>, SnapshotError> {
     let mut destinations = Vec::with_capacity(tables.len());
     let mut refused = Vec::new();
@@ -38,7 +41,7 @@ pub(crate) async fn check(
                         table: name.clone(),
                     });
                 }
-                Destination::Staging
+                Destination::Staging(staging_name(pipeline, table.mapping.relation.id))
             }
             // What an interrupted copy of ours left is not the operator's.
             ExistingRows::Refuse if has_rows && table.state != TableState::Copying => {
@@ -89,17 +92,18 @@ pub(crate) async fn empty(client: &Client, tables: &[&TableMapping]) -> Result<(
     }
 }
 
-/// The staging table of a replica table.
-pub(crate) fn staging_name(relation: u32) -> QualifiedName {
-    QualifiedName::new(BOOKKEEPING_SCHEMA, format!("staging_{relation}"))
+/// Pipelines of several sources may share a replica, and each source counts its tables anew.
+fn staging_name(pipeline: &str, relation: u32) -> QualifiedName {
+    QualifiedName::new(BOOKKEEPING_SCHEMA, format!("staging_{relation}_{pipeline}"))
 }
 
 /// Makes the staging table anew: the mapped columns, without constraints.
 pub(crate) async fn create_staging(
     client: &Client,
     mapping: &TableMapping,
+    staging: &QualifiedName,
 ) -> Result<(), SnapshotError> {
-    let staging = staging_name(mapping.relation.id).quoted();
+    let staging = staging.quoted();
     let columns: Vec<String> = mapping
         .columns
         .iter()
@@ -118,25 +122,60 @@ pub(crate) async fn create_staging(
     ))
 }
 
-/// The statements that bring a replica table in line with its staging table.
-pub(crate) fn merge_sql(mapping: &TableMapping, extra_rows: ExtraRows) -> String {
+fn key_of(mapping: &TableMapping) -> &[usize] {
+    match &mapping.identity {
+        RowIdentity::Key(key) => key,
+        RowIdentity::FullRow | RowIdentity::InsertsOnly => &[],
+    }
+}
+
+/// The replica's row `t` and the staged row `s` are one.
+fn same_key(mapping: &TableMapping) -> String {
+    let columns = key_of(mapping)
+        .iter()
+        .filter_map(|i| mapping.columns.get(*i));
+    let same: Vec<String> = columns
+        .map(|column| {
+            let (name, equals) = (quote_ident(&column.name), column.equality.written());
+            format!("t.{name} {equals} s.{name}")
+        })
+        .collect();
+    same.join(" AND ")
+}
+
+/// Takes away the rows that only the replica has, if that is wanted.
+pub(crate) fn delete_extra_sql(
+    mapping: &TableMapping,
+    staging: &QualifiedName,
+    extra_rows: ExtraRows,
+) -> String {
+    match extra_rows {
+        ExtraRows::Keep => String::new(),
+        ExtraRows::Delete => format!(
+            "DELETE FROM {} AS t WHERE NOT EXISTS (SELECT 1 FROM {} AS s WHERE {});",
+            mapping.replica_rows(),
+            staging.quoted(),
+            same_key(mapping)
+        ),
+    }
+}
+
+/// The staging table has done its work.
+pub(crate) fn drop_staging_sql(staging: &QualifiedName) -> String {
+    format!("DROP TABLE {};", staging.quoted())
+}
+
+/// Brings the staged rows into the replica table; done twice, the second time does nothing.
+pub(crate) fn upsert_sql(mapping: &TableMapping, staging: &QualifiedName) -> String {
     let (table, rows) = (mapping.replica.quoted(), mapping.replica_rows());
-    let staging = staging_name(mapping.relation.id).quoted();
-    let key: Vec<usize> = match &mapping.identity {
-        RowIdentity::Key(key) => key.clone(),
-        RowIdentity::FullRow | RowIdentity::InsertsOnly => Vec::new(),
-    };
+    let staging = staging.quoted();
+    let key = key_of(mapping);
     let names: Vec<String> = mapping
         .columns
         .iter()
         .map(|c| quote_ident(&c.name))
         .collect();
-    let same_key: Vec<String> = key
-        .iter()
-        .filter_map(|i| names.get(*i))
-        .map(|name| format!("t.{name} = s.{name}"))
-        .collect();
-    let same_key = same_key.join(" AND ");
+    let same_key = same_key(mapping);
     let others = || names.iter().enumerate().filter(|(i, _)| !key.contains(i));
     let set: Vec<String> = others()
         .map(|(_, name)| format!("{name} = s.{name}"))
@@ -150,12 +189,6 @@ pub(crate) fn merge_sql(mapping: &TableMapping, extra_rows: ExtraRows) -> String
     };
 
     let mut sql = format!("ANALYZE {staging};");
-    if extra_rows == ExtraRows::Delete {
-        sql.push_str(&format!(
-            "DELETE FROM {rows} AS t WHERE NOT EXISTS \
-             (SELECT 1 FROM {staging} AS s WHERE {same_key});"
-        ));
-    }
     if !set.is_empty() && mapping.on_conflict != ConflictPolicy::ReplicaWins {
         let newer = match &mapping.on_conflict {
             ConflictPolicy::NewestWins { column } => {
@@ -173,7 +206,7 @@ pub(crate) fn merge_sql(mapping: &TableMapping, extra_rows: ExtraRows) -> String
     }
     sql.push_str(&format!(
         "INSERT INTO {table} ({names}) OVERRIDING SYSTEM VALUE SELECT {names} FROM {staging} AS s \
-         WHERE NOT EXISTS (SELECT 1 FROM {rows} AS t WHERE {same_key}); DROP TABLE {staging}",
+         WHERE NOT EXISTS (SELECT 1 FROM {rows} AS t WHERE {same_key});",
         names = names.join(", ")
     ));
     sql

@@ -140,8 +140,9 @@ pub struct CopyTable {
 pub async fn check_existing_rows(
     client: &Client,
     tables: &[CopyTable],
+    pipeline: &str,
 ) -> Result<(), SnapshotError> {
-    existing::check(client, tables).await.map(|_| ())
+    existing::check(client, tables, pipeline).await.map(|_| ())
 }
 
 /// A first copy under way.
@@ -170,7 +171,7 @@ impl SnapshotCopy<'_> {
     /// # Errors
     /// The first failure; whole tables stay marked as copied.
     pub async fn run(&self, tables: &[CopyTable]) -> Result<(), SnapshotError> {
-        let destinations = existing::check(self.control, tables).await?;
+        let destinations = existing::check(self.control, tables, self.store.pipeline()).await?;
         self.begin(tables, &destinations).await?;
         let sizes: Vec<Size> = tables.iter().map(size_of_table).collect();
         let pieces = plan::plan(&sizes, self.ignores_foreign_keys);
@@ -214,12 +215,15 @@ impl SnapshotCopy<'_> {
                     left[table] -= 1;
                     self.note_piece(&tables[table], rows, left[table], totals[table]);
                     if left[table] == 0 {
-                        self.finish(&tables[table], destinations[table]).await?;
+                        self.finish(&tables[table], &destinations[table]).await?;
                     }
                 }
                 Some(worker) = tasks.join_next() => worker.map_err(SnapshotError::Worker)??,
                 else => break,
             }
+        }
+        if !self.ignores_foreign_keys {
+            self.delete_extra(tables, &destinations).await?;
         }
         Ok(())
     }
@@ -259,15 +263,15 @@ impl SnapshotCopy<'_> {
         let emptied: Vec<&TableMapping> = emptied.iter().map(|t| t.mapping.as_ref()).collect();
         existing::empty(self.control, &emptied).await?;
         for (table, destination) in tables.iter().zip(destinations) {
-            if *destination == Destination::Staging {
-                existing::create_staging(self.control, &table.mapping).await?;
+            if let Destination::Staging(staging) = destination {
+                existing::create_staging(self.control, &table.mapping, staging).await?;
             }
             table.telemetry.set_state(TableStateLabel::Copying);
         }
         // A table that is merged into keeps the operator's rows: it never counts as partly ours.
         let state = |destination: &Destination| match destination {
             Destination::Table => TableState::Copying,
-            Destination::Staging => TableState::Init,
+            Destination::Staging(_) => TableState::Init,
         };
         let records: Vec<TableRecord> = tables
             .iter()
@@ -283,32 +287,93 @@ impl SnapshotCopy<'_> {
     async fn finish(
         &self,
         table: &CopyTable,
-        destination: Destination,
+        destination: &Destination,
+    ) -> Result<(), SnapshotError> {
+        let mapping = &table.mapping;
+        let merge = match (destination, self.ignores_foreign_keys) {
+            (Destination::Table, _) => String::new(),
+            (Destination::Staging(staging), true) => {
+                existing::delete_extra_sql(mapping, staging, table.extra_rows)
+                    + &existing::upsert_sql(mapping, staging)
+                    + &existing::drop_staging_sql(staging)
+            }
+            // Superfluous rows have to wait until nothing refers to them any more.
+            (Destination::Staging(staging), false) => return self.upsert(table, staging).await,
+        };
+        self.begin_finish(mapping).await?;
+        let merged = self.control.batch_execute(&merge).await;
+        merged.map_err(SnapshotError::on(&mapping.replica, "merge into"))?;
+        self.mark_copied(&[table]).await
+    }
+
+    async fn upsert(
+        &self,
+        table: &CopyTable,
+        staging: &QualifiedName,
     ) -> Result<(), SnapshotError> {
         let name = &table.mapping.replica;
+        self.begin_finish(&table.mapping).await?;
+        let sql = existing::upsert_sql(&table.mapping, staging) + "COMMIT";
+        let merged = self.control.batch_execute(&sql).await;
+        merged.map_err(SnapshotError::on(name, "merge into"))
+    }
+
+    /// Where foreign keys fire: ends all merges, children first.
+    async fn delete_extra(
+        &self,
+        tables: &[CopyTable],
+        destinations: &[Destination],
+    ) -> Result<(), SnapshotError> {
+        let staged = tables.iter().zip(destinations);
+        let mut staged: Vec<(&CopyTable, &QualifiedName)> = staged
+            .filter_map(|(table, destination)| match destination {
+                Destination::Staging(staging) => Some((table, staging)),
+                Destination::Table => None,
+            })
+            .collect();
+        staged.sort_by_key(|(table, _)| std::cmp::Reverse(table.place));
+        let Some((first, _)) = staged.first() else {
+            return Ok(());
+        };
+        self.begin_finish(&first.mapping).await?;
+        for (table, staging) in &staged {
+            let sql = existing::delete_extra_sql(&table.mapping, staging, table.extra_rows)
+                + &existing::drop_staging_sql(staging);
+            let deleted = self.control.batch_execute(&sql).await;
+            deleted.map_err(SnapshotError::on(&table.mapping.replica, "merge into"))?;
+        }
+        let merged: Vec<&CopyTable> = staged.iter().map(|(table, _)| *table).collect();
+        self.mark_copied(&merged).await
+    }
+
+    async fn begin_finish(&self, mapping: &TableMapping) -> Result<(), SnapshotError> {
         let role = if self.ignores_foreign_keys {
             "; SET LOCAL session_replication_role = replica"
         } else {
             "; SET CONSTRAINTS ALL DEFERRED"
         };
         let begun = self.control.batch_execute(&format!("BEGIN{role}")).await;
-        begun.map_err(SnapshotError::on(name, "finish"))?;
-        if destination == Destination::Staging {
-            let sql = existing::merge_sql(&table.mapping, table.extra_rows);
-            let merged = self.control.batch_execute(&sql).await;
-            merged.map_err(SnapshotError::on(name, "merge into"))?;
-        }
+        begun.map_err(SnapshotError::on(&mapping.replica, "finish"))
+    }
+
+    /// Ends the transaction.
+    async fn mark_copied(&self, tables: &[&CopyTable]) -> Result<(), SnapshotError> {
+        let Some(first) = tables.first() else {
+            return Ok(());
+        };
         let state = TableState::Copied {
             at: self.consistent_point,
         };
-        self.store
-            .record_tables(self.control, &[record(table, state)])
-            .await?;
+        let records: Vec<TableRecord> = tables.iter().map(|table| record(table, state)).collect();
+        self.store.record_tables(self.control, &records).await?;
         let committed = self.control.batch_execute("COMMIT").await;
-        committed.map_err(SnapshotError::on(name, "finish"))?;
-        table.telemetry.set_copy_progress(1.0);
-        table.telemetry.set_state(TableStateLabel::CatchingUp);
-        tracing::info!(table = %table.mapping.relation.name, replica = %name, "table copied");
+        committed.map_err(SnapshotError::on(&first.mapping.replica, "finish"))?;
+        for table in tables {
+            table.telemetry.set_copy_progress(1.0);
+            table.telemetry.set_state(TableStateLabel::CatchingUp);
+            let (source, replica) = (&table.mapping.relation.name, &table.mapping.replica);
+            tracing::info!(table = %source, %replica, "table copied");
+        }
         Ok(())
     }
 }
@@ -350,9 +415,9 @@ impl Worker {
                 .pop_front();
             let Some(piece) = next else { return Ok(()) };
             let table = &self.tables[piece.table];
-            let into = match self.destinations[piece.table] {
+            let into = match &self.destinations[piece.table] {
                 Destination::Table => table.mapping.replica.clone(),
-                Destination::Staging => existing::staging_name(table.mapping.relation.id),
+                Destination::Staging(staging) => staging.clone(),
             };
             let rows = self
                 .pipe

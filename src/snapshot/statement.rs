@@ -249,7 +249,7 @@ const BINARY_TYPES: [&str; 22] = [
 mod tests {
     use super::*;
     use crate::mapping::{ConflictPolicy, Expression, InputColumn, RowIdentity};
-    use crate::pg::{Column, Relation, ReplicaIdentity};
+    use crate::pg::{Column, OperatorName, Relation, ReplicaIdentity};
 
     fn type_name(schema: &str, name: &str) -> TypeName {
         TypeName(QualifiedName::new(schema, name))
@@ -271,6 +271,8 @@ mod tests {
         let to = |name: &str, cast_to, value| ColumnMapping {
             name: name.into(),
             cast_to,
+            stored_as: "int8".into(),
+            equality: OperatorName::builtin_equality(),
             value,
         };
         TableMapping {

@@ -289,3 +289,33 @@ async fn a_new_table_that_the_replica_lacks_stops_until_it_is_there() {
     s.in_step(&daemon, &["SELECT * FROM t", "SELECT * FROM fresh"])
         .await;
 }
+
+#[tokio::test]
+async fn what_would_drift_unseen_is_refused() {
+    let s = Scenario::new(&FAMILY, "drift").await;
+    s.on_source("CREATE TABLE t (id int PRIMARY KEY)").await;
+    s.on_replica("CREATE UNLOGGED TABLE t (id int PRIMARY KEY)")
+        .await;
+    s.publish_all().await;
+    let said = s.refused("").await;
+    assert!(
+        said.contains("UNLOGGED") && said.contains("SET LOGGED"),
+        "{said}"
+    );
+    s.on_replica("ALTER TABLE t SET LOGGED").await;
+    let publication = s.slot();
+    s.on_source(&format!(
+        "ALTER PUBLICATION {publication} SET (publish = 'insert, truncate')"
+    ))
+    .await;
+    let said = s.refused("").await;
+    assert!(
+        said.contains("UPDATE, DELETE") && said.contains("ALTER PUBLICATION"),
+        "{said}"
+    );
+    assert_eq!(
+        s.one("SELECT count(*) FROM pg_replication_slots WHERE database = 'drift'")
+            .await,
+        "0"
+    );
+}

@@ -312,6 +312,34 @@ async fn an_identity_changes_under_way() {
 }
 
 #[tokio::test]
+async fn a_whole_row_is_found_as_the_replica_keeps_it() {
+    let s = Scenario::new(&FAMILY, "kept").await;
+    s.on_source("CREATE TABLE t (n numeric, c text, at timestamptz, d numeric)")
+        .await;
+    s.on_source("ALTER TABLE t REPLICA IDENTITY FULL").await;
+    s.on_replica(
+        "CREATE DOMAIN price AS numeric(8, 1);
+         CREATE TABLE t (n numeric(10, 2), c char(5), at timestamptz(0), d price)",
+    )
+    .await;
+    s.publish_all().await;
+    let daemon = s.start("").await;
+    for sql in [
+        "INSERT INTO t SELECT g + 0.006, 'c' || g, '2026-01-01 00:00:00.7+00', g / 7.0 FROM generate_series(1, 4) g",
+        "UPDATE t SET c = 'new' WHERE n < 2",
+        "UPDATE t SET n = NULL WHERE c = 'c2'",
+        "DELETE FROM t WHERE c IN ('c2', 'c3')",
+    ] {
+        s.on_source(sql).await;
+    }
+    s.caught_up(&daemon).await;
+    assert_eq!(
+        s.replica_rows("SELECT n, c::text, d FROM t").await,
+        [row(["1.01", "new", "0.1"]), row(["4.01", "c4", "0.6"])]
+    );
+}
+
+#[tokio::test]
 async fn columns_are_added_and_dropped_under_way() {
     let (s, mut daemon) = with("columns", "CREATE TABLE t (id int PRIMARY KEY, v text)", "").await;
     each(&s, &daemon, &["INSERT INTO t VALUES (1, 'x')"]).await;
@@ -324,6 +352,15 @@ async fn columns_are_added_and_dropped_under_way() {
         "BEGIN; UPDATE t SET added = 11 WHERE id = 1; UPDATE t SET v = 'w' WHERE id = 2; COMMIT",
     ])
     .await;
+    // Of a type that no table had when it started, and that the stream gives no name.
+    s.on_both("ALTER TABLE t ADD mac macaddr").await;
+    each(
+        &s,
+        &daemon,
+        &["UPDATE t SET mac = '08:00:2b:01:02:03' WHERE id = 2"],
+    )
+    .await;
+    s.on_both("ALTER TABLE t DROP mac").await;
     // Gone from the source: the replica's stays as it is.
     s.on_source("ALTER TABLE t DROP added").await;
     s.on_source("UPDATE t SET v = 'dropped' WHERE id = 3").await;

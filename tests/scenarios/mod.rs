@@ -8,3 +8,6 @@ mod identity;
 mod mapping;
 mod names;
 mod plain_role;
+mod conflicts;
+mod types;
+mod restart;

@@ -106,9 +106,7 @@ async fn rows_are_merged_parents_first() {
          INSERT INTO a_leaf VALUES (1, 1, NULL), (9, 7, 1); INSERT INTO loose VALUES (1, NULL), (3, 2)",
     )
     .await;
-    let mut daemon = s
-        .start("[copy]\nexisting_rows = \"merge\"")
-        .await;
+    let mut daemon = s.start("[copy]\nexisting_rows = \"merge\"").await;
     s.in_step(&daemon, &ALL).await;
     changes(&s, &mut daemon).await;
 }

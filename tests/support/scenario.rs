@@ -58,6 +58,11 @@ impl<'a> Scenario<'a> {
         for cluster in [&pair.source, &pair.replica] {
             cluster.create_database(name).await.unwrap();
         }
+        Self::again(pair, name).await
+    }
+
+    /// The same databases by new connections, after a server was restarted.
+    pub async fn again(pair: &'a Pair, name: &str) -> Self {
         Self {
             pair,
             name: name.to_owned(),
@@ -128,6 +133,12 @@ impl<'a> Scenario<'a> {
         let mut daemon = self.launch(more);
         self.until_state(&mut daemon, "streaming").await;
         daemon
+    }
+
+    /// A daemon with the same configuration but for its own address.
+    pub fn launch_beside(&self, more: &str) -> Daemon {
+        let other = format!("127.0.0.1:{}", free_port());
+        Daemon::start(&self.config(more).replace(&self.listen, &other))
     }
 
     /// Starts the daemon; does not wait for anything.

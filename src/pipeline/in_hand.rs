@@ -1,0 +1,197 @@
+//! What has arrived and is not committed on the replica. Pure.
+//!
+//! ```text
+//!  batch:  change change | commit | change change | commit | change
+//!          └────────────── whole ─────────────────────────┘  └ tail ┘
+//! ```
+//!
+//! Invariant: `whole` ends at a commit of the source. A tail that alone is full is given away
+//! as a part; what follows of its transaction then belongs to the same one on the replica.
+
+use super::PipelineError;
+use super::relations::{Entry, Relations};
+use crate::apply::{Batch, RowChange, Settings};
+use crate::pg::{Change, Lsn};
+
+#[derive(Default)]
+pub(super) struct InHand {
+    batch: Batch,
+    whole: Whole,
+    /// Bytes that arrived since the batch began: its rows keep all of those alive.
+    held_bytes: usize,
+    transaction: Option<Received>,
+    /// Part of the transaction is written and not committed.
+    is_part_written: bool,
+}
+
+/// Items, bytes and transactions of the batch up to its last commit, and that commit.
+#[derive(Clone, Copy, Debug, Default)]
+struct Whole {
+    items: usize,
+    bytes: usize,
+    transactions: u64,
+    last: Option<Committed>,
+}
+
+/// A commit of the source.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Committed {
+    pub(super) end: Lsn,
+    pub(super) time_us: i64,
+}
+
+/// Transactions to be committed together.
+pub(super) struct WholeBatch {
+    pub(super) batch: Batch,
+    pub(super) transactions: u64,
+    pub(super) last: Committed,
+}
+
+/// The transaction between Begin and Commit.
+#[derive(Clone, Copy, Debug)]
+struct Received {
+    commit_lsn: Lsn,
+    xid: u32,
+}
+
+impl InHand {
+    /// A chunk has arrived.
+    pub(super) fn hold(&mut self, bytes: usize) {
+        self.held_bytes += bytes;
+    }
+
+    pub(super) fn begin(&mut self, commit_lsn: Lsn, xid: u32) -> Result<(), PipelineError> {
+        if self.transaction.is_some() {
+            return Err(PipelineError::OutOfOrder(
+                "a transaction begins within another",
+            ));
+        }
+        self.transaction = Some(Received { commit_lsn, xid });
+        Ok(())
+    }
+
+    pub(super) fn change(
+        &mut self,
+        relations: &Relations,
+        change: Change,
+    ) -> Result<(), PipelineError> {
+        let Some(transaction) = self.transaction else {
+            return Err(PipelineError::OutOfOrder("a change outside a transaction"));
+        };
+        let batch = &mut self.batch;
+        let mut push = |id, change: RowChange| {
+            match relations.entry(id) {
+                None => return Err(PipelineError::OutOfOrder("a change of an unknown table")),
+                Some(Entry::Mapped(table)) if table.state.wants(transaction.commit_lsn) => {
+                    table.check_width(&change)?;
+                    table.telemetry.received(1);
+                    let number = batch.table(&table.mapping);
+                    batch.push_row(number, change);
+                }
+                // Left alone by the rules, or already in the copy.
+                Some(_) => {}
+            }
+            Ok(())
+        };
+        match change {
+            Change::Insert { relation, new } => push(relation, RowChange::Insert { new }),
+            Change::Update { relation, old, new } => push(relation, RowChange::Update { old, new }),
+            Change::Delete { relation, old } => push(relation, RowChange::Delete { old }),
+            Change::Truncate {
+                relations: ids,
+                restart_identity,
+                ..
+            } => {
+                let mut numbers = Vec::new();
+                for id in ids {
+                    if let Some(Entry::Mapped(table)) = relations.entry(id)
+                        && table.state.wants(transaction.commit_lsn)
+                    {
+                        table.telemetry.received(1);
+                        numbers.push(batch.table(&table.mapping));
+                    }
+                }
+                if !numbers.is_empty() {
+                    batch.push_truncate(numbers, restart_identity);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Ends the transaction; false when nothing of it, nor of any before, concerns the replica.
+    pub(super) fn commit(&mut self, last: Committed) -> Result<bool, PipelineError> {
+        if self.transaction.take().is_none() {
+            return Err(PipelineError::OutOfOrder("a commit without a transaction"));
+        }
+        if self.batch.is_empty() && !self.is_part_written {
+            self.held_bytes = 0;
+            return Ok(false);
+        }
+        self.whole = Whole {
+            items: self.batch.items.len(),
+            bytes: self.batch.bytes,
+            transactions: self.whole.transactions + 1,
+            last: Some(last),
+        };
+        Ok(true)
+    }
+
+    pub(super) fn is_full(&self, settings: &Settings) -> bool {
+        self.batch.items.len() >= settings.batch_changes_max
+            || self.batch.bytes.max(self.held_bytes) >= settings.batch_bytes_max
+    }
+
+    pub(super) fn has_whole(&self) -> bool {
+        self.whole.last.is_some()
+    }
+
+    pub(super) fn has_rows(&self) -> bool {
+        !self.batch.is_empty()
+    }
+
+    pub(super) fn is_part_written(&self) -> bool {
+        self.is_part_written
+    }
+
+    /// Between transactions, with none that waits.
+    pub(super) fn is_empty(&self) -> bool {
+        self.batch.is_empty() && self.transaction.is_none() && !self.is_part_written
+    }
+
+    pub(super) fn is_between_transactions(&self) -> bool {
+        self.transaction.is_none()
+    }
+
+    /// Of the transaction that is being received.
+    pub(super) fn xid(&self) -> Option<u32> {
+        self.transaction.map(|t| t.xid)
+    }
+
+    /// Of the transaction that is being received.
+    pub(super) fn commit_lsn(&self) -> Option<Lsn> {
+        self.transaction.map(|t| t.commit_lsn)
+    }
+
+    /// Gives away all up to the last commit, and keeps the tail.
+    pub(super) fn take_whole(&mut self) -> Option<WholeBatch> {
+        let whole = std::mem::take(&mut self.whole);
+        let last = whole.last?;
+        let mut batch = std::mem::take(&mut self.batch);
+        self.batch = batch.split_off(whole.items, whole.bytes);
+        self.held_bytes = self.batch.bytes;
+        self.is_part_written = false;
+        Some(WholeBatch {
+            batch,
+            transactions: whole.transactions,
+            last,
+        })
+    }
+
+    /// Gives away a part of the transaction that is being received.
+    pub(super) fn take_part(&mut self) -> Batch {
+        self.is_part_written = true;
+        self.held_bytes = 0;
+        std::mem::take(&mut self.batch)
+    }
+}
