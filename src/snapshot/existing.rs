@@ -188,7 +188,8 @@ pub(crate) fn upsert_sql(mapping: &TableMapping, staging: &QualifiedName) -> Str
         format!("ROW({})::pg_catalog.text", columns.join(", "))
     };
 
-    let mut sql = format!("ANALYZE {staging};");
+    let mut update = String::new();
+    let mut after_update = "";
     if !set.is_empty() && mapping.on_conflict != ConflictPolicy::ReplicaWins {
         let newer = match &mapping.on_conflict {
             ConflictPolicy::NewestWins { column } => {
@@ -197,17 +198,22 @@ pub(crate) fn upsert_sql(mapping: &TableMapping, staging: &QualifiedName) -> Str
             }
             _ => String::new(),
         };
-        sql.push_str(&format!(
-            "UPDATE {rows} AS t SET {} FROM {staging} AS s WHERE {same_key} AND {} <> {}{newer};",
+        // One statement with the INSERT: foreign keys look when all rows of the table are there.
+        // The count makes the INSERT wait, so that values the updates give up are free.
+        update = format!(
+            "WITH updated AS (UPDATE {rows} AS t SET {} FROM {staging} AS s \
+             WHERE {same_key} AND {} <> {}{newer} RETURNING 1), \
+             done AS (SELECT pg_catalog.count(*) AS rows FROM updated) ",
             set.join(", "),
             row("t"),
             row("s")
-        ));
+        );
+        after_update = " AND (SELECT done.rows FROM done) >= 0";
     }
-    sql.push_str(&format!(
-        "INSERT INTO {table} ({names}) OVERRIDING SYSTEM VALUE SELECT {names} FROM {staging} AS s \
-         WHERE NOT EXISTS (SELECT 1 FROM {rows} AS t WHERE {same_key});",
+    format!(
+        "ANALYZE {staging}; {update}INSERT INTO {table} ({names}) OVERRIDING SYSTEM VALUE \
+         SELECT {names} FROM {staging} AS s \
+         WHERE NOT EXISTS (SELECT 1 FROM {rows} AS t WHERE {same_key}){after_update};",
         names = names.join(", ")
-    ));
-    sql
+    )
 }
