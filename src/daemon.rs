@@ -122,6 +122,7 @@ pub fn pipeline_config(config: &Config) -> Result<PipelineConfig, PipelineError>
         publication: config.source.publication.clone(),
         slot: config.source.slot.clone(),
         failover: config.source.failover,
+        replica_pool_max: config.replica.pool_max,
         slot_lock_timeout_ms: SLOT_LOCK_TIMEOUT_MS,
         mapping: config.mapping.clone(),
         copy: config.snapshot,
@@ -152,13 +153,13 @@ pub fn endpoint(config: &Config, side: Side) -> Result<Endpoint, PipelineError> 
         Side::Source => &config.source.url,
         Side::Replica => &config.replica.url,
     };
-    let definite = |message: String| PipelineError::Definite {
+    let unusable = |message: String| PipelineError::Configuration {
         message: format!("[{side}] url cannot be used: {message}"),
         advice: format!("mend [{side}] url or url_file"),
     };
     let url = from
         .read()
-        .map_err(|error| definite(telemetry::Chain(&error).to_string()))?;
+        .map_err(|error| unusable(telemetry::Chain(&error).to_string()))?;
     Ok(Endpoint::new(side, url, config.application_name()))
 }
 

@@ -116,6 +116,31 @@ impl ApplyError {
         }
     }
 
+    /// Whether the session with the replica is gone.
+    #[must_use]
+    pub fn is_session_lost(&self) -> bool {
+        match self {
+            Self::Statement { source, .. }
+            | Self::Transaction { source, .. }
+            | Self::Truncate { source, .. } => source.is_session_lost(),
+            Self::Progress(error) => error.is_session_lost(),
+            _ => false,
+        }
+    }
+
+    /// The replica table that it is about.
+    #[must_use]
+    pub fn table(&self) -> Option<&QualifiedName> {
+        match self {
+            Self::Statement { table, .. }
+            | Self::Conflict { table, .. }
+            | Self::IncompleteRow { table }
+            | Self::RowCount { table, .. }
+            | Self::Value { table, .. } => Some(table),
+            _ => None,
+        }
+    }
+
     /// Whether to try again.
     #[must_use]
     pub fn disposition(&self) -> Disposition {
@@ -148,7 +173,9 @@ impl ApplyError {
     #[must_use]
     pub fn advice(&self) -> Option<&'static str> {
         let code = match self {
-            Self::Statement { source, .. } | Self::Truncate { source, .. } => source.sqlstate()?,
+            Self::Statement { source, .. }
+            | Self::Truncate { source, .. }
+            | Self::Transaction { source, .. } => source.sqlstate()?,
             _ => return None,
         };
         Some(match code {

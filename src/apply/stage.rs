@@ -444,25 +444,31 @@ impl StageContext<'_> {
             .filter_map(|table| self.batch.mapping(*table))
             .map(|mapping| mapping.replica_rows())
             .collect();
+        let names = names.join(", ");
         if names.is_empty() {
             return Ok(());
         }
-        let restart = if *restart_identity {
-            " RESTART IDENTITY"
-        } else {
-            ""
-        };
         // CASCADE is not passed on: the source has listed every published table it reached,
         // and nothing beyond the mapping may be emptied.
-        let sql = format!("TRUNCATE {}{restart}", names.join(", "));
-        session
-            .client
-            .batch_execute(&sql)
-            .await
-            .map_err(|error| ApplyError::Truncate {
-                tables: names.join(", "),
+        let plain = format!("TRUNCATE {names}");
+        let run = async |sql: &str| {
+            let done = session.client.batch_execute(sql).await;
+            done.map_err(|error| ApplyError::Truncate {
+                tables: names.clone(),
                 source: error.into(),
             })
+        };
+        if !restart_identity {
+            return run(&plain).await;
+        }
+        let restart = format!("SAVEPOINT restart; {plain} RESTART IDENTITY");
+        match run(&restart).await {
+            // Only a sequence's owner may restart it; the values come from the source anyway.
+            Err(ApplyError::Truncate { source, .. }) if source.sqlstate() == Some("42501") => {
+                run(&format!("ROLLBACK TO SAVEPOINT restart; {plain}")).await
+            }
+            done => done,
+        }
     }
 }
 

@@ -258,6 +258,7 @@ impl Writer<'_> {
 
     /// One replica row that equals the (single) old row, as `f`. Text against text: types may
     /// have no equality (json, point), or one that is not identity (numeric's scale, box's area).
+    /// And byte by byte: a collation may call different texts equal.
     /// What the replica rounds or pads when it keeps it, it does here too.
     fn found_row(&mut self) -> Result<String, ShapeError> {
         let old = self.rows(ImageSide::Old, &Vec::new())?;
@@ -273,7 +274,8 @@ impl Writer<'_> {
         let equal: Vec<String> = equal
             .map(|(i, column)| {
                 format!(
-                    "m.{}::pg_catalog.text IS NOT DISTINCT FROM r.c{i}::{}::pg_catalog.text",
+                    "m.{}::pg_catalog.text COLLATE pg_catalog.\"C\" IS NOT DISTINCT FROM \
+                     r.c{i}::{}::pg_catalog.text COLLATE pg_catalog.\"C\"",
                     quote_ident(&column.name),
                     column.stored_as
                 )

@@ -5,10 +5,14 @@
 use crate::pg::{Disposition, ServerError};
 
 mod foreign_key;
+mod privilege;
 mod server;
 mod table;
 
 pub use foreign_key::{ForeignKey, fetch_foreign_keys, parents_first};
+pub use privilege::{
+    fetch_closed_schemas, fetch_denied, fetch_hidden_by_row_security, fetch_unreadable,
+};
 pub use server::{Server, fetch_server};
 pub use table::{
     IdentityKind, Table, TableColumn, TableKind, UniqueKey, fetch_builtin_types, fetch_sizes,

@@ -20,8 +20,6 @@ pub struct Server {
     pub in_recovery: bool,
     /// The role of this session.
     pub role: String,
-    /// Whether that role is a superuser.
-    pub is_superuser: bool,
     /// Whether that role may start replication (superuser, REPLICATION, or a provider's role).
     pub may_replicate: bool,
 }
@@ -48,7 +46,7 @@ SELECT pg_catalog.current_setting('server_version_num')::pg_catalog.int4,
             THEN (SELECT s.system_identifier::pg_catalog.text FROM pg_catalog.pg_control_system() s)
             ELSE '' END,
        d.oid, d.datname::pg_catalog.text, pg_catalog.current_setting('wal_level'),
-       pg_catalog.pg_is_in_recovery(), r.rolname::pg_catalog.text, r.rolsuper,
+       pg_catalog.pg_is_in_recovery(), r.rolname::pg_catalog.text,
        r.rolsuper OR r.rolreplication OR EXISTS (
          SELECT 1 FROM pg_catalog.pg_roles p
          WHERE p.rolname IN ('rds_replication', 'rds_superuser', 'azure_pg_admin', 'cloudsqlsuperuser')
@@ -73,7 +71,6 @@ pub async fn fetch_server(client: &Client) -> Result<Server, CatalogError> {
         wal_level: row.get(4),
         in_recovery: row.get(5),
         role: row.get(6),
-        is_superuser: row.get(7),
-        may_replicate: row.get(8),
+        may_replicate: row.get(7),
     })
 }

@@ -24,6 +24,7 @@ use copy_progress::Terminal;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// What a verb came to. The numbers are an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,10 +137,19 @@ fn run(cli: Cli) -> anyhow::Result<Outcome> {
     let filter = std::env::var(FILTER_VARIABLE).ok();
     init_logging(format, filter.as_deref(), terminal.clone())?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
+        // One applies and one listens; more would only crowd the process on a large host.
+        .worker_threads(
+            std::thread::available_parallelism()
+                .map_or(2, usize::from)
+                .min(4),
+        )
         .enable_all()
         .build()
         .context("cannot start the asynchronous runtime")?;
-    runtime.block_on(cli.verb.run(cli.config, terminal))
+    let outcome = runtime.block_on(cli.verb.run(cli.config, terminal));
+    // A look-up of a host name cannot be broken off, and must not hold up the end.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    outcome
 }
 
 /// Help and version are answers, not errors.

@@ -3,7 +3,8 @@
 use super::copy_progress::Terminal;
 use super::{Outcome, output};
 use crate::config::Config;
-use crate::daemon;
+use crate::daemon::{self, DaemonError};
+use crate::pipeline::PipelineError;
 use crate::telemetry::{Chain, Telemetry};
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
@@ -23,7 +24,11 @@ pub(super) async fn run(config: Config, terminal: &Terminal) -> anyhow::Result<O
             if let Some(advice) = error.advice() {
                 output::complain(&format!("advice: {advice}"));
             }
-            Ok(Outcome::Found)
+            Ok(match error {
+                DaemonError::Bind(_) => Outcome::Unable,
+                DaemonError::Pipeline(PipelineError::Configuration { .. }) => Outcome::Misused,
+                DaemonError::Pipeline(_) => Outcome::Found,
+            })
         }
     }
 }

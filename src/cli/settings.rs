@@ -8,7 +8,7 @@ use crate::pipeline::{PipelineConfig, PipelineError};
 
 pub(super) fn pipeline_config(config: &Config) -> Result<PipelineConfig, Misuse> {
     daemon::pipeline_config(config).map_err(|error| match error {
-        PipelineError::Definite { message, advice } => Misuse(format!("{message}; {advice}")),
+        PipelineError::Configuration { message, advice } => Misuse(format!("{message}; {advice}")),
         other => Misuse(other.to_string()),
     })
 }

@@ -70,8 +70,6 @@ pub struct SourceConfig {
     pub slot: String,
     /// Whether the slot is to survive a failover of the source (17 and later).
     pub failover: bool,
-    /// Whether values travel in binary form where both sides allow it.
-    pub binary: bool,
 }
 
 /// `[replica]`

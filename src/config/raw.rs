@@ -35,7 +35,6 @@ pub(super) struct RawSource {
     pub(super) publication: Option<String>,
     pub(super) slot: Option<String>,
     pub(super) failover: Option<bool>,
-    pub(super) binary: Option<bool>,
 }
 
 /// `[replica]`
@@ -173,7 +172,6 @@ impl RawSource {
             publication: section.take("publication", report),
             slot: section.take("slot", report),
             failover: section.take("failover", report),
-            binary: section.take("binary", report),
         };
         section.finish(report);
         raw

@@ -256,9 +256,7 @@ impl FromValue for Duration {
     fn from_value(value: Value) -> Result<Self, &'static str> {
         const EXPECTED: &str = "a time such as \"200ms\", \"30s\" or \"1h\"";
         match value.kind {
-            ValueKind::String(text) => {
-                humantime_serde::re::humantime::parse_duration(text.trim()).map_err(|_| EXPECTED)
-            }
+            ValueKind::String(text) => humantime::parse_duration(text.trim()).map_err(|_| EXPECTED),
             _ => Err(EXPECTED),
         }
     }

@@ -50,7 +50,7 @@ fn the_least_takes_defaults() {
     assert_eq!(config.retry, pipeline::RetrySettings::default());
     assert_eq!(config.mapping, mapping::Settings::default());
     assert_eq!((config.snapshot.workers, config.replica.pool_max), (4, 8));
-    assert!(!config.source.failover && !config.source.binary);
+    assert!(!config.source.failover);
     assert!(!format!("{config:?}").contains("hunter"));
 }
 
@@ -71,7 +71,6 @@ environment = "production"
 publication = "Everything"
 slot = "s1"
 failover = true
-binary = true
 [replica]
 url = "postgres://u@b/crm"
 environment = "staging"
@@ -121,7 +120,7 @@ fn every_key_is_taken() {
         ),
         ("s1", "Everything")
     );
-    assert!(config.source.failover && config.source.binary);
+    assert!(config.source.failover);
     assert_eq!((config.snapshot.workers, config.replica.pool_max), (2, 12));
     assert_eq!(config.apply.batch_bytes_max, 1 << 20);
     assert_eq!(config.apply.memory_max, 2 << 20);

@@ -47,7 +47,6 @@ pub(super) fn validate(raw: RawConfig, report: &mut Report) -> Option<Config> {
         publication,
         slot,
         failover: raw.source.failover.unwrap_or(false),
-        binary: raw.source.binary.unwrap_or(false),
     };
     let replica = ReplicaConfig {
         url: replica_url,
@@ -216,7 +215,7 @@ fn validate_copy(raw: &RawCopy, report: &mut Report) -> snapshot::Settings {
 }
 
 fn validate_pool(raw: &RawReplica, workers: usize, report: &mut Report) -> usize {
-    // One session for each copy worker; apply, progress and the checks need their own.
+    // One session for each copy worker; apply, the books and the catalogue need their own.
     let least = workers + 2;
     let default = workers + 4;
     bounded(

@@ -339,6 +339,16 @@ impl ConnError {
             .or_else(|| failures().next())
     }
 
+    /// Whether who we are was the matter.
+    #[must_use]
+    pub fn is_refused_login(&self) -> bool {
+        match self.failure() {
+            Some(ConnFailure::Authentication(_) | ConnFailure::Passfile { .. }) => true,
+            Some(ConnFailure::Server(error)) => error.code.starts_with("28"),
+            _ => false,
+        }
+    }
+
     /// The SQLSTATE, where the server gave one.
     #[must_use]
     pub fn code(&self) -> Option<&str> {

@@ -197,15 +197,6 @@ impl ConnectionUrl {
     pub fn database(&self) -> &str {
         &self.database
     }
-
-    /// The same server and role, another database.
-    #[must_use]
-    pub fn with_database(&self, database: &str) -> Self {
-        Self {
-            database: database.to_owned(),
-            ..self.clone()
-        }
-    }
 }
 
 impl fmt::Display for ConnectionUrl {

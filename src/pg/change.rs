@@ -59,6 +59,17 @@ pub enum Change {
 }
 
 impl Change {
+    /// The tables it is about.
+    #[must_use]
+    pub fn relations(&self) -> &[RelationId] {
+        match self {
+            Self::Insert { relation, .. }
+            | Self::Update { relation, .. }
+            | Self::Delete { relation, .. } => std::slice::from_ref(relation),
+            Self::Truncate { relations, .. } => relations,
+        }
+    }
+
     /// Bytes this change holds on to, as queues count them.
     #[must_use]
     pub fn wire_bytes(&self) -> usize {

@@ -39,6 +39,13 @@ impl ServerError {
         }
     }
 
+    /// Whether the session is gone: cut off, ended by an administrator or with its server.
+    #[must_use]
+    pub fn is_session_lost(&self) -> bool {
+        self.sqlstate()
+            .is_none_or(|code| code.starts_with("08") || code.starts_with("57P0"))
+    }
+
     /// Whether to try again; a lost connection is always worth another try.
     #[must_use]
     pub fn disposition(&self) -> Disposition {

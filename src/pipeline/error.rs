@@ -3,7 +3,7 @@
 use crate::apply::ApplyError;
 use crate::catalog::CatalogError;
 use crate::conn::ConnError;
-use crate::pg::{Disposition, Lsn};
+use crate::pg::{Disposition, Lsn, Side};
 use crate::pgoutput::DecodeError;
 use crate::progress::ProgressError;
 use crate::replication::{ReplicationError, SlotNameError};
@@ -55,6 +55,14 @@ pub enum PipelineError {
         /// One sentence each.
         problems: Vec<String>,
     },
+    /// A role lacks privileges, or rows are hidden from it.
+    #[error("{}", messages.join("; "))]
+    Lacking {
+        /// One sentence each.
+        messages: Vec<String>,
+        /// The SQL that helps.
+        advice: String,
+    },
     /// An expression or filter that the source refuses.
     #[error("the source cannot evaluate the mapping of {table}")]
     Select {
@@ -72,6 +80,14 @@ pub enum PipelineError {
         /// What to do.
         advice: String,
     },
+    /// The configuration names something that cannot be used, such as a file with a connection string.
+    #[error("{message}")]
+    Configuration {
+        /// What is the matter.
+        message: String,
+        /// What to do.
+        advice: String,
+    },
     /// A state of affairs that is likely to pass.
     #[error("{0}")]
     Waiting(String),
@@ -80,7 +96,7 @@ pub enum PipelineError {
     TableJoined(String),
     /// A table left the publication: what it misses is not in the stream.
     #[error(
-        "{0} has left the publication: starting again without it; when it comes back it is copied anew"
+        "{0} has left the publication, or is published otherwise: starting again; what is published then is copied anew"
     )]
     TableLeft(String),
     /// The task that receives ended without a word.
@@ -92,6 +108,9 @@ impl PipelineError {
     /// Whether to try again.
     #[must_use]
     pub fn disposition(&self) -> Disposition {
+        if self.is_write_to_source() {
+            return Disposition::Definite;
+        }
         match self {
             Self::Conn(error) => error.disposition(),
             Self::Replication(error) => error.disposition(),
@@ -107,8 +126,43 @@ impl PipelineError {
             | Self::OutOfOrder(_)
             | Self::SlotName(_)
             | Self::Mapping { .. }
+            | Self::Lacking { .. }
+            | Self::Configuration { .. }
             | Self::Definite { .. } => Disposition::Definite,
         }
+    }
+
+    /// The side whose session is gone, or could not be had.
+    pub(crate) fn lost_side(&self) -> Option<Side> {
+        let on_replica = |is_lost: bool| is_lost.then_some(Side::Replica);
+        match self {
+            Self::Conn(error)
+            | Self::Snapshot(SnapshotError::Conn(error))
+            | Self::Replication(ReplicationError::Connect(error)) => Some(error.side()),
+            Self::Replication(ReplicationError::Lost(_)) | Self::Waiting(_) => Some(Side::Source),
+            Self::Snapshot(SnapshotError::CopyOut { source, .. }) if source.is_session_lost() => {
+                Some(Side::Source)
+            }
+            Self::Snapshot(SnapshotError::Table { source, .. }) => {
+                on_replica(source.is_session_lost())
+            }
+            Self::Apply { source, .. } | Self::Prepare(source) => {
+                on_replica(source.is_session_lost())
+            }
+            Self::Progress(error) => on_replica(error.is_session_lost()),
+            _ => None,
+        }
+    }
+
+    /// An expression or filter of ours made the source refuse a write.
+    pub(crate) fn is_write_to_source(&self) -> bool {
+        let source = match self {
+            Self::Select { source, .. } | Self::Snapshot(SnapshotError::CopyOut { source, .. }) => {
+                source
+            }
+            _ => return false,
+        };
+        source.sqlstate() == Some("25006")
     }
 
     /// The commit of the source that cannot be applied until somebody does something.
@@ -130,7 +184,12 @@ impl PipelineError {
             Self::Apply { source, .. } | Self::Prepare(source) => {
                 source.advice().map(str::to_owned)
             }
-            Self::Definite { advice, .. } => Some(advice.clone()),
+            _ if self.is_write_to_source() => Some(
+                "a `set` or `where` expression calls a function that writes, and the source is only read: take it out"
+                    .to_owned(),
+            ),
+            Self::Snapshot(error) => error.advice().map(str::to_owned),
+            Self::Definite { advice, .. } | Self::Configuration { advice, .. } | Self::Lacking { advice, .. } => Some(advice.clone()),
             Self::Select { .. } => {
                 Some("mend the `set` and `where` expressions of the table's rule".to_owned())
             }
@@ -146,9 +205,17 @@ impl PipelineError {
     #[must_use]
     pub fn category(&self) -> ErrorCategory {
         match self {
+            Self::Conn(error) | Self::Replication(ReplicationError::Connect(error))
+                if error.is_refused_login() =>
+            {
+                ErrorCategory::Authentication
+            }
+            Self::Lacking { .. } => ErrorCategory::Authentication,
             Self::Conn(_) | Self::Replication(_) | Self::Waiting(_) => ErrorCategory::Network,
             Self::Mapping { .. } | Self::Select { .. } => ErrorCategory::Mapping,
-            Self::Definite { .. } | Self::SlotName(_) => ErrorCategory::Validation,
+            Self::Definite { .. } | Self::Configuration { .. } | Self::SlotName(_) => {
+                ErrorCategory::Validation
+            }
             Self::Decode(_)
             | Self::OutOfOrder(_)
             | Self::TableJoined(_)

@@ -15,11 +15,11 @@ use super::PipelineError;
 use super::durability::DurabilityClock;
 use super::in_hand::{Committed, InHand};
 use super::lag::seconds_since;
+use super::publication_watch::PublicationWatch;
 use super::receive::{Chunk, Event, Inbox};
 use super::relations::Relations;
-use super::source_watch::SourceWatch;
 use crate::apply::{Applier, ApplyError, Batch, Settings, Written};
-use crate::pg::Lsn;
+use crate::pg::{Change, Disposition, Lsn};
 use crate::pgoutput::Message;
 use crate::progress::{Durability, Positions};
 use crate::telemetry::{PipelineState, Telemetry};
@@ -35,7 +35,7 @@ pub(crate) struct Streams {
     pub(crate) inbox: Inbox,
     pub(crate) applier: Applier,
     pub(crate) relations: Relations,
-    pub(crate) watch: SourceWatch,
+    pub(crate) watch: PublicationWatch,
 }
 
 /// The one owner of a running stream.
@@ -43,7 +43,7 @@ pub(crate) struct Follower<'a> {
     inbox: Inbox,
     applier: Applier,
     relations: Relations,
-    watch: SourceWatch,
+    watch: PublicationWatch,
     settings: &'a Settings,
     telemetry: &'a Telemetry,
     /// Every table is past its copy.
@@ -117,6 +117,12 @@ impl<'a> Follower<'a> {
         // A transaction that is half written goes: its end has not been seen.
         self.applier.rollback().await;
         self.relations.forget_pending();
+        if let Err(PipelineError::Apply { source, .. }) = &ended
+            && source.disposition() == Disposition::Definite
+            && let Some(table) = source.table()
+        {
+            self.relations.tell_errored(table);
+        }
         match ended {
             Ok(Ended::Shutdown) => {
                 if self.state.durability.is_owed() {
@@ -152,7 +158,10 @@ impl<'a> Follower<'a> {
                 name = self.watch.table_left() => {
                     return Err(PipelineError::TableLeft(name.to_string()));
                 }
-                _ = tick.tick() => self.advance_idle().await?,
+                _ = tick.tick() => {
+                    self.telemetry.set_pool(self.relations.pool_health());
+                    self.advance_idle().await?;
+                }
             }
             // Only here: while a batch hangs, nothing pretends otherwise.
             self.telemetry.progressed();
@@ -197,6 +206,7 @@ impl<'a> Follower<'a> {
         match message {
             Message::Begin { final_lsn, xid, .. } => self.state.in_hand.begin(final_lsn, xid),
             Message::Change { change, .. } => {
+                self.read_forms(&change).await?;
                 self.state.in_hand.change(&self.relations, change)?;
                 self.keep_within_bounds().await
             }
@@ -215,8 +225,8 @@ impl<'a> Follower<'a> {
                 if self.relations.is_new(&relation) {
                     // Statements of the old version must be on their way before the new one's.
                     self.write_out().await?;
-                    let xid = self.state.in_hand.xid();
-                    self.relations.learn(relation, xid).await?;
+                    let transaction = self.state.in_hand.transaction();
+                    self.relations.learn(relation, transaction).await?;
                 }
                 Ok(())
             }
@@ -231,6 +241,21 @@ impl<'a> Follower<'a> {
                 "a streamed or prepared transaction was not asked for",
             )),
         }
+    }
+
+    /// Descriptions that were put aside are needed from the first change on that is not in the copy.
+    async fn read_forms(&mut self, change: &Change) -> Result<(), PipelineError> {
+        if !self.relations.has_unread() {
+            return Ok(());
+        }
+        let transaction = self.state.in_hand.transaction();
+        for id in change.relations() {
+            if transaction.is_some_and(|t| self.relations.is_unread(*id, t.commit_lsn)) {
+                self.write_out().await?;
+                self.relations.learn_unread(*id, transaction).await?;
+            }
+        }
+        Ok(())
     }
 
     async fn take_commit(&mut self, last: Committed) -> Result<(), PipelineError> {
@@ -264,8 +289,8 @@ impl<'a> Follower<'a> {
     }
 
     async fn write_part(&mut self) -> Result<(), PipelineError> {
-        let at = self.state.in_hand.commit_lsn();
-        let at = at.unwrap_or(self.in_hand_from());
+        let transaction = self.state.in_hand.transaction();
+        let at = transaction.map_or(self.in_hand_from(), |t| t.commit_lsn);
         let batch = self.state.in_hand.take_part();
         let written = self.applier.write(&batch).await;
         let written = written.map_err(|source| PipelineError::Apply { at, source })?;
@@ -279,16 +304,17 @@ impl<'a> Follower<'a> {
         let Some(whole) = self.state.in_hand.take_whole() else {
             return Ok(());
         };
-        let end = whole.last.end;
+        let end = whole.end;
         let started = Instant::now();
         let durability = self.state.durability.next(Instant::now());
         self.write_and_commit(whole.batch, end, durability)
             .await
             .map_err(|source| PipelineError::Apply { at: end, source })?;
         self.committed(end, durability);
-        self.tell_written(whole.transactions, started);
-        self.telemetry
-            .observe_end_to_end(seconds_since(whole.last.time_us));
+        self.tell_written(whole.commit_times_us.len() as u64, started);
+        for time_us in whole.commit_times_us {
+            self.telemetry.observe_end_to_end(seconds_since(time_us));
+        }
         Ok(())
     }
 
@@ -337,11 +363,10 @@ impl<'a> Follower<'a> {
         else {
             return Ok(());
         };
-        let is_news = Some(end) > self.state.positions.flushed;
-        if !is_news {
+        let Some(end) = self.state.positions.idle(end) else {
             self.state.idle_end = None;
             return Ok(());
-        }
+        };
         if self.state.idle_written_at.elapsed() >= IDLE_ADVANCE_EVERY {
             self.commit_position(end).await?;
             self.state.idle_written_at = Instant::now();

@@ -24,13 +24,13 @@ pub(super) struct InHand {
     is_part_written: bool,
 }
 
-/// Items, bytes and transactions of the batch up to its last commit, and that commit.
-#[derive(Clone, Copy, Debug, Default)]
+/// Items and bytes of the batch up to its last commit, that commit's end, and when each was.
+#[derive(Debug, Default)]
 struct Whole {
     items: usize,
     bytes: usize,
-    transactions: u64,
-    last: Option<Committed>,
+    end: Option<Lsn>,
+    commit_times_us: Vec<i64>,
 }
 
 /// A commit of the source.
@@ -43,15 +43,17 @@ pub(super) struct Committed {
 /// Transactions to be committed together.
 pub(super) struct WholeBatch {
     pub(super) batch: Batch,
-    pub(super) transactions: u64,
-    pub(super) last: Committed,
+    /// The end of the last one.
+    pub(super) end: Lsn,
+    /// When each was committed on the source, in microseconds since 2000.
+    pub(super) commit_times_us: Vec<i64>,
 }
 
 /// The transaction between Begin and Commit.
 #[derive(Clone, Copy, Debug)]
-struct Received {
-    commit_lsn: Lsn,
-    xid: u32,
+pub(super) struct Received {
+    pub(super) commit_lsn: Lsn,
+    pub(super) xid: u32,
 }
 
 impl InHand {
@@ -83,7 +85,7 @@ impl InHand {
             match relations.entry(id) {
                 None => return Err(PipelineError::OutOfOrder("a change of an unknown table")),
                 Some(Entry::Mapped(table)) if table.state.wants(transaction.commit_lsn) => {
-                    table.check_width(&change)?;
+                    table.check_row(&change)?;
                     table.telemetry.received(1);
                     let number = batch.table(&table.mapping);
                     batch.push_row(number, change);
@@ -128,12 +130,10 @@ impl InHand {
             self.held_bytes = 0;
             return Ok(false);
         }
-        self.whole = Whole {
-            items: self.batch.items.len(),
-            bytes: self.batch.bytes,
-            transactions: self.whole.transactions + 1,
-            last: Some(last),
-        };
+        self.whole.items = self.batch.items.len();
+        self.whole.bytes = self.batch.bytes;
+        self.whole.end = Some(last.end);
+        self.whole.commit_times_us.push(last.time_us);
         Ok(true)
     }
 
@@ -143,7 +143,7 @@ impl InHand {
     }
 
     pub(super) fn has_whole(&self) -> bool {
-        self.whole.last.is_some()
+        self.whole.end.is_some()
     }
 
     pub(super) fn has_rows(&self) -> bool {
@@ -163,28 +163,23 @@ impl InHand {
         self.transaction.is_none()
     }
 
-    /// Of the transaction that is being received.
-    pub(super) fn xid(&self) -> Option<u32> {
-        self.transaction.map(|t| t.xid)
-    }
-
-    /// Of the transaction that is being received.
-    pub(super) fn commit_lsn(&self) -> Option<Lsn> {
-        self.transaction.map(|t| t.commit_lsn)
+    /// The transaction that is being received.
+    pub(super) fn transaction(&self) -> Option<Received> {
+        self.transaction
     }
 
     /// Gives away all up to the last commit, and keeps the tail.
     pub(super) fn take_whole(&mut self) -> Option<WholeBatch> {
         let whole = std::mem::take(&mut self.whole);
-        let last = whole.last?;
+        let end = whole.end?;
         let mut batch = std::mem::take(&mut self.batch);
         self.batch = batch.split_off(whole.items, whole.bytes);
         self.held_bytes = self.batch.bytes;
         self.is_part_written = false;
         Some(WholeBatch {
             batch,
-            transactions: whole.transactions,
-            last,
+            end,
+            commit_times_us: whole.commit_times_us,
         })
     }
 

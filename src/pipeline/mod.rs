@@ -15,18 +15,22 @@ mod durability;
 mod error;
 mod follow;
 mod in_hand;
+mod lacks;
 mod lag;
+mod look;
 mod listener;
+mod publication_watch;
 mod receive;
 mod relations;
 mod resume;
 mod settings;
-mod source_watch;
+mod slot_watch;
 mod start;
 mod supervise;
 mod tables;
 
 pub use error::PipelineError;
+pub use lacks::{Lack, replica_lacks, source_lacks};
 pub use resume::resume_position;
 pub use settings::RetrySettings;
 pub use supervise::supervise;
@@ -50,6 +54,8 @@ pub struct PipelineConfig {
     pub slot: String,
     /// Whether the slot is to survive a failover of the source.
     pub failover: bool,
+    /// Sessions with the replica at most.
+    pub replica_pool_max: usize,
     /// How long making a slot may wait for an open transaction of the source; 0: for ever.
     pub slot_lock_timeout_ms: u32,
     /// What becomes of each table.

@@ -32,8 +32,10 @@ const TICK: Duration = Duration::from_millis(200);
 const STATUS_EVERY: Duration = Duration::from_secs(1);
 /// After this long without a word the source is asked for one.
 const ASK_AFTER: Duration = Duration::from_secs(10);
-/// After this long without a word the connection is given up.
-const GIVE_UP_AFTER: Duration = Duration::from_secs(30);
+/// After this long without a word the connection is given up, or after the source's own
+/// `wal_sender_timeout` if that is longer: a source that decodes a large transaction of which we
+/// get nothing answers only after half of it (walsender.c, `WalSndUpdateProgress`).
+const GIVE_UP_AFTER: Duration = Duration::from_secs(60);
 /// A chunk is handed on when it holds this much.
 const CHUNK_BYTES: usize = 256 * 1024;
 const CHUNK_EVENTS: usize = 4_096;
@@ -80,12 +82,15 @@ impl Inbox {
         let (positions, heard) = watch::channel(Positions::resumed_at(resumed_at));
         let stop = CancellationToken::new();
         let room_max = queue_bytes_max.clamp(CHUNK_BYTES, Semaphore::MAX_PERMITS);
+        let give_up_after = stream.wal_sender_timeout().unwrap_or_default();
+        let give_up_after = give_up_after.max(GIVE_UP_AFTER);
         let receiver = Receiver {
             stream,
             decoder,
             chunks: sender,
             positions: heard,
             received: resumed_at,
+            give_up_after,
             room: Arc::new(Semaphore::new(room_max)),
             room_max,
             unapplied: Unapplied::default(),
@@ -129,6 +134,7 @@ struct Receiver {
     chunks: mpsc::Sender<Chunk>,
     positions: watch::Receiver<Positions>,
     received: Lsn,
+    give_up_after: Duration,
     room: Arc<Semaphore>,
     room_max: usize,
     unapplied: Unapplied,
@@ -257,7 +263,7 @@ impl Receiver {
             self.last_heard = Instant::now();
         }
         let silent_for = self.last_heard.elapsed();
-        if silent_for >= GIVE_UP_AFTER {
+        if silent_for >= self.give_up_after {
             return Err(PipelineError::Waiting(format!(
                 "the source has said nothing for {} s though it was asked: the connection is taken for dead",
                 silent_for.as_secs()

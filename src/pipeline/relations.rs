@@ -1,16 +1,19 @@
 //! What the stream's relation numbers mean just now: the mapping of each, its state, or
 //! that it is none of ours.
 
+use super::in_hand::Received;
 use super::tables::{PlannedTable, recompile};
 use super::{PipelineConfig, PipelineError};
 use crate::apply::{RowChange, Written};
 use crate::catalog::{CatalogError, fetch_tables};
 use crate::conn::Pool;
-use crate::mapping::{Resolved, Settings, TableMapping, resolve};
-use crate::pg::{Lsn, Relation, RelationId, Tuple, TypeName, TypeNames};
+use crate::mapping::{Resolved, RowIdentity, Settings, TableMapping, resolve};
+use crate::pg::{
+    Lsn, OldTuple, QualifiedName, Relation, RelationId, Tuple, TupleValue, TypeName, TypeNames,
+};
 use crate::progress::TableState;
-use crate::replication::fetch_published_tables;
-use crate::telemetry::{Op, TableStateLabel, TableTelemetry};
+use crate::replication::{PublishedTable, fetch_published_tables};
+use crate::telemetry::{Op, PoolHealth, TableStateLabel, TableTelemetry};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,6 +38,8 @@ pub(crate) struct MappedTable {
     pub(crate) state: TableState,
     pub(crate) telemetry: TableTelemetry,
     resolved: Resolved,
+    /// How a transaction described it whose changes the copy has; see [`Relations::learn`].
+    unread_form: Option<Relation>,
     is_told_ready: bool,
 }
 
@@ -46,13 +51,42 @@ pub(crate) struct Relations {
     source: Pool,
     replica: Pool,
     publication: String,
+    /// Tables with a form that was put aside.
+    unread: usize,
     /// Where the stream began.
     pub(crate) resumed_at: Lsn,
 }
 
 impl MappedTable {
-    /// A row must have the columns that its table was last said to have.
-    pub(crate) fn check_width(&self, change: &RowChange) -> Result<(), PipelineError> {
+    /// A row must have the columns that its table was last said to have, and an old one what
+    /// finds it.
+    pub(crate) fn check_row(&self, change: &RowChange) -> Result<(), PipelineError> {
+        self.check_width(change)?;
+        let Some(old) = change.old_tuple() else {
+            return Ok(());
+        };
+        let is_found = match (&self.mapping.identity, old) {
+            (RowIdentity::FullRow, OldTuple::Key(_)) => false,
+            (RowIdentity::Key(_), old) => {
+                let value = |position: &usize| old.tuple().value(*position);
+                let key = self.mapping.key_positions();
+                !key.iter().any(|p| value(p) == Some(TupleValue::Null))
+            }
+            _ => true,
+        };
+        if is_found {
+            return Ok(());
+        }
+        Err(PipelineError::Definite {
+            message: format!(
+                "{} has a changed row that cannot be found: the source did not log the columns that find it",
+                self.mapping.relation.name
+            ),
+            advice: "one of its partitions has a replica identity of its own: give it the same as its root, or REPLICA IDENTITY FULL, and copy the table again".into(),
+        })
+    }
+
+    fn check_width(&self, change: &RowChange) -> Result<(), PipelineError> {
         let fits = |tuple: &Tuple| tuple.len() == self.mapping.relation.columns.len();
         let is_new_right = change.new_tuple().is_none_or(fits);
         let is_old_right = change.old_tuple().is_none_or(|old| fits(old.tuple()));
@@ -80,6 +114,7 @@ impl Relations {
             source: pools.0,
             replica: pools.1,
             publication: config.publication.clone(),
+            unread: 0,
             resumed_at,
         }
     }
@@ -96,6 +131,7 @@ impl Relations {
             state,
             telemetry,
             resolved: table.resolved.clone(),
+            unread_form: None,
             is_told_ready: false,
         };
         self.entries
@@ -109,7 +145,10 @@ impl Relations {
     /// Whether the stream describes a table otherwise than we know it.
     pub(crate) fn is_new(&self, relation: &Relation) -> bool {
         match self.entries.get(&relation.id) {
-            Some(Entry::Mapped(table)) => table.mapping.relation != *relation,
+            Some(Entry::Mapped(table)) => {
+                let form = table.unread_form.as_ref();
+                form.unwrap_or(&table.mapping.relation) != relation
+            }
             // It may have been renamed into a rule.
             Some(Entry::Ignored) | None => true,
         }
@@ -119,13 +158,54 @@ impl Relations {
         self.types.insert(oid, name);
     }
 
-    /// Takes in a new description, in stream order, sent in the transaction `xid`; the replica's
-    /// side is read anew.
+    pub(crate) fn has_unread(&self) -> bool {
+        self.unread > 0
+    }
+
+    /// Whether a change of this table needs a description that was put aside.
+    pub(crate) fn is_unread(&self, id: RelationId, commit_lsn: Lsn) -> bool {
+        matches!(self.entries.get(&id), Some(Entry::Mapped(table))
+            if table.unread_form.is_some() && table.state.wants(commit_lsn))
+    }
+
+    /// Takes in the description that was put aside.
+    pub(crate) async fn learn_unread(
+        &mut self,
+        id: RelationId,
+        transaction: Option<Received>,
+    ) -> Result<(), PipelineError> {
+        if let Some(Entry::Mapped(table)) = self.entries.get_mut(&id)
+            && let Some(form) = table.unread_form.take()
+        {
+            self.unread -= 1;
+            if form != table.mapping.relation {
+                self.learn(form, transaction).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes in a new description, in stream order; the replica's side is read anew.
+    ///
+    /// Of a transaction whose changes the copy has, it is put aside: the table may have looked
+    /// and been called otherwise then, and the replica need not go with that.
     pub(crate) async fn learn(
         &mut self,
         relation: Relation,
-        xid: Option<u32>,
+        transaction: Option<Received>,
     ) -> Result<(), PipelineError> {
+        if let Some(Entry::Mapped(table)) = self.entries.get_mut(&relation.id) {
+            let commit_lsn = transaction.map(|t| t.commit_lsn);
+            if table.unread_form.take().is_some() {
+                self.unread -= 1;
+            }
+            if commit_lsn.is_some_and(|lsn| !table.state.wants(lsn)) {
+                table.unread_form = Some(relation);
+                self.unread += 1;
+                return Ok(());
+            }
+        }
+        let xid = transaction.map(|t| t.xid);
         let known = match self.entries.get(&relation.id) {
             Some(Entry::Mapped(table)) => Some(table.resolved.clone()),
             Some(Entry::Ignored) | None => None,
@@ -196,7 +276,10 @@ impl Relations {
                 None => true,
             };
             let published = fetch_published_tables(&source, &self.publication).await?;
-            if published.iter().any(|table| table.name == relation.name) {
+            let is_it = |table: &PublishedTable| {
+                table.oid == relation.id && resolve(&self.rules, &table.name).is_some()
+            };
+            if published.iter().any(is_it) {
                 return Ok(true);
             }
             if is_visible {
@@ -244,6 +327,27 @@ impl Relations {
         for entry in self.entries.values() {
             if let Entry::Mapped(table) = entry {
                 table.telemetry.forget_pending();
+            }
+        }
+    }
+
+    /// Sessions of the replica beside the one that applies.
+    pub(crate) fn pool_health(&self) -> PoolHealth {
+        let status = self.replica.status();
+        PoolHealth {
+            in_use: status.size.saturating_sub(status.available),
+            idle: status.available,
+            waiting: status.waiting,
+        }
+    }
+
+    /// The pipeline stops at this replica table.
+    pub(crate) fn tell_errored(&self, replica: &QualifiedName) {
+        for entry in self.entries.values() {
+            if let Entry::Mapped(table) = entry
+                && table.resolved.replica == *replica
+            {
+                table.telemetry.set_state(TableStateLabel::Errored);
             }
         }
     }

@@ -15,20 +15,23 @@ use super::PipelineConfig;
 use super::PipelineError;
 use super::follow::{Follower, Streams};
 use super::listener::Listener;
+use super::look::{
+    check_forms, check_mappings, check_privileges, check_publication, check_servers,
+};
+use super::publication_watch::PublicationWatch;
 use super::receive::Inbox;
 use super::relations::Relations;
 use super::resume::resume_position;
-use super::source_watch::SourceWatch;
 use super::tables::{PlannedTable, TablePlan, fetch_plan};
-use crate::apply::{Applier, try_statements};
+use crate::apply::Applier;
 use crate::catalog::{Server, fetch_server};
 use crate::conn::{Pool, Session};
-use crate::pg::{Lsn, QualifiedName, Side, quote_ident};
+use crate::pg::{Lsn, QualifiedName, Side};
 use crate::pgoutput::{Decoder, Streaming};
 use crate::progress::{PipelineIdentity, Store, TableRecord, TableState};
 use crate::replication::{
     ReplicationConnection, ReplicationSlot, SlotName, SlotOptions, StreamOptions, create_slot,
-    drop_slot, fetch_publication, fetch_slot,
+    drop_slot, fetch_slot,
 };
 use crate::snapshot::{CopyTable, SnapshotCopy, check_existing_rows};
 use crate::telemetry::{ConnectionState, PipelineState, TableStateLabel, Telemetry};
@@ -56,6 +59,14 @@ struct Start<'a> {
     listener: Listener,
 }
 
+/// Where a stream begins.
+struct Stream {
+    connection: ReplicationConnection,
+    slot_name: SlotName,
+    applied: Lsn,
+    stuck_at: Option<Lsn>,
+}
+
 /// Connects, copies what has to be copied, and opens the stream. A pipeline that is
 /// `stuck_at` a commit has failed until it is beyond it.
 pub(crate) async fn start<'a>(
@@ -80,13 +91,19 @@ pub(crate) async fn start<'a>(
     let source_server = fetch_server(&source).await?;
     check_servers(&source_server, &replica_server, config)?;
     check_publication(&source, config).await?;
-    let replica_pool = config
-        .replica
-        .pool(Session::ReplicaWrite, config.copy.workers + 2)?;
+    // The session that applies is outside the pool.
+    let pooled = config.replica_pool_max.saturating_sub(1);
+    let replica_pool = config.replica.pool(Session::ReplicaWrite, pooled)?;
     let control = replica_pool.get().await?;
     let plan = fetch_plan(&source, &control, &config.publication, &config.mapping).await?;
 
     check_mappings(&source, &control, &plan).await?;
+    check_privileges(
+        (&source, &source_server),
+        (&control, &replica_server),
+        &plan,
+    )
+    .await?;
     // Everything was looked at; from here on things change.
     Store::ensure_schema(&writer).await?;
     let store = Store::claim(&writer, &config.name).await?;
@@ -126,94 +143,6 @@ async fn queue(
     Ok(())
 }
 
-fn check_servers(
-    source: &Server,
-    replica: &Server,
-    config: &PipelineConfig,
-) -> Result<(), PipelineError> {
-    if source.is_same_database(replica) {
-        return Err(PipelineError::Definite {
-            message: format!(
-                "source and replica are one and the same database ({} on system {})",
-                source.database, source.system_id
-            ),
-            advice: "point [replica] url at the database that is to be kept in step".into(),
-        });
-    }
-    if source.in_recovery {
-        return Err(PipelineError::Waiting(format!(
-            "the source {} is a standby; waiting for the primary",
-            config.source.describe()
-        )));
-    }
-    if source.wal_level != "logical" {
-        return Err(PipelineError::Definite {
-            message: format!(
-                "the source's wal_level is {}, not logical",
-                source.wal_level
-            ),
-            advice: "ALTER SYSTEM SET wal_level = 'logical', then restart the source server".into(),
-        });
-    }
-    if !source.may_replicate {
-        return Err(PipelineError::Definite {
-            message: format!("the source's role {} may not replicate", source.role),
-            advice: format!(
-                "ALTER ROLE {} REPLICATION (on managed services: grant the provider's replication role)",
-                quote_ident(&source.role)
-            ),
-        });
-    }
-    Ok(())
-}
-
-async fn check_publication(source: &Client, config: &PipelineConfig) -> Result<(), PipelineError> {
-    let name = &config.publication;
-    let Some(publication) = fetch_publication(source, name).await? else {
-        return Err(no_publication(name));
-    };
-    let left_out = publication.left_out();
-    if left_out.is_empty() {
-        return Ok(());
-    }
-    Err(PipelineError::Definite {
-        message: format!(
-            "the publication {name} leaves out {}: the replica would drift, and nothing would say so",
-            left_out.join(", ")
-        ),
-        advice: format!(
-            "ALTER PUBLICATION {} SET (publish = 'insert, update, delete, truncate')",
-            quote_ident(name)
-        ),
-    })
-}
-
-fn no_publication(name: &str) -> PipelineError {
-    PipelineError::Definite {
-        message: format!("the source has no publication {name}"),
-        advice: format!(
-            "as the tables' owner: CREATE PUBLICATION {} FOR TABLE …; `pglockstep setup` prints it in full",
-            quote_ident(name)
-        ),
-    }
-}
-
-/// Has both servers look at every expression, filter and cast before anything is changed.
-async fn check_mappings(
-    source: &Client,
-    replica: &Client,
-    plan: &TablePlan,
-) -> Result<(), PipelineError> {
-    let unusual = plan.tables.values().filter(|t| !t.mapping.is_plain());
-    for table in unusual {
-        table.try_select(source, &plan.types).await?;
-        try_statements(replica, &table.mapping)
-            .await
-            .map_err(PipelineError::Prepare)?;
-    }
-    Ok(())
-}
-
 impl<'a> Start<'a> {
     async fn open(
         self,
@@ -235,11 +164,13 @@ impl<'a> Start<'a> {
             }
             (None, slot) => self.begin(&slot_name, slot).await?,
         };
-        if stuck_at.is_none() {
-            self.telemetry.set_state(PipelineState::CatchingUp, None);
-        }
-        let follower = self.stream(applier, connection, &slot_name, applied);
-        Ok(follower.await?.stuck_at(stuck_at))
+        let stream = Stream {
+            connection,
+            slot_name,
+            applied,
+            stuck_at,
+        };
+        self.stream(applier, stream).await
     }
 
     /// The first start: look, note the intention, make the slot, copy everything.
@@ -285,17 +216,14 @@ impl<'a> Start<'a> {
 
     /// Copies tables that joined since, or whose copy was interrupted, under a snapshot of their own.
     async fn copy_missing(&self) -> Result<(), PipelineError> {
-        // A table that does not take part now has missed changes when it comes back.
-        let taking_part: Vec<u32> = self.plan.tables.keys().copied().collect();
-        self.store
-            .forget_others(&self.control, &taking_part)
-            .await?;
         let records = Store::fetch_tables(&self.control, &self.config.name).await?;
+        // What does not take part now, or did not in between, has missed changes.
+        let gone = |record: &&TableRecord| !self.plan.tables.values().any(|t| t.is_of(record));
+        let gone: Vec<&TableRecord> = records.iter().filter(gone).collect();
+        self.store.forget_copies(&self.control, &gone).await?;
         let is_copied = |table: &&PlannedTable| {
-            records.iter().any(|r| {
-                r.is_of(table.source.oid, &table.replica.name)
-                    && matches!(r.state, TableState::Copied { .. })
-            })
+            let is_copy = |r: &&TableRecord| matches!(r.state, TableState::Copied { .. });
+            records.iter().filter(is_copy).any(|r| table.is_of(r))
         };
         let missing = self.plan.tables.values().filter(|table| !is_copied(table));
         let tables = self.copy_tables(missing, &records);
@@ -327,6 +255,7 @@ impl<'a> Start<'a> {
         snapshot: &str,
         consistent_point: Lsn,
     ) -> Result<(), PipelineError> {
+        check_forms(self.config, tables, snapshot).await?;
         self.telemetry.set_state(PipelineState::Copying, None);
         let copy = SnapshotCopy {
             settings: &self.config.copy,
@@ -339,16 +268,7 @@ impl<'a> Start<'a> {
             ignores_foreign_keys: self.ignores_foreign_keys,
         };
         let started = std::time::Instant::now();
-        // Rows that arrive are progress; between them a long merge or index build may be.
-        let mut alive = tokio::time::interval(Duration::from_secs(5));
-        let run = copy.run(tables);
-        tokio::pin!(run);
-        loop {
-            tokio::select! {
-                done = &mut run => { done?; break }
-                _ = alive.tick() => self.telemetry.progressed(),
-            }
-        }
+        copy.run(tables).await?;
         tracing::info!(
             tables = tables.len(),
             seconds = started.elapsed().as_secs_f64(),
@@ -357,30 +277,33 @@ impl<'a> Start<'a> {
         Ok(())
     }
 
-    async fn stream(
-        self,
-        applier: Applier,
-        connection: ReplicationConnection,
-        slot_name: &SlotName,
-        applied: Lsn,
-    ) -> Result<Follower<'a>, PipelineError> {
+    async fn stream(self, applier: Applier, from: Stream) -> Result<Follower<'a>, PipelineError> {
+        let applied = from.applied;
+        // What has failed has failed until it is applied: an attempt alone mends nothing.
+        let tells_catching_up = from.stuck_at.is_none();
+        if tells_catching_up {
+            self.telemetry.set_state(PipelineState::CatchingUp, None);
+        }
         let records = Store::fetch_tables(&self.control, &self.config.name).await?;
-        let states: HashMap<&QualifiedName, TableState> = records
-            .iter()
-            .map(|r: &TableRecord| (&r.source, r.state))
-            .collect();
         let types = self.plan.types.as_ref().clone();
         let pools = (self.source_pool.clone(), self.replica_pool.clone());
         let mut relations = Relations::new(self.config, types, pools, applied);
         for table in self.plan.tables.values() {
-            let state = states
-                .get(&table.source.name)
-                .copied()
-                .unwrap_or(TableState::Init);
+            let record = records.iter().find(|record| table.is_of(record));
+            let state = record.map_or(TableState::Init, |record| record.state);
+            if !matches!(state, TableState::Copied { .. }) {
+                // Its changes would be passed by, and nothing would say so.
+                return Err(PipelineError::Definite {
+                    message: format!("{} is to be followed and was not copied", table.source.name),
+                    advice: "report this".into(),
+                });
+            }
             let telemetry = self
                 .telemetry
                 .table(&table.source.name, &table.replica.name);
-            telemetry.set_state(TableStateLabel::CatchingUp);
+            if tells_catching_up {
+                telemetry.set_state(TableStateLabel::CatchingUp);
+            }
             relations.add(table, state, telemetry);
         }
         let publications = vec![self.config.publication.clone()];
@@ -389,10 +312,10 @@ impl<'a> Start<'a> {
             protocol_version: 1,
             ..StreamOptions::new(self.source_server.version_num, publications)
         };
-        let stream = connection.start(slot_name, applied, &options).await?;
+        let stream = from.connection.start(&from.slot_name, applied, &options);
         let inbox = Inbox::open(
             self.listener,
-            stream,
+            stream.await?,
             Decoder::new(1, Streaming::Off),
             applied,
             self.config.queue_bytes_max(),
@@ -402,24 +325,20 @@ impl<'a> Start<'a> {
             inbox,
             applier,
             relations,
-            watch: SourceWatch::start(
+            watch: PublicationWatch::start(
                 self.source_pool.clone(),
-                slot_name.clone(),
                 self.config.publication.clone(),
                 self.plan
                     .tables
                     .values()
-                    .map(|t| (t.source.oid, t.source.name.clone()))
+                    .map(|table| table.published.clone())
                     .collect(),
-                self.telemetry.clone(),
             ),
         };
-        Ok(Follower::new(
-            streams,
-            applied,
-            &self.config.apply,
-            self.telemetry,
-        ))
+        Ok(
+            Follower::new(streams, applied, &self.config.apply, self.telemetry)
+                .stuck_at(from.stuck_at),
+        )
     }
 
     fn copy_tables<'t>(
@@ -428,9 +347,7 @@ impl<'a> Start<'a> {
         records: &[TableRecord],
     ) -> Vec<CopyTable> {
         let state = |table: &PlannedTable| {
-            let record = records
-                .iter()
-                .find(|r| r.is_of(table.source.oid, &table.replica.name));
+            let record = records.iter().find(|record| table.is_of(record));
             record.map_or(TableState::Init, |r| r.state)
         };
         tables
@@ -438,7 +355,8 @@ impl<'a> Start<'a> {
                 mapping: Arc::clone(&table.mapping),
                 types: Arc::clone(&self.plan.types),
                 source_kind: table.source.kind,
-                row_filter: table.row_filter.clone(),
+                row_filter: table.published.row_filter.clone(),
+                published_by: table.published.published_by,
                 existing_rows: table.resolved.rule.existing_rows,
                 extra_rows: table.resolved.rule.extra_rows,
                 priority: table.resolved.rule.priority,

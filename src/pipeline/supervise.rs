@@ -5,10 +5,10 @@
 //! definite one later leaves it `failed`, with its reason in every endpoint, and it is tried
 //! again at the longest delay: what was wrong may be put right at any time.
 
+use super::slot_watch::watch_slot;
 use super::start::start;
 use super::{PipelineConfig, PipelineError, RetrySettings};
 use crate::pg::{Disposition, Lsn, Side};
-use crate::replication::ReplicationError;
 use crate::telemetry::{Chain, ConnectionState, PipelineState, Severity, Telemetry};
 use backon::{BackoffBuilder, ExponentialBuilder};
 use std::time::Duration;
@@ -27,6 +27,18 @@ const FIRST_DELAY: Duration = Duration::from_millis(50);
 /// A definite error before the pipeline ever ran.
 pub async fn supervise(
     configure: impl Fn() -> Result<PipelineConfig, PipelineError>,
+    retry: RetrySettings,
+    telemetry: &Telemetry,
+    shutdown: &CancellationToken,
+) -> Result<(), PipelineError> {
+    tokio::select! {
+        done = Box::pin(try_again(&configure, retry, telemetry, shutdown)) => done,
+        never = watch_slot(&configure, telemetry) => match never {},
+    }
+}
+
+async fn try_again(
+    configure: &impl Fn() -> Result<PipelineConfig, PipelineError>,
     retry: RetrySettings,
     telemetry: &Telemetry,
     shutdown: &CancellationToken,
@@ -107,6 +119,9 @@ fn tell(telemetry: &Telemetry, error: &PipelineError, delay: Duration, told: &mu
         Severity::Medium
     };
     telemetry.error(error.category(), severity);
+    if error.is_write_to_source() {
+        telemetry.source_write_attempted();
+    }
     if message == *told {
         return;
     }
@@ -131,33 +146,13 @@ fn tell(telemetry: &Telemetry, error: &PipelineError, delay: Duration, told: &mu
     *told = message;
 }
 
-/// All sessions went with the attempt; the side at fault says why.
+/// All sessions went with the attempt; one that was lost says why.
 fn disconnected(telemetry: &Telemetry, error: &PipelineError) {
     for side in [Side::Source, Side::Replica] {
         telemetry.set_connection(side, ConnectionState::Connecting, None);
     }
-    let unreachable = match error {
-        PipelineError::Conn(error)
-        | PipelineError::Replication(ReplicationError::Connect(error)) => Some(error.side()),
-        PipelineError::Replication(ReplicationError::Lost(_)) => Some(Side::Source),
-        _ => None,
-    };
-    if let Some(side) = unreachable {
+    if let Some(side) = error.lost_side() {
         let reason = Some(Chain(error).to_string());
         telemetry.set_connection(side, ConnectionState::Unreachable, reason);
-    }
-    if let Some(side) = side_of(error) {
-        telemetry.reconnected(side);
-    }
-}
-
-fn side_of(error: &PipelineError) -> Option<Side> {
-    match error {
-        PipelineError::Conn(error) => Some(error.side()),
-        PipelineError::Replication(_) | PipelineError::Waiting(_) => Some(Side::Source),
-        PipelineError::Apply { .. } | PipelineError::Progress(_) | PipelineError::Prepare(_) => {
-            Some(Side::Replica)
-        }
-        _ => None,
     }
 }

@@ -3,11 +3,12 @@
 
 use super::PipelineError;
 use crate::catalog::{
-    ForeignKey, Table, TableKind, fetch_builtin_types, fetch_foreign_keys, fetch_sizes,
-    fetch_tables, parents_first,
+    ForeignKey, Table, TableColumn, TableKind, fetch_builtin_types, fetch_foreign_keys,
+    fetch_sizes, fetch_tables, parents_first,
 };
 use crate::mapping::{MappingError, Resolved, Settings, TableMapping, compile, resolve};
 use crate::pg::{Column, QualifiedName, Relation, TypeNames, quote_ident};
+use crate::progress::TableRecord;
 use crate::replication::{PublishedTable, fetch_published_tables};
 use crate::snapshot::{CopyStatements, copy_statements};
 use std::collections::{BTreeMap, HashMap};
@@ -25,13 +26,23 @@ pub struct PlannedTable {
     pub source: Table,
     /// The replica's description.
     pub replica: Table,
-    /// The publication's row filter.
-    pub row_filter: Option<String>,
+    /// Its part in the publication.
+    pub published: PublishedTable,
     /// Size on the source in bytes.
     pub bytes: u64,
 }
 
 impl PlannedTable {
+    /// Whether this is what the record speaks of.
+    #[must_use]
+    pub fn is_of(&self, record: &TableRecord) -> bool {
+        record.is_of(
+            self.source.oid,
+            &self.replica.name,
+            self.published.published_by,
+        )
+    }
+
     /// The statements of its first copy, straight into the replica table and without ranges.
     #[must_use]
     pub fn copy_statements(&self, types: &TypeNames) -> CopyStatements {
@@ -39,7 +50,7 @@ impl PlannedTable {
             &self.mapping,
             types,
             self.source.kind == TableKind::Partitioned,
-            self.row_filter.as_deref(),
+            self.published.row_filter.as_deref(),
             None,
             &self.mapping.replica,
         )
@@ -102,7 +113,7 @@ impl std::fmt::Display for PlanProblem {
 }
 
 impl PlanProblem {
-    fn new(object: impl ToString, message: String, remedy: impl Into<String>) -> Self {
+    pub(super) fn new(object: impl ToString, message: String, remedy: impl Into<String>) -> Self {
         Self {
             object: object.to_string(),
             message,
@@ -252,7 +263,7 @@ fn plan_table(
         resolved,
         source: from.clone(),
         replica: to.clone(),
-        row_filter: published.row_filter.clone(),
+        published: published.clone(),
         bytes: 0,
     })
 }
@@ -271,11 +282,12 @@ pub(crate) fn recompile(
 }
 
 /// What the stream will say of a table, as far as the catalogue tells.
-fn relation_of(table: &Table, published: Option<&[String]>) -> Relation {
+pub(super) fn relation_of(table: &Table, published: Option<&[String]>) -> Relation {
     let identity = table.identity_columns();
-    let is_published = |name: &String| match published {
-        Some(columns) => columns.contains(name),
-        None => true,
+    // Generated columns are sent from PostgreSQL 18 on, where the publication says so.
+    let is_published = |column: &TableColumn| match published {
+        Some(columns) => columns.contains(&column.name),
+        None => !column.is_generated,
     };
     Relation {
         id: table.oid,
@@ -284,7 +296,7 @@ fn relation_of(table: &Table, published: Option<&[String]>) -> Relation {
         columns: table
             .columns
             .iter()
-            .filter(|c| !c.is_generated && is_published(&c.name))
+            .filter(|c| is_published(c))
             .map(|c| Column {
                 name: c.name.clone(),
                 type_oid: c.type_oid,

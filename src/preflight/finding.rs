@@ -1,5 +1,8 @@
 //! What a check found: how bad it is, what it is about, what to do.
 
+use crate::pg::Side;
+use crate::pipeline::{Lack, PlanProblem};
+
 /// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -72,6 +75,22 @@ impl Findings {
         remedy: impl Into<String>,
     ) {
         self.add(Severity::Info, check.into(), object, message, remedy);
+    }
+
+    pub(super) fn lacks(&mut self, side: Side, lacks: Vec<Lack>) {
+        for lack in lacks {
+            let what = if lack.is_row_security {
+                "row_security"
+            } else {
+                "privileges"
+            };
+            let PlanProblem {
+                object,
+                message,
+                remedy,
+            } = lack.problem;
+            self.error(format!("{side}.{what}"), object, message, remedy);
+        }
     }
 
     fn add(

@@ -1,12 +1,12 @@
 //! The replica's tables: may they be written, are rows found quickly, and what could refuse one?
 
 use super::finding::Findings;
-use super::query::{closed_schemas, hidden_by_row_security, rows};
+use super::query::rows;
 use super::{CheckError, Survey};
-use crate::catalog::{TableKind, UniqueKey};
+use crate::catalog::{TableKind, UniqueKey, fetch_denied};
 use crate::mapping::{ColumnValue, RowIdentity, TableMapping};
-use crate::pg::quote_ident;
-use crate::pipeline::PlannedTable;
+use crate::pg::{Side, quote_ident};
+use crate::pipeline::{PlannedTable, replica_lacks};
 use std::collections::BTreeMap;
 
 pub(super) async fn check(
@@ -17,34 +17,17 @@ pub(super) async fn check(
     let client = &survey.replica.client;
     let role = &survey.replica.server.role;
     let oids: Vec<u32> = survey.tables.iter().map(|t| t.replica.oid).collect();
-    for schema in closed_schemas(client, &oids).await? {
-        findings.error(
-            "replica.privileges",
-            &schema,
-            format!("the replica's role {role} may not use the schema {schema}"),
-            format!(
-                "GRANT USAGE ON SCHEMA {} TO {}",
-                quote_ident(&schema),
-                quote_ident(role)
-            ),
-        );
-    }
-    let denied = fetch_denied(survey, &oids).await?;
-    let hidden = hidden_by_row_security(client, &oids).await?;
+    findings.lacks(
+        Side::Replica,
+        replica_lacks(client, role, &survey.tables).await?,
+    );
+    let denied = fetch_denied(client, &oids).await?;
     let indexes = fetch_indexes(survey, &oids).await?;
     for table in &survey.tables {
         let oid = &table.replica.oid;
         let name = &table.replica.name;
         if let Some(missing) = denied.get(oid) {
-            check_privileges(survey, table, missing, findings);
-        }
-        if hidden.contains(oid) {
-            findings.error(
-                "replica.row_security",
-                name,
-                format!("row security of {name} hides rows from the replica's role {role}"),
-                format!("ALTER ROLE {} BYPASSRLS", quote_ident(role)),
-            );
+            check_truncate(survey, table, missing, findings);
         }
         if !is_quiet && table.replica.fires_triggers {
             findings.warning(
@@ -63,56 +46,31 @@ pub(super) async fn check(
     Ok(())
 }
 
-/// Privileges that the role lacks, by table.
-async fn fetch_denied(
-    survey: &Survey<'_>,
-    oids: &[u32],
-) -> Result<BTreeMap<u32, Vec<String>>, CheckError> {
-    let sql = "SELECT c.oid, pg_catalog.array_agg(p.name ORDER BY p.place) FROM pg_catalog.pg_class AS c, \
-          (VALUES ('SELECT', 1), ('INSERT', 2), ('UPDATE', 3), ('DELETE', 4), ('TRUNCATE', 5)) AS p(name, place) \
-        WHERE c.oid = ANY ($1) AND NOT pg_catalog.has_table_privilege(c.oid, p.name) GROUP BY c.oid";
-    let client = &survey.replica.client;
-    let found = rows(client, "privileges on tables", sql, &[&oids]).await?;
-    Ok(found.iter().map(|row| (row.get(0), row.get(1))).collect())
-}
-
-fn check_privileges(
+/// A privilege that is missed only when the source is truncated.
+fn check_truncate(
     survey: &Survey<'_>,
     table: &PlannedTable,
     missing: &[String],
     findings: &mut Findings,
 ) {
-    let name = &table.replica.name;
-    let role = &survey.replica.server.role;
-    let is_insert_only = table.mapping.identity == RowIdentity::InsertsOnly;
-    let is_needed = |privilege: &&String| match privilege.as_str() {
-        "UPDATE" | "DELETE" => !is_insert_only,
-        "TRUNCATE" => survey.publication.truncate,
-        _ => true,
-    };
-    let needed: Vec<&str> = missing
-        .iter()
-        .filter(is_needed)
-        .map(String::as_str)
-        .collect();
-    if needed.is_empty() {
+    let is_missing = missing.iter().any(|privilege| privilege == "TRUNCATE");
+    if !is_missing || !survey.publication.truncate {
         return;
     }
-    let list = needed.join(", ");
-    let remedy = format!(
-        "GRANT {list} ON TABLE {} TO {}",
-        name.quoted(),
-        quote_ident(role)
-    );
-    if needed == ["TRUNCATE"] {
-        let message = format!(
+    let name = &table.replica.name;
+    let role = &survey.replica.server.role;
+    findings.warning(
+        "replica.privileges",
+        name,
+        format!(
             "the replica's role {role} may not TRUNCATE {name}: a TRUNCATE on the source will stop the pipeline"
-        );
-        findings.warning("replica.privileges", name, message, remedy);
-    } else {
-        let message = format!("the replica's role {role} lacks {list} on {name}");
-        findings.error("replica.privileges", name, message, remedy);
-    }
+        ),
+        format!(
+            "GRANT TRUNCATE ON TABLE {} TO {}",
+            name.quoted(),
+            quote_ident(role)
+        ),
+    );
 }
 
 /// Column lists of the indexes that can find a row, by table.

@@ -1,9 +1,10 @@
 //! Replica tables that hold rows before their first copy, and what the rules say of it.
 
 use super::finding::Findings;
-use super::query::{hidden_by_row_security, rows};
+use super::query::rows;
 use super::replica::Books;
 use super::{CheckError, Survey};
+use crate::catalog::fetch_hidden_by_row_security;
 use crate::mapping::{ExistingRows, RowIdentity};
 use crate::pipeline::PlannedTable;
 use crate::progress::{Store, TableState};
@@ -80,7 +81,7 @@ async fn fetch_filled(
                AND pg_catalog.has_schema_privilege(c.relnamespace, 'USAGE')";
     let readable = rows(client, "privileges on tables", sql, &[&oids]).await?;
     let mut readable: BTreeSet<u32> = readable.iter().map(|row| row.get(0)).collect();
-    let hidden = hidden_by_row_security(client, &oids).await?;
+    let hidden = fetch_hidden_by_row_security(client, &oids).await?;
     readable.retain(|oid| !hidden.contains(oid));
 
     let mut filled = BTreeSet::new();

@@ -2,57 +2,18 @@
 
 use super::finding::Findings;
 use super::identity::{identity_sql, partition_identity_sql};
-use super::query::{closed_schemas, hidden_by_row_security, partitions_without_identity, rows};
+use super::query::partitions_without_identity;
 use super::{CheckError, Survey};
 use crate::catalog::TableKind;
 use crate::mapping::RowIdentity;
-use crate::pg::{ReplicaIdentity, quote_ident};
-use crate::pipeline::PlannedTable;
-use std::collections::BTreeMap;
+use crate::pg::{ReplicaIdentity, Side};
+use crate::pipeline::{PlannedTable, source_lacks};
 
 pub(super) async fn check(survey: &Survey<'_>, findings: &mut Findings) -> Result<(), CheckError> {
-    let client = &survey.source.client;
     let role = &survey.source.server.role;
-    let oids: Vec<u32> = survey.tables.iter().map(|t| t.source.oid).collect();
-    for schema in closed_schemas(client, &oids).await? {
-        findings.error(
-            "source.privileges",
-            &schema,
-            format!("the source's role {role} may not use the schema {schema}"),
-            format!(
-                "GRANT USAGE ON SCHEMA {} TO {}",
-                quote_ident(&schema),
-                quote_ident(role)
-            ),
-        );
-    }
-    let unreadable = fetch_unreadable(survey).await?;
-    let hidden = hidden_by_row_security(client, &oids).await?;
+    let lacks = source_lacks(&survey.source.client, role, &survey.tables).await?;
+    findings.lacks(Side::Source, lacks);
     for table in &survey.tables {
-        let name = &table.source.name;
-        if let Some(columns) = unreadable.get(&table.source.oid) {
-            findings.error(
-                "source.privileges",
-                name,
-                format!(
-                    "the source's role {role} may not SELECT from {name} ({})",
-                    columns.join(", ")
-                ),
-                format!(
-                    "GRANT SELECT ON TABLE {} TO {}",
-                    name.quoted(),
-                    quote_ident(role)
-                ),
-            );
-        }
-        if hidden.contains(&table.source.oid) {
-            findings.error(
-                "source.row_security",
-                name,
-                format!("row security of {name} hides rows from the source's role {role}"),
-                format!("ALTER ROLE {} BYPASSRLS", quote_ident(role)),
-            );
-        }
         check_identity(survey, table, findings);
     }
     check_partitions(survey, findings).await
@@ -76,32 +37,6 @@ async fn check_partitions(survey: &Survey<'_>, findings: &mut Findings) -> Resul
         );
     }
     Ok(())
-}
-
-/// Columns that the copy reads and the role may not, by table.
-async fn fetch_unreadable(survey: &Survey<'_>) -> Result<BTreeMap<u32, Vec<String>>, CheckError> {
-    let sql = "SELECT w.oid, pg_catalog.array_agg(w.name ORDER BY w.name) \
-        FROM ROWS FROM (pg_catalog.unnest($1::pg_catalog.oid[]), pg_catalog.unnest($2::pg_catalog.text[])) \
-          AS w(oid, name) \
-        WHERE NOT pg_catalog.has_column_privilege(w.oid, w.name, 'SELECT') GROUP BY w.oid";
-    let (mut oids, mut names) = (Vec::new(), Vec::new());
-    for table in &survey.tables {
-        let read = table.mapping.inputs.iter().map(|i| i.name.as_str());
-        // Large tables are read by ranges of ctid, which has a privilege of its own.
-        let ctid = (table.source.kind == TableKind::Ordinary).then_some("ctid");
-        for name in read.chain(ctid) {
-            oids.push(table.source.oid);
-            names.push(name);
-        }
-    }
-    let found = rows(
-        &survey.source.client,
-        "privileges on tables",
-        sql,
-        &[&oids, &names],
-    )
-    .await?;
-    Ok(found.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
 fn check_identity(survey: &Survey<'_>, table: &PlannedTable, findings: &mut Findings) {

@@ -56,6 +56,16 @@ impl Positions {
         }
     }
 
+    /// Everything before `idle_end` needs nothing: the position that says so, if it is news to the
+    /// replica's disk. Never behind what is applied.
+    #[must_use]
+    pub fn idle(&self, idle_end: Lsn) -> Option<Lsn> {
+        let end = self
+            .applied
+            .map_or(idle_end, |applied| applied.max(idle_end));
+        (Some(end) > self.flushed).then_some(end)
+    }
+
     /// Notes an arrival.
     pub fn receive(&mut self, end: Lsn) {
         self.received = self.received.max(Some(end));
@@ -77,6 +87,15 @@ mod tests {
 
     fn lsn(raw: u64) -> Lsn {
         Lsn::from_wire(raw).unwrap()
+    }
+
+    #[test]
+    fn idleness_takes_nothing_back() {
+        let mut positions = Positions::resumed_at(lsn(100));
+        assert_eq!(positions.idle(lsn(100)), None);
+        assert_eq!(positions.idle(lsn(150)), Some(lsn(150)));
+        positions.commit(lsn(200), Durability::Later);
+        assert_eq!(positions.idle(lsn(150)), Some(lsn(200)), "not back to 150");
     }
 
     #[test]

@@ -34,7 +34,8 @@ CREATE TABLE IF NOT EXISTS "pglockstep"."tables" (
   state text NOT NULL,
   copied_lsn pg_lsn,
   updated_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
-  PRIMARY KEY (pipeline, source_schema, source_table)
+  publication_oid bigint,
+  PRIMARY KEY (pipeline, source_oid)
 ) WITH (fillfactor = 50);
 "#;
 
@@ -64,9 +65,9 @@ pub enum ProgressError {
         #[source]
         source: ServerError,
     },
-    /// The schema is not there and the role may not create it.
+    /// Schema or tables are not there and the role may not create them.
     #[error(
-        "the replica has no schema pglockstep and this role may not create it: run the SQL that `pglockstep setup` prints"
+        "this role may not make the schema pglockstep, or its tables, on the replica: run the SQL that `pglockstep setup` prints"
     )]
     NoSchema(#[source] ServerError),
     /// Another daemon has claimed the pipeline since.
@@ -91,6 +92,12 @@ impl ProgressError {
             what,
             source: error.into(),
         }
+    }
+
+    /// Whether the session is gone.
+    #[must_use]
+    pub fn is_session_lost(&self) -> bool {
+        matches!(self, Self::Statement { source, .. } if source.is_session_lost())
     }
 
     /// Whether to try again.
@@ -284,7 +291,8 @@ impl Store {
         client: &impl GenericClient,
         applied: Lsn,
     ) -> Result<(), ProgressError> {
-        let sql = "UPDATE pglockstep.pipelines SET applied_lsn = $3, \
+        let sql = "UPDATE pglockstep.pipelines SET \
+                   applied_lsn = GREATEST(applied_lsn, $3), \
                    updated_at = pg_catalog.now() WHERE name = $1 AND epoch = $2";
         let touched = client
             .execute_typed(
@@ -322,7 +330,7 @@ impl Store {
         pipeline: &str,
     ) -> Result<Vec<TableRecord>, ProgressError> {
         let sql = "SELECT source_schema, source_table, replica_schema, replica_table, state, \
-                   copied_lsn, source_oid FROM pglockstep.tables WHERE pipeline = $1 ORDER BY 1, 2";
+                   copied_lsn, source_oid, publication_oid FROM pglockstep.tables WHERE pipeline = $1 ORDER BY 1, 2";
         let rows = client
             .query(sql, &[&pipeline])
             .await
@@ -347,6 +355,9 @@ impl Store {
                     source: name(0),
                     source_oid: u32::try_from(row.get::<_, i64>(6)).unwrap_or_default(),
                     replica: name(2),
+                    published_by: row
+                        .get::<_, Option<i64>>(7)
+                        .and_then(|oid| u32::try_from(oid).ok()),
                     state,
                 })
             })
@@ -373,13 +384,18 @@ impl Store {
             })
             .collect();
         let source_oids: Vec<i64> = records.iter().map(|r| i64::from(r.source_oid)).collect();
+        let published_by: Vec<Option<i64>> = records
+            .iter()
+            .map(|record| record.published_by.map(i64::from))
+            .collect();
         let sql = "INSERT INTO pglockstep.tables (pipeline, source_schema, source_table, \
-                   source_oid, replica_schema, replica_table, state, copied_lsn) \
+                   source_oid, replica_schema, replica_table, state, copied_lsn, publication_oid) \
                    SELECT $1, t.* FROM ROWS FROM (unnest($2::text[]), unnest($3::text[]), \
                    unnest($4::bigint[]), unnest($5::text[]), unnest($6::text[]), \
-                   unnest($7::text[]), unnest($8::pg_lsn[])) AS t \
-                   ON CONFLICT (pipeline, source_schema, source_table) DO UPDATE SET \
-                   source_oid = excluded.source_oid, \
+                   unnest($7::text[]), unnest($8::pg_lsn[]), unnest($9::bigint[])) AS t \
+                   ON CONFLICT (pipeline, source_oid) DO UPDATE SET \
+                   source_schema = excluded.source_schema, source_table = excluded.source_table, \
+                   publication_oid = excluded.publication_oid, \
                    replica_schema = excluded.replica_schema, replica_table = excluded.replica_table, \
                    state = excluded.state, copied_lsn = excluded.copied_lsn, \
                    updated_at = pg_catalog.now()";
@@ -395,6 +411,7 @@ impl Store {
                     &column(|r| &r.replica.name),
                     &column(|r| r.state.as_str()),
                     &copied_at,
+                    &published_by,
                 ],
             )
             .await
@@ -415,19 +432,19 @@ impl Store {
         Ok(())
     }
 
-    /// Forgets the copies of all tables but these, by object id on the source.
+    /// Forgets these copies.
     ///
     /// # Errors
     /// When the statement fails.
-    pub async fn forget_others(
+    pub async fn forget_copies(
         &self,
         client: &Client,
-        source_oids: &[u32],
+        records: &[&TableRecord],
     ) -> Result<(), ProgressError> {
-        let source_oids: Vec<i64> = source_oids.iter().map(|oid| i64::from(*oid)).collect();
+        let source_oids: Vec<i64> = records.iter().map(|r| i64::from(r.source_oid)).collect();
         let sql = "DELETE FROM pglockstep.tables AS t USING pglockstep.pipelines AS p \
                    WHERE t.pipeline = $1 AND p.name = $1 AND p.epoch = $2 \
-                   AND t.source_oid <> ALL ($3)";
+                   AND t.source_oid = ANY ($3)";
         client
             .execute(sql, &[&self.pipeline, &self.epoch, &source_oids])
             .await

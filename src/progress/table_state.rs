@@ -52,15 +52,25 @@ pub struct TableRecord {
     pub source_oid: u32,
     /// The replica table.
     pub replica: QualifiedName,
+    /// What made it part of the publication when it was copied; see `PublishedTable`.
+    pub published_by: Option<u32>,
     /// Its state.
     pub state: TableState,
 }
 
 impl TableRecord {
-    /// Whether the record speaks of this source table's copy into this replica table.
+    /// Whether the record speaks of this source table's copy into this replica table, and the
+    /// table has been published in one and the same way since.
     #[must_use]
-    pub fn is_of(&self, source_oid: u32, replica: &QualifiedName) -> bool {
-        self.source_oid == source_oid && self.replica == *replica
+    pub fn is_of(
+        &self,
+        source_oid: u32,
+        replica: &QualifiedName,
+        published_by: Option<u32>,
+    ) -> bool {
+        self.source_oid == source_oid
+            && self.replica == *replica
+            && self.published_by == published_by
     }
 }
 

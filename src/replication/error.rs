@@ -188,7 +188,7 @@ fn server_advice(request: Request, error: &ErrorResponse) -> String {
         ("53400", _) => "all slots are taken: drop unused ones, or raise max_replication_slots and restart",
         ("53300", _) => "all walsenders are busy: raise max_wal_senders and restart, or wait",
         ("55P03", CreateSlot) => {
-            "the slot waits for transactions that were open before it: end them, or raise the time-out"
+            "the slot waits for transactions that were open before it: end them, and it is tried again"
         }
         ("0A000", _) => "the source does not support what is asked; see its message",
         ("57P01" | "57P02" | "57P03", _) => "the source is stopping or starting; it is tried again",
@@ -261,7 +261,7 @@ mod tests {
                 Definite,
                 "max_replication_slots",
             ),
-            (Request::CreateSlot, "55P03", Transient, "time-out"),
+            (Request::CreateSlot, "55P03", Transient, "tried again"),
             (Request::CreateSlot, "42501", Definite, "REPLICATION"),
             (Request::Stream, "57P01", Transient, "tried again"),
         ] {

@@ -2,6 +2,7 @@
 
 use super::error::{ReplicationError, catalog_error};
 use crate::pg::{QualifiedName, RelationId};
+use std::collections::HashMap;
 use tokio_postgres::{Client, Row};
 
 /// A publication as `pg_publication` shows it.
@@ -50,6 +51,10 @@ pub struct PublishedTable {
     pub columns: Option<Vec<String>>,
     /// The condition that published rows meet.
     pub row_filter: Option<String>,
+    /// The object id of what put it there: its own entry, or its schema's; none where all tables
+    /// are, or where it is a partition of one that is. A table that leaves and comes back, or whose
+    /// columns or filter are changed, gets another (`AlterPublicationTables`).
+    pub published_by: Option<u32>,
 }
 
 const FETCH_PUBLICATION: &str = "\
@@ -57,19 +62,40 @@ SELECT pubname::text, pubinsert, pubupdate, pubdelete, pubtruncate, pubviaroot, 
   FROM pg_catalog.pg_publication
  WHERE pubname = $1::text";
 
+// Generated columns are sent from PostgreSQL 18 on; before, they are listed all the same.
 // attnames and rowfilter are there from PostgreSQL 15 on: looked up in the row's JSON form.
 // A table without columns has none, and not an empty list of them.
 const FETCH_PUBLISHED_TABLES: &str = "\
 SELECT c.oid, t.schemaname::text, t.tablename::text,
        CASE WHEN pg_catalog.jsonb_typeof(t.fields -> 'attnames') = 'array'
-            THEN ARRAY(SELECT pg_catalog.jsonb_array_elements_text(t.fields -> 'attnames')) END,
-       t.fields ->> 'rowfilter'
+            THEN ARRAY(SELECT x.name FROM pg_catalog.jsonb_array_elements_text(t.fields -> 'attnames') AS x(name)
+                       WHERE g.are_sent OR NOT EXISTS (
+                         SELECT 1 FROM pg_catalog.pg_attribute AS a
+                         WHERE a.attrelid = c.oid AND a.attname = x.name AND a.attgenerated <> '')) END,
+       t.fields ->> 'rowfilter',
+       (SELECT r.oid FROM pg_catalog.pg_publication_rel AS r
+          JOIN pg_catalog.pg_publication AS b ON b.oid = r.prpubid
+         WHERE b.pubname = $1::text AND r.prrelid = c.oid)
   FROM (SELECT p.schemaname, p.tablename, pg_catalog.to_jsonb(p) AS fields
           FROM pg_catalog.pg_publication_tables AS p
          WHERE p.pubname = $1::text) AS t
+  CROSS JOIN (SELECT EXISTS (
+               SELECT 1 FROM pg_catalog.pg_attribute AS a
+               WHERE a.attrelid = 'pg_catalog.pg_publication'::pg_catalog.regclass
+                 AND a.attname = 'pubgencols') AS are_sent) AS g
   JOIN pg_catalog.pg_namespace AS n ON n.nspname = t.schemaname
   JOIN pg_catalog.pg_class AS c ON c.relnamespace = n.oid AND c.relname = t.tablename
  ORDER BY t.schemaname, t.tablename";
+
+// Schemas are published from PostgreSQL 15 on; before, there is no such catalogue to ask.
+const HAS_SCHEMAS: &str =
+    "SELECT pg_catalog.to_regclass('pg_catalog.pg_publication_namespace') IS NOT NULL";
+const FETCH_PUBLISHED_SCHEMAS: &str = "\
+SELECT n.nspname::text, s.oid
+  FROM pg_catalog.pg_publication_namespace AS s
+  JOIN pg_catalog.pg_publication AS b ON b.oid = s.pnpubid
+  JOIN pg_catalog.pg_namespace AS n ON n.oid = s.pnnspid
+ WHERE b.pubname = $1::text";
 
 /// Looks a publication up.
 ///
@@ -104,15 +130,37 @@ pub async fn fetch_published_tables(
     client: &Client,
     name: &str,
 ) -> Result<Vec<PublishedTable>, ReplicationError> {
-    let rows = client.query(FETCH_PUBLISHED_TABLES, &[&name]).await;
-    rows.and_then(|rows| rows.iter().map(published_table).collect())
-        .map_err(|error| catalog_error(&error))
+    let fetched = async {
+        let rows = client.query(FETCH_PUBLISHED_TABLES, &[&name]).await?;
+        let schemas = fetch_published_schemas(client, name).await?;
+        let tables = rows.iter().map(|row| published_table(row, &schemas));
+        tables.collect::<Result<Vec<_>, _>>()
+    };
+    fetched.await.map_err(|error| catalog_error(&error))
 }
 
-fn published_table(row: &Row) -> Result<PublishedTable, tokio_postgres::Error> {
+async fn fetch_published_schemas(
+    client: &Client,
+    name: &str,
+) -> Result<HashMap<String, u32>, tokio_postgres::Error> {
+    if !client.query_one(HAS_SCHEMAS, &[]).await?.try_get(0)? {
+        return Ok(HashMap::new());
+    }
+    let rows = client.query(FETCH_PUBLISHED_SCHEMAS, &[&name]).await?;
+    let entry = |row: &Row| Ok((row.try_get(0)?, row.try_get(1)?));
+    rows.iter().map(entry).collect()
+}
+
+fn published_table(
+    row: &Row,
+    schemas: &HashMap<String, u32>,
+) -> Result<PublishedTable, tokio_postgres::Error> {
+    let name = QualifiedName::new(row.try_get::<_, String>(1)?, row.try_get::<_, String>(2)?);
+    let own_entry: Option<u32> = row.try_get(5)?;
     Ok(PublishedTable {
         oid: row.try_get(0)?,
-        name: QualifiedName::new(row.try_get::<_, String>(1)?, row.try_get::<_, String>(2)?),
+        published_by: own_entry.or_else(|| schemas.get(&name.schema).copied()),
+        name,
         columns: row.try_get(3)?,
         row_filter: row.try_get(4)?,
     })

@@ -14,10 +14,36 @@ use bytes::{Bytes, BytesMut};
 use deadpool_postgres::{ClientWrapper, Object};
 use futures_util::{SinkExt, StreamExt};
 use std::pin::pin;
+use std::time::Duration;
 use tokio_postgres::Client;
 
 /// Bytes gathered before they are handed to the replica's connection.
 const CHUNK_BYTES: usize = 64 * 1024;
+const TELL_EVERY: Duration = Duration::from_secs(5);
+
+/// Lets a session of the source see what `snapshot` saw, until its transaction ends.
+pub(crate) async fn enter_snapshot(source: &Client, snapshot: &str) -> Result<(), SnapshotError> {
+    // Two messages: within one, the first statement has taken a snapshot already.
+    let import = format!("SET TRANSACTION SNAPSHOT {}", quote_literal(snapshot));
+    for sql in ["BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", &import] {
+        let done = source.batch_execute(sql).await;
+        done.map_err(|error| SnapshotError::Snapshot(error.into()))?;
+    }
+    Ok(())
+}
+
+/// Waits for one long statement of the replica: an index that is brought up to date, foreign
+/// keys that are looked at, a merge. Nothing is heard of it before its end, and it is no stall.
+pub(super) async fn while_it_works<T>(table: &CopyTable, work: impl Future<Output = T>) -> T {
+    let mut tick = tokio::time::interval(TELL_EVERY);
+    let mut work = pin!(work);
+    loop {
+        tokio::select! {
+            done = &mut work => return done,
+            _ = tick.tick() => table.telemetry.copied_rows(0),
+        }
+    }
+}
 
 /// One worker's two connections. They are taken out of their pools: each may be dropped with
 /// a transaction open, and must not be handed to anybody else then.
@@ -36,14 +62,7 @@ impl Pipe {
         ignores_foreign_keys: bool,
     ) -> Result<Self, SnapshotError> {
         let source = Object::take(source.get().await?);
-        // Two messages: within one, the first statement has taken a snapshot already.
-        let import = format!("SET TRANSACTION SNAPSHOT {}", quote_literal(snapshot));
-        for sql in ["BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", &import] {
-            source
-                .batch_execute(sql)
-                .await
-                .map_err(|e| SnapshotError::Snapshot(e.into()))?;
-        }
+        enter_snapshot(&source, snapshot).await?;
         let replica = Object::take(replica.get().await?);
         Ok(Self {
             source,
@@ -52,14 +71,14 @@ impl Pipe {
         })
     }
 
-    /// Copies one piece and returns its rows.
+    /// Copies one piece.
     pub(crate) async fn copy(
         &self,
         table: &CopyTable,
         range: Option<CtidRange>,
         into: &QualifiedName,
         store: &Store,
-    ) -> Result<u64, SnapshotError> {
+    ) -> Result<(), SnapshotError> {
         let name = &table.mapping.replica;
         let statements = copy_statements(
             &table.mapping,
@@ -82,16 +101,12 @@ impl Pipe {
             .await
             .map_err(SnapshotError::on(name, "begin to copy into"))?;
         store.prove_ownership(client).await?;
-        let rows = self
-            .pump(table, &statements.copy_out, &statements.copy_in)
+        self.pump(table, &statements.copy_out, &statements.copy_in)
             .await?;
         // Again, now that the table is locked: whoever took over since cannot have emptied it.
         store.prove_ownership(client).await?;
-        client
-            .batch_execute("COMMIT")
-            .await
-            .map_err(SnapshotError::on(name, "copy into"))?;
-        Ok(rows)
+        let committed = while_it_works(table, client.batch_execute("COMMIT")).await;
+        committed.map_err(SnapshotError::on(name, "copy into"))
     }
 
     async fn pump(
@@ -99,30 +114,34 @@ impl Pipe {
         table: &CopyTable,
         copy_out: &str,
         copy_in: &str,
-    ) -> Result<u64, SnapshotError> {
+    ) -> Result<(), SnapshotError> {
         let from = &table.mapping.relation.name;
         let to = &table.mapping.replica;
         let source = self.source.copy_out(copy_out).await;
-        let mut source = pin!(source.map_err(SnapshotError::on(from, "copy out of"))?);
+        let mut source = pin!(source.map_err(SnapshotError::copy_out(from))?);
         let sink = self.replica.copy_in::<_, Bytes>(copy_in).await;
         let mut sink = pin!(sink.map_err(SnapshotError::on(to, "copy into"))?);
         let mut chunk = BytesMut::with_capacity(CHUNK_BYTES + CHUNK_BYTES / 4);
+        let mut rows = 0;
         while let Some(row) = source.next().await {
-            let row = row.map_err(SnapshotError::on(from, "copy out of"))?;
+            rows += 1;
+            let row = row.map_err(SnapshotError::copy_out(from))?;
             chunk.extend_from_slice(&row);
             if chunk.len() >= CHUNK_BYTES {
                 let full = chunk.split().freeze();
                 sink.send(full)
                     .await
                     .map_err(SnapshotError::on(to, "copy into"))?;
+                table.telemetry.copied_rows(std::mem::take(&mut rows));
                 chunk.reserve(CHUNK_BYTES + CHUNK_BYTES / 4);
             }
         }
         sink.send(chunk.freeze())
             .await
             .map_err(SnapshotError::on(to, "copy into"))?;
-        sink.finish()
-            .await
-            .map_err(SnapshotError::on(to, "copy into"))
+        let finished = while_it_works(table, sink.finish()).await;
+        finished.map_err(SnapshotError::on(to, "copy into"))?;
+        table.telemetry.copied_rows(rows);
+        Ok(())
     }
 }

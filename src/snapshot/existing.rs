@@ -35,7 +35,8 @@ pub(crate) async fn check(
         let row = client.query_opt(&sql, &[]).await;
         let has_rows = row.map_err(SnapshotError::on(name, "look into"))?.is_some();
         destinations.push(match table.existing_rows {
-            ExistingRows::Merge if has_rows => {
+            // What an interrupted copy of ours left is not the operator's, and may be out of date.
+            ExistingRows::Merge if has_rows && table.state != TableState::Copying => {
                 if !matches!(table.mapping.identity, RowIdentity::Key(_)) {
                     return Err(SnapshotError::MergeNeedsKey {
                         table: name.clone(),
@@ -43,7 +44,6 @@ pub(crate) async fn check(
                 }
                 Destination::Staging(staging_name(pipeline, table.mapping.relation.id))
             }
-            // What an interrupted copy of ours left is not the operator's.
             ExistingRows::Refuse if has_rows && table.state != TableState::Copying => {
                 refused.push(name.to_string());
                 Destination::Table

@@ -18,6 +18,7 @@ mod plan;
 mod settings;
 mod statement;
 
+pub(crate) use copy::enter_snapshot;
 pub use settings::Settings;
 pub use statement::{CopyFormat, CopyStatements, CtidRange, copy_statements};
 
@@ -27,21 +28,31 @@ use crate::mapping::{ExistingRows, ExtraRows, TableMapping};
 use crate::pg::{Disposition, Lsn, QualifiedName, ServerError, TypeNames};
 use crate::progress::{ProgressError, Store, TableRecord, TableState};
 use crate::telemetry::{TableStateLabel, TableTelemetry};
-use copy::Pipe;
+use copy::{Pipe, while_it_works};
 use existing::Destination;
 use plan::{Piece, Size};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio_postgres::Client;
 
 /// Copying failed.
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
-    /// A statement on one table failed.
+    /// A source table cannot be read.
+    #[error("cannot copy out of {table}")]
+    CopyOut {
+        /// The source table.
+        table: QualifiedName,
+        /// The server's refusal, or the lost connection.
+        #[source]
+        source: ServerError,
+    },
+    /// A statement on a replica table failed.
     #[error("cannot {what} {table}")]
     Table {
-        /// The table, of the side that failed.
+        /// The replica table.
         table: QualifiedName,
         /// What was being done.
         what: &'static str,
@@ -92,11 +103,30 @@ impl SnapshotError {
         }
     }
 
+    pub(crate) fn copy_out(table: &QualifiedName) -> impl FnOnce(tokio_postgres::Error) -> Self {
+        let table = table.clone();
+        move |error| Self::CopyOut {
+            table,
+            source: error.into(),
+        }
+    }
+
+    /// What an operator can do about it.
+    #[must_use]
+    pub fn advice(&self) -> Option<&'static str> {
+        match self {
+            Self::Table { source, .. } if source.sqlstate() == Some("23503") => Some(
+                "a row refers to one that comes later: GRANT SET ON PARAMETER session_replication_role to the daemon's role (15 and newer), or make the foreign key DEFERRABLE INITIALLY DEFERRED",
+            ),
+            _ => None,
+        }
+    }
+
     /// Whether to try again.
     #[must_use]
     pub fn disposition(&self) -> Disposition {
         match self {
-            Self::Table { source, .. } => source.disposition(),
+            Self::Table { source, .. } | Self::CopyOut { source, .. } => source.disposition(),
             // The exporting session is gone: the next attempt exports anew.
             Self::Snapshot(_) | Self::Worker(_) => Disposition::Transient,
             Self::Conn(error) => error.disposition(),
@@ -117,6 +147,8 @@ pub struct CopyTable {
     pub source_kind: TableKind,
     /// The publication's row filter.
     pub row_filter: Option<String>,
+    /// What publishes it on the source.
+    pub published_by: Option<u32>,
     /// What to do with rows that are there.
     pub existing_rows: ExistingRows,
     /// What to do with rows that only the replica has.
@@ -187,7 +219,7 @@ impl SnapshotCopy<'_> {
         } else {
             1
         };
-        let (done, mut finished) = tokio::sync::mpsc::channel(workers.max(1));
+        let (done, mut finished) = mpsc::channel(workers.max(1));
         let mut tasks = JoinSet::new();
         for _ in 0..workers.max(1) {
             let pipe = Pipe::open(
@@ -203,6 +235,7 @@ impl SnapshotCopy<'_> {
                 tables: tables.to_vec(),
                 destinations: destinations.clone(),
                 store: self.store.clone(),
+                is_one_by_one: !self.ignores_foreign_keys,
                 done: done.clone(),
             };
             tasks.spawn(worker.run());
@@ -211,12 +244,14 @@ impl SnapshotCopy<'_> {
         loop {
             tokio::select! {
                 biased;
-                Some((table, rows)) = finished.recv() => {
+                Some(Finished { table, go_on }) = finished.recv() => {
                     left[table] -= 1;
-                    self.note_piece(&tables[table], rows, left[table], totals[table]);
+                    note_piece(&tables[table], left[table], totals[table]);
                     if left[table] == 0 {
                         self.finish(&tables[table], &destinations[table]).await?;
                     }
+                    // A worker that has ended does not wait.
+                    let _ = go_on.send(());
                 }
                 Some(worker) = tasks.join_next() => worker.map_err(SnapshotError::Worker)??,
                 else => break,
@@ -226,13 +261,6 @@ impl SnapshotCopy<'_> {
             self.delete_extra(tables, &destinations).await?;
         }
         Ok(())
-    }
-
-    fn note_piece(&self, table: &CopyTable, rows: u64, left: usize, total: usize) {
-        table.telemetry.copied_rows(rows);
-        #[expect(clippy::cast_precision_loss, reason = "a ratio for people")]
-        let ratio = 1.0 - left as f64 / total.max(1) as f64;
-        table.telemetry.set_copy_progress(ratio);
     }
 
     /// Empties and marks, in one transaction: from here on partial rows are known as ours.
@@ -301,7 +329,7 @@ impl SnapshotCopy<'_> {
             (Destination::Staging(staging), false) => return self.upsert(table, staging).await,
         };
         self.begin_finish(mapping).await?;
-        let merged = self.control.batch_execute(&merge).await;
+        let merged = while_it_works(table, self.control.batch_execute(&merge)).await;
         merged.map_err(SnapshotError::on(&mapping.replica, "merge into"))?;
         self.mark_copied(&[table]).await
     }
@@ -313,9 +341,12 @@ impl SnapshotCopy<'_> {
     ) -> Result<(), SnapshotError> {
         let name = &table.mapping.replica;
         self.begin_finish(&table.mapping).await?;
-        let sql = existing::upsert_sql(&table.mapping, staging) + "COMMIT";
-        let merged = self.control.batch_execute(&sql).await;
-        merged.map_err(SnapshotError::on(name, "merge into"))
+        let sql = existing::upsert_sql(&table.mapping, staging);
+        let merged = while_it_works(table, self.control.batch_execute(&sql)).await;
+        merged.map_err(SnapshotError::on(name, "merge into"))?;
+        self.store.prove_ownership(self.control).await?;
+        let committed = while_it_works(table, self.control.batch_execute("COMMIT")).await;
+        committed.map_err(SnapshotError::on(name, "merge into"))
     }
 
     /// Where foreign keys fire: ends all merges, children first.
@@ -339,7 +370,7 @@ impl SnapshotCopy<'_> {
         for (table, staging) in &staged {
             let sql = existing::delete_extra_sql(&table.mapping, staging, table.extra_rows)
                 + &existing::drop_staging_sql(staging);
-            let deleted = self.control.batch_execute(&sql).await;
+            let deleted = while_it_works(table, self.control.batch_execute(&sql)).await;
             deleted.map_err(SnapshotError::on(&table.mapping.replica, "merge into"))?;
         }
         let merged: Vec<&CopyTable> = staged.iter().map(|(table, _)| *table).collect();
@@ -378,6 +409,18 @@ impl SnapshotCopy<'_> {
     }
 }
 
+/// A piece is in.
+struct Finished {
+    table: usize,
+    go_on: oneshot::Sender<()>,
+}
+
+fn note_piece(table: &CopyTable, left: usize, total: usize) {
+    #[expect(clippy::cast_precision_loss, reason = "a ratio for people")]
+    let ratio = 1.0 - left as f64 / total.max(1) as f64;
+    table.telemetry.set_copy_progress(ratio);
+}
+
 fn size_of_table(table: &CopyTable) -> Size {
     Size {
         priority: table.priority,
@@ -392,6 +435,7 @@ fn record(table: &CopyTable, state: TableState) -> TableRecord {
         source: table.mapping.relation.name.clone(),
         source_oid: table.mapping.relation.id,
         replica: table.mapping.replica.clone(),
+        published_by: table.published_by,
         state,
     }
 }
@@ -402,7 +446,8 @@ struct Worker {
     tables: Vec<CopyTable>,
     destinations: Vec<Destination>,
     store: Store,
-    done: tokio::sync::mpsc::Sender<(usize, u64)>,
+    is_one_by_one: bool,
+    done: mpsc::Sender<Finished>,
 }
 
 impl Worker {
@@ -419,12 +464,17 @@ impl Worker {
                 Destination::Table => table.mapping.replica.clone(),
                 Destination::Staging(staging) => staging.clone(),
             };
-            let rows = self
-                .pipe
+            self.pipe
                 .copy(table, piece.range, &into, &self.store)
                 .await?;
-            if self.done.send((piece.table, rows)).await.is_err() {
-                // The copy was given up.
+            let (go_on, may_go_on) = oneshot::channel();
+            let finished = Finished {
+                table: piece.table,
+                go_on,
+            };
+            let is_given_up = self.done.send(finished).await.is_err();
+            // The next table may refer to rows that are merged only now.
+            if is_given_up || (self.is_one_by_one && may_go_on.await.is_err()) {
                 return Ok(());
             }
         }

@@ -118,6 +118,8 @@ pub(super) struct Slow {
     pub(super) state: Phase<PipelineState>,
     pub(super) source: Phase<ConnectionState>,
     pub(super) replica: Phase<ConnectionState>,
+    /// Sides that there was a session with, ever.
+    were_connected: Vec<Side>,
     /// The health, and since when its `wal_status` is what it is.
     pub(super) slot: Option<Phase<SlotHealth>>,
     pub(super) pool: Option<PoolHealth>,
@@ -147,19 +149,35 @@ impl Slow {
         })
     }
 
-    pub(super) fn connection(&mut self, side: Side) -> &mut Phase<ConnectionState> {
-        match side {
+    /// True when this is a session made again after the side was out of reach.
+    pub(super) fn connection(
+        &mut self,
+        side: Side,
+        state: ConnectionState,
+        reason: Option<String>,
+    ) -> bool {
+        let phase = match side {
             Side::Source => &mut self.source,
             Side::Replica => &mut self.replica,
+        };
+        let was_lost = phase.state == ConnectionState::Unreachable;
+        phase.enter(state, reason);
+        if state != ConnectionState::Connected {
+            return false;
         }
+        let was_there = self.were_connected.contains(&side);
+        if !was_there {
+            self.were_connected.push(side);
+        }
+        was_there && was_lost
     }
 
-    pub(super) fn set_slot(&mut self, health: &SlotHealth) {
-        match &mut self.slot {
-            Some(phase) if phase.state.wal_status == health.wal_status => {
-                phase.state = health.clone();
+    pub(super) fn set_slot(&mut self, health: Option<SlotHealth>) {
+        match (&mut self.slot, health) {
+            (Some(phase), Some(health)) if phase.state.wal_status == health.wal_status => {
+                phase.state = health;
             }
-            slot => *slot = Some(Phase::new(health.clone())),
+            (slot, health) => *slot = health.map(Phase::new),
         }
     }
 }
@@ -192,6 +210,7 @@ impl Facts {
             state: Phase::new(PipelineState::Starting),
             source: Phase::new(ConnectionState::Connecting),
             replica: Phase::new(ConnectionState::Connecting),
+            were_connected: Vec::new(),
             slot: None,
             pool: None,
             lag_bytes: None,
@@ -236,12 +255,12 @@ const RECEIVED_LSN: Family = Family::gauge(
 const APPLIED_LSN: Family = Family::gauge(
     "pglockstep_applied_lsn",
     &[],
-    "Position up to which the replica is durable, as a number.",
+    "Position up to which the replica shows everything, as a number.",
 );
 const FLUSHED_LSN: Family = Family::gauge(
     "pglockstep_flushed_lsn",
     &[],
-    "Position that was confirmed to the source, as a number.",
+    "Position up to which the replica is durable, and which the source was told, as a number.",
 );
 const SLOT_RETAINED: Family = Family::gauge(
     "pglockstep_slot_retained_bytes",

@@ -82,9 +82,13 @@ impl Telemetry {
         self.0.facts.slow().endpoints = Some((source, replica));
     }
 
-    /// Whether there is a session with a side, and why not.
+    /// Whether there is a session with a side, and why not. One that is made again after the
+    /// side was out of reach counts as a reconnect.
     pub fn set_connection(&self, side: Side, state: ConnectionState, reason: Option<String>) {
-        self.0.facts.slow().connection(side).enter(state, reason);
+        let is_back = self.0.facts.slow().connection(side, state, reason);
+        if is_back {
+            self.0.metrics.reconnect_counter(side).inc();
+        }
     }
 
     /// The stream arrived up to here.
@@ -92,12 +96,12 @@ impl Telemetry {
         self.0.facts.received.set(lsn);
     }
 
-    /// The replica is durable up to here.
+    /// The replica shows all up to here.
     pub fn set_applied(&self, lsn: Lsn) {
         self.0.facts.applied.set(lsn);
     }
 
-    /// This was confirmed to the source.
+    /// The replica is durable up to here, and the source told so.
     pub fn set_flushed(&self, lsn: Lsn) {
         self.0.facts.flushed.set(lsn);
     }
@@ -109,8 +113,8 @@ impl Telemetry {
         slow.set_lag_seconds(seconds);
     }
 
-    /// The slot, as last looked at.
-    pub fn set_slot(&self, health: &SlotHealth) {
+    /// The slot, as last looked at; `None` when there is none.
+    pub fn set_slot(&self, health: Option<SlotHealth>) {
         self.0.facts.slow().set_slot(health);
     }
 
@@ -155,11 +159,6 @@ impl Telemetry {
             advice,
         };
         self.0.facts.slow().last_error = Some(error);
-    }
-
-    /// A session was made again after a break.
-    pub fn reconnected(&self, side: Side) {
-        self.0.metrics.reconnect_counter(side).inc();
     }
 
     /// A statement tried to write to the source and was refused.

@@ -64,19 +64,29 @@ fn what_was_told_is_scraped() {
     telemetry.set_lag(Some(0), Some(0.5));
     telemetry.transaction_applied(3);
     telemetry.error(ErrorCategory::Network, Severity::Medium);
-    telemetry.reconnected(Side::Source);
+    for state in [
+        ConnectionState::Unreachable,
+        ConnectionState::Connected,
+        ConnectionState::Connecting,
+        ConnectionState::Connected,
+        ConnectionState::Unreachable,
+        ConnectionState::Unreachable,
+        ConnectionState::Connected,
+    ] {
+        telemetry.set_connection(Side::Source, state, None);
+    }
     telemetry.set_pool(PoolHealth {
         in_use: 1,
         idle: 2,
         waiting: 0,
     });
     telemetry.observe_end_to_end(-0.2);
-    telemetry.set_slot(&SlotHealth {
+    telemetry.set_slot(Some(SlotHealth {
         retained_bytes: 4096,
         safe_bytes: Some(-1),
         wal_status: Some("extended".into()),
         exhaustion_seconds: None,
-    });
+    }));
     let text = telemetry.render();
     for (name, value) in [
         ("state{state=\"streaming\"}", 1.0),

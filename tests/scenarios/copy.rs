@@ -274,12 +274,7 @@ async fn a_new_table_that_the_replica_lacks_stops_until_it_is_there() {
     )
     .await;
     s.on_source("INSERT INTO t VALUES (1)").await;
-    s.until_state(&mut daemon, "failed").await;
-    assert!(
-        daemon.stderr().contains("public.fresh"),
-        "{}",
-        daemon.stderr()
-    );
+    s.until_failed(&mut daemon, &["public.fresh"]).await;
     s.on_source("INSERT INTO fresh VALUES (11); INSERT INTO t VALUES (2)")
         .await;
     s.on_replica("CREATE TABLE fresh (id int PRIMARY KEY)")

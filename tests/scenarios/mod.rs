@@ -4,6 +4,7 @@
 mod copy;
 mod existing_rows;
 mod follow;
+mod gaps;
 mod identity;
 mod mapping;
 mod names;

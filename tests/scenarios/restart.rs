@@ -398,10 +398,16 @@ async fn endpoints_tell_what_is() {
     ] {
         assert!(!healthz[field].is_null(), "{field} is missing in {healthz}");
     }
-    let parts: Vec<_> = healthz["parts"].as_array().unwrap().iter().collect();
     for part in ["process", "source", "replica", "stream", "slot"] {
-        let found = parts.iter().find(|p| p["part"] == part).unwrap();
-        assert_eq!(found["state"], "ok", "{found}");
+        let evidence = || format!("{part}: {}", daemon.stderr());
+        eventually("a part to be well", evidence, async || {
+            let body = daemon.http_get("/healthz").await?.body;
+            let healthz: serde_json::Value = serde_json::from_str(&body).unwrap();
+            let parts = healthz["parts"].as_array().unwrap();
+            let found = parts.iter().find(|p| p["part"] == part).unwrap();
+            (found["state"] == "ok").then_some(())
+        })
+        .await;
     }
     let states = crate::support::samples(&daemon, "pglockstep_state").await;
     assert_eq!(states.values().sum::<f64>(), 1.0, "{states:?}");

@@ -182,6 +182,17 @@ impl<'a> Scenario<'a> {
         .await;
     }
 
+    /// Waits until the pipeline has failed and said all of these; returns what it said.
+    pub async fn until_failed(&self, daemon: &mut Daemon, words: &[&str]) -> String {
+        self.until_state(daemon, "failed").await;
+        let evidence = || format!("{words:?} in: {}", daemon.stderr());
+        eventually("its words", evidence, async || {
+            let said = daemon.stderr();
+            words.iter().all(|word| said.contains(word)).then_some(said)
+        })
+        .await
+    }
+
     /// Waits until all that is committed on the source is on the replica, and checks that
     /// the ledger of each table balances.
     pub async fn caught_up(&self, daemon: &Daemon) {

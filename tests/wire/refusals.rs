@@ -49,7 +49,7 @@ async fn refusals_have_a_remedy() {
     let waits = create_slot(&mut connection, &"late".parse().unwrap(), options)
         .await
         .unwrap_err();
-    refused(waits, "55P03", Transient, "time-out");
+    refused(waits, "55P03", Transient, "end them");
     holder.batch_execute("ROLLBACK").await.unwrap();
     let options = SlotOptions {
         temporary: true,

@@ -160,7 +160,8 @@ async fn pools_recycle_and_pass_our_errors_on() {
     assert_eq!(first, again);
     assert_eq!(pool.status().size, 1);
 
-    let wrong = Endpoint::new(Side::Replica, url.with_database("ghost"), "wire_test");
+    let ghost = ConnectionUrl::parse(&cluster.url("ghost").into()).unwrap();
+    let wrong = Endpoint::new(Side::Replica, ghost, "wire_test");
     let error = wrong
         .pool(Session::ReplicaWrite, 2)
         .unwrap()
