@@ -20,6 +20,20 @@ pub(super) struct Args {
     /// Do not ask.
     #[arg(long)]
     yes: bool,
+    /// A JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+/// What came of it, as `--json` prints it.
+#[derive(Debug, serde::Serialize)]
+struct Report {
+    /// A sentence for everything that goes, and for what stays.
+    plan: Vec<String>,
+    /// The plan was carried out.
+    done: bool,
+    /// A slot of the configured name that the replica's books do not know.
+    left_alone: Option<String>,
 }
 
 /// What there is of the pipeline.
@@ -42,27 +56,46 @@ pub(super) async fn run(config: Config, args: Args) -> anyhow::Result<Outcome> {
     let replica = connect(&config.replica, Session::ReplicaWrite).await?;
     let remains = look(&config, &source, &replica).await?;
     refuse_if_running(&config, &replica, &remains).await?;
-    let plan = describe(&config, &remains);
-    if plan.is_empty() {
-        output::line(&format!("nothing is left of the pipeline {}", config.name))?;
-    } else {
-        output::line(&plan.join("\n"))?;
-        if !args.yes && !confirmed()? {
-            output::line("nothing was changed")?;
-            return Ok(Outcome::Found);
+    let say = |text: &str| {
+        if args.json {
+            Ok(())
+        } else {
+            output::line(text)
         }
-        carry_out(&config, &replica, &remains).await?;
-        output::line("done")?;
+    };
+    let foreign_slot = remains.slot.as_ref().filter(|_| !remains.is_slot_ours);
+    let mut report = Report {
+        plan: describe(&config, &remains),
+        done: false,
+        left_alone: foreign_slot.map(|slot| slot.name.clone()),
+    };
+    if report.plan.is_empty() {
+        say(&format!("nothing is left of the pipeline {}", config.name))?;
+        report.done = true;
+    } else {
+        say(&report.plan.join("\n"))?;
+        if args.yes || confirmed()? {
+            carry_out(&config, &replica, &remains).await?;
+            report.done = true;
+            say("done")?;
+        } else {
+            say("nothing was changed")?;
+        }
     }
-    if let (Some(slot), false) = (&remains.slot, remains.is_slot_ours) {
-        output::line(&format!(
+    if let (Some(name), true) = (&report.left_alone, report.done) {
+        say(&format!(
             "left alone: the source has a slot {name} that this replica's books do not know; if it is a left-over: SELECT pg_drop_replication_slot({literal})",
-            name = slot.name,
-            literal = quote_literal(&slot.name)
+            literal = quote_literal(name)
         ))?;
-        return Ok(Outcome::Found);
     }
-    Ok(Outcome::Fine)
+    if args.json {
+        output::line(&serde_json::to_string_pretty(&report)?)?;
+    }
+    Ok(if report.done && report.left_alone.is_none() {
+        Outcome::Fine
+    } else {
+        Outcome::Found
+    })
 }
 
 async fn connect(endpoint: &crate::conn::Endpoint, session: Session) -> anyhow::Result<Client> {

@@ -5,7 +5,7 @@
 
 use super::tls::TlsError;
 use super::url::TargetSessionAttrs;
-use crate::pg::{Disposition, Side, sqlstate_disposition};
+use crate::pg::{Disposition, Side, may_quote_values, sqlstate_disposition};
 use postgres_protocol::message::backend::ErrorFields;
 use std::fmt;
 use std::io;
@@ -56,9 +56,9 @@ impl ErrorResponse {
         error
     }
 
-    /// The same without what may quote a row: messages of data, constraint and raised errors.
+    /// The same without what may quote a row.
     pub(crate) fn without_values(mut self) -> Self {
-        if ["22", "23", "P0"].contains(&self.code.get(..2).unwrap_or_default()) {
+        if may_quote_values(&self.code) {
             self.message = "a value or row was refused".to_owned();
             self.detail = None;
             self.hint = None;

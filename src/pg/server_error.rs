@@ -69,7 +69,7 @@ impl From<&DbError> for Refusal {
         let of = |what: &str, name: Option<&str>| {
             name.map_or(String::new(), |name| format!(", {what} {name}"))
         };
-        let message = if may_quote_values(code) {
+        let message = if may_quote_values(code.code()) {
             format!(
                 "{}{}{}{}",
                 condition(code),
@@ -90,11 +90,11 @@ impl From<&DbError> for Refusal {
 
 /// Whether the message may hold a row's value: any class but those in which the server itself
 /// speaks of names, privileges and its own state. A trigger may raise what it likes.
-fn may_quote_values(code: &SqlState) -> bool {
+pub(crate) fn may_quote_values(code: &str) -> bool {
     const SPEAKS_OF_ITSELF: [&str; 14] = [
         "08", "0A", "25", "26", "28", "3D", "3F", "40", "42", "53", "54", "55", "57", "58",
     ];
-    let class = code.code().get(..2).unwrap_or_default();
+    let class = code.get(..2).unwrap_or_default();
     !SPEAKS_OF_ITSELF.contains(&class)
 }
 

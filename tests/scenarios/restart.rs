@@ -446,3 +446,35 @@ async fn endpoints_tell_what_is() {
     }
     assert_eq!(s.replica_rows("SELECT count(*) FROM t").await, [row(["9"])]);
 }
+
+/// Metrics that are there only in a state of affairs that this test does not bring about.
+const ABSENT: [&str; 2] = [
+    "pglockstep_slot_safe_bytes",
+    // No forecast is made yet.
+    "pglockstep_slot_exhaustion_seconds",
+];
+
+#[tokio::test]
+async fn alerts_speak_of_metrics_that_are_there() {
+    let s = scenario("alerts").await;
+    let daemon = s.start("").await;
+    let rules = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/prometheus/alerts.yml");
+    let rules = std::fs::read_to_string(rules).unwrap();
+    let is_name = |c: char| c.is_ascii_lowercase() || c == '_';
+    let words = rules.split(|c: char| !is_name(c));
+    let names: Vec<&str> = words
+        .filter(|word| word.starts_with("pglockstep_") && !ABSENT.contains(word))
+        .collect();
+    assert!(names.len() > 10, "{names:?}");
+    eventually(
+        "all metrics",
+        || daemon.stderr(),
+        async || {
+            let metrics = daemon.http_get("/metrics").await?.body;
+            let is_there = |name: &&str| metrics.contains(&format!("# TYPE {name} "));
+            let missing: Vec<_> = names.iter().filter(|name| !is_there(name)).collect();
+            missing.is_empty().then_some(())
+        },
+    )
+    .await;
+}
