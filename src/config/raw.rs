@@ -48,6 +48,7 @@ pub(super) struct RawReplica {
 /// `[copy]`
 pub(super) struct RawCopy {
     pub(super) workers: Option<i64>,
+    pub(super) split_from: Option<u64>,
     pub(super) existing_rows: Option<ExistingRows>,
     pub(super) extra_rows: Option<ExtraRows>,
 }
@@ -195,6 +196,7 @@ impl RawCopy {
     fn read(mut section: Section, report: &mut Report) -> Self {
         let raw = Self {
             workers: section.take("workers", report),
+            split_from: take_bytes(&mut section, "split_from", report),
             existing_rows: section.take_choice("existing_rows", &EXISTING_ROWS, report),
             extra_rows: section.take_choice("extra_rows", &EXTRA_ROWS, report),
         };

@@ -208,9 +208,10 @@ fn check_environments(source: &RawSource, replica: &RawReplica, report: &mut Rep
 }
 
 fn validate_copy(raw: &RawCopy, report: &mut Report) -> snapshot::Settings {
-    let default = snapshot::Settings::default().workers;
+    let default = snapshot::Settings::default();
     snapshot::Settings {
-        workers: bounded(raw.workers, default, 1, 64, "copy.workers", report),
+        workers: bounded(raw.workers, default.workers, 1, 64, "copy.workers", report),
+        split_from: raw.split_from.unwrap_or(default.split_from),
     }
 }
 

@@ -206,7 +206,7 @@ impl SnapshotCopy<'_> {
         let destinations = existing::check(self.control, tables, self.store.pipeline()).await?;
         self.begin(tables, &destinations).await?;
         let sizes: Vec<Size> = tables.iter().map(size_of_table).collect();
-        let pieces = plan::plan(&sizes, self.ignores_foreign_keys);
+        let pieces = plan::plan(&sizes, self.settings.split_from, self.ignores_foreign_keys);
         let mut left = vec![0usize; tables.len()];
         for piece in &pieces {
             left[piece.table] += 1;

@@ -27,7 +27,7 @@ pub(crate) struct Piece {
 }
 
 /// Pieces in the order of priority and then of size; parents first where foreign keys fire.
-pub(crate) fn plan(sizes: &[Size], ignores_foreign_keys: bool) -> VecDeque<Piece> {
+pub(crate) fn plan(sizes: &[Size], split_from: u64, ignores_foreign_keys: bool) -> VecDeque<Piece> {
     let mut order: Vec<usize> = (0..sizes.len()).collect();
     order.sort_by_key(|table| {
         let size = sizes[*table];
@@ -43,7 +43,8 @@ pub(crate) fn plan(sizes: &[Size], ignores_foreign_keys: bool) -> VecDeque<Piece
         let size = sizes[table];
         let blocks = size.bytes.div_ceil(BLOCK_BYTES);
         // Rows that refer to rows of their own table must arrive in one statement.
-        if !size.may_split || !ignores_foreign_keys || blocks < 2 * RANGE_BLOCKS {
+        let is_large = size.bytes >= split_from && blocks >= 2 * RANGE_BLOCKS;
+        if !size.may_split || !ignores_foreign_keys || !is_large {
             pieces.push_back(Piece { table, range: None });
             continue;
         }
@@ -79,11 +80,13 @@ mod tests {
     #[test]
     fn priority_then_size_and_ranges_without_gaps() {
         let sizes = [size(0, 2, 1), size(0, 1, 100), size(5, 3, 0)];
-        let pieces = plan(&sizes, true);
+        let pieces = plan(&sizes, 0, true);
         let tables: Vec<usize> = pieces.iter().map(|p| p.table).collect();
         assert_eq!(tables, [2, 1, 1, 1, 0]);
         let ranges: Vec<CtidRange> = pieces.iter().filter_map(|p| p.range).collect();
         assert_eq!(ranges[0].from, 0);
+        let unsplit = plan(&sizes, 101 << 20, true);
+        assert!(unsplit.iter().all(|piece| piece.range.is_none()));
         for pair in ranges.windows(2) {
             assert_eq!(pair[0].to, Some(pair[1].from));
         }
@@ -92,7 +95,7 @@ mod tests {
 
     #[test]
     fn whole_tables_parents_first_where_foreign_keys_fire() {
-        let pieces = plan(&[size(0, 2, 1), size(0, 1, 100), size(5, 3, 0)], false);
+        let pieces = plan(&[size(0, 2, 1), size(0, 1, 100), size(5, 3, 0)], 0, false);
         let tables: Vec<usize> = pieces.iter().map(|p| p.table).collect();
         assert_eq!(tables, [1, 0, 2]);
         assert!(pieces.iter().all(|p| p.range.is_none()));

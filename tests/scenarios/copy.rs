@@ -46,7 +46,7 @@ async fn large_small_and_empty_tables_while_the_source_writes() {
         Arc::clone(&written),
         Arc::clone(&is_done),
     ));
-    let daemon = s.start("[copy]\nworkers = 3").await;
+    let daemon = s.start("[copy]\nworkers = 3\nsplit_from = \"64MiB\"").await;
     let while_copying = written.load(Ordering::Relaxed);
     is_done.store(true, Ordering::Relaxed);
     writer.await.unwrap();

@@ -198,7 +198,7 @@ async fn an_interrupted_copy_keeps_whole_tables_and_begins_partial_ones_again() 
     )
     .await;
     s.publish_all().await;
-    let rules = "[copy]\nworkers = 1\n".to_owned()
+    let rules = "[copy]\nworkers = 1\nsplit_from = \"64MiB\"\n".to_owned()
         + &rule("small", "priority = 9")
         + &rule("big", "set = { v = \"public.gate(id, v)\" }");
 
