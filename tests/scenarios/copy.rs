@@ -70,7 +70,7 @@ async fn large_small_and_empty_tables_while_the_source_writes() {
     // In at least two ranges, each row once.
     let copied = samples(&daemon, "pglockstep_copy_rows_total").await;
     assert_eq!(copied["table=\"public.empty\""], 0.0);
-    assert_eq!(copied["table=\"public.keyless\""], 1.0);
+    assert_eq!(copied["table=\"public.no_columns\""], 1.0);
     let copied = copied["table=\"public.big\""];
     assert!(
         (f64::from(BIG_ROWS) * 0.9..=f64::from(BIG_ROWS) * 1.1).contains(&copied),
