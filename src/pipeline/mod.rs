@@ -13,6 +13,7 @@
 
 mod durability;
 mod error;
+mod exhaustion;
 mod follow;
 mod in_hand;
 mod lacks;

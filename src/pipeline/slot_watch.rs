@@ -1,6 +1,7 @@
 //! Looks at the slot for as long as there is a pipeline, whatever state it is in: the log that
 //! a slot keeps grows most when nobody streams, and it is the master's disk.
 
+use super::exhaustion::Exhaustion;
 use super::{PipelineConfig, PipelineError};
 use crate::conn::Session;
 use crate::replication::{ReplicationSlot, SlotWalStatus, fetch_slot};
@@ -23,10 +24,14 @@ pub(super) async fn watch_slot(
     let mut looks = interval_at(Instant::now() + FIRST_LOOK_AFTER, LOOK_EVERY);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut session = None;
+    let mut exhaustion = Exhaustion::default();
     loop {
         looks.tick().await;
         match look(configure, &mut session).await {
-            Ok(slot) => telemetry.set_slot(slot.as_ref().map(health)),
+            Ok(slot) => telemetry.set_slot(slot.map(|slot| {
+                let safe_bytes = slot.safe_wal_bytes;
+                health(&slot, exhaustion.look(Instant::now(), safe_bytes))
+            })),
             Err(_) => session = None,
         }
     }
@@ -44,7 +49,7 @@ async fn look(
     Ok(fetch_slot(client, &config.slot.parse()?).await?)
 }
 
-fn health(slot: &ReplicationSlot) -> SlotHealth {
+fn health(slot: &ReplicationSlot, exhaustion_seconds: Option<f64>) -> SlotHealth {
     SlotHealth {
         retained_bytes: slot.retained_bytes.unwrap_or_default(),
         safe_bytes: slot.safe_wal_bytes,
@@ -57,6 +62,6 @@ fn health(slot: &ReplicationSlot) -> SlotHealth {
             }
             .to_owned()
         }),
-        exhaustion_seconds: None,
+        exhaustion_seconds,
     }
 }

@@ -306,6 +306,14 @@ async fn the_slot_is_looked_at_while_the_replica_is_away() {
     s.publish_all().await;
     let daemon = s.start("").await;
     let source = pair.source.connect("watched").await.unwrap();
+    source
+        .batch_execute("ALTER SYSTEM SET max_slot_wal_keep_size = '512MB'")
+        .await
+        .unwrap();
+    source
+        .batch_execute("SELECT pg_reload_conf()")
+        .await
+        .unwrap();
     drop(s);
     pair.replica.kill9();
     let retained = "pglockstep_slot_retained_bytes";
@@ -328,4 +336,12 @@ async fn the_slot_is_looked_at_while_the_replica_is_away() {
     .await;
     let alive = samples(&daemon, "pglockstep_connection_state").await;
     let _ = alive;
+    let forecast = "pglockstep_slot_exhaustion_seconds";
+    let seconds = eventually(
+        "a forecast",
+        || daemon.stderr(),
+        async || daemon.metric(forecast).await,
+    )
+    .await;
+    assert!(seconds > 0.0, "{seconds}");
 }

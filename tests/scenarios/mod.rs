@@ -12,3 +12,4 @@ mod plain_role;
 mod conflicts;
 mod types;
 mod restart;
+mod service;

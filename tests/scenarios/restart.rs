@@ -450,7 +450,6 @@ async fn endpoints_tell_what_is() {
 /// Metrics that are there only in a state of affairs that this test does not bring about.
 const ABSENT: [&str; 2] = [
     "pglockstep_slot_safe_bytes",
-    // No forecast is made yet.
     "pglockstep_slot_exhaustion_seconds",
 ];
 

@@ -43,9 +43,15 @@ pub struct Daemon {
 impl Daemon {
     /// Starts the daemon with this configuration file; does not wait for anything.
     pub fn start(config: &str) -> Self {
+        Self::start_with(config, &[])
+    }
+
+    /// As `start`, with more in its environment.
+    pub fn start_with(config: &str, environment: &[(&str, &str)]) -> Self {
         let path = write_config(config);
         let mut child = pglockstep(&path)
             .arg("run")
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
