@@ -32,7 +32,7 @@ mod tables;
 
 pub use error::PipelineError;
 pub use lacks::{Lack, replica_lacks, source_lacks};
-pub use resume::resume_position;
+pub use resume::{SourceHistory, resume_position};
 pub use settings::RetrySettings;
 pub use supervise::supervise;
 pub use tables::{PlanProblem, PlannedTable, TablePlan, fetch_plan, survey_tables};

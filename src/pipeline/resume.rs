@@ -8,7 +8,19 @@ use crate::pg::Lsn;
 use crate::progress::{PipelineIdentity, PipelineRecord};
 use crate::replication::{ReplicationSlot, SlotWalStatus};
 
-/// Where to go on. `source_end` is where the source's log ends, where that was asked.
+/// What the source says of its own past.
+#[derive(Clone, Copy, Debug)]
+pub struct SourceHistory {
+    /// Where its log ends.
+    pub end: Lsn,
+    /// Moves on with every promotion.
+    pub timeline: u32,
+    /// Where the timeline that the replica was fed from was left; `None` where it is the same
+    /// one, or none of this source's.
+    pub left_at: Option<Lsn>,
+}
+
+/// Where to go on. `history` is the source's, where it was asked.
 ///
 /// # Errors
 /// When changes may be missing, with what happened.
@@ -16,7 +28,7 @@ pub fn resume_position(
     record: &PipelineRecord,
     identity: &PipelineIdentity,
     slot: Option<&ReplicationSlot>,
-    source_end: Option<Lsn>,
+    history: Option<SourceHistory>,
 ) -> Result<Lsn, PipelineError> {
     let stop = |message: String| {
         Err(PipelineError::Definite {
@@ -38,12 +50,8 @@ pub fn resume_position(
     let Some(applied) = record.applied else {
         return stop("the replica's progress row holds no position".to_owned());
     };
-    if let Some(source_end) = source_end
-        && source_end < applied
-    {
-        return stop(format!(
-            "the source's log ends at {source_end}, before what this replica has applied ({applied}): the source was restored from a backup, or a standby that was behind took over"
-        ));
+    if let Some(problem) = history.and_then(|history| gap(record.timeline, history, applied)) {
+        return stop(problem);
     }
     let Some(slot) = slot else {
         return stop(format!("the source's slot {} is gone", identity.slot));
@@ -60,6 +68,30 @@ pub fn resume_position(
             slot.name
         )),
         _ => Ok(applied),
+    }
+}
+
+/// What the replica has and this source never had, or may not have had.
+fn gap(fed_from: Option<u32>, history: SourceHistory, applied: Lsn) -> Option<String> {
+    let SourceHistory {
+        end,
+        timeline,
+        left_at,
+    } = history;
+    if end < applied {
+        return Some(format!(
+            "the source's log ends at {end}, before what this replica has applied ({applied}): the source was restored from a backup, or a standby that was behind took over"
+        ));
+    }
+    let fed_from = fed_from.filter(|fed_from| *fed_from != timeline)?;
+    match left_at {
+        Some(left_at) if applied <= left_at => None,
+        Some(left_at) => Some(format!(
+            "the source has left timeline {fed_from} at {left_at}, before what this replica has applied ({applied}): a standby that was behind took over"
+        )),
+        None => Some(format!(
+            "the source is on timeline {timeline}, which does not come from timeline {fed_from} that this replica was fed from: it is an old primary, or was restored from a backup"
+        )),
     }
 }
 
@@ -96,11 +128,43 @@ mod tests {
         }
     }
 
+    fn history(end: u64, timeline: u32, left_at: Option<u64>) -> SourceHistory {
+        SourceHistory {
+            end: lsn(end),
+            timeline,
+            left_at: left_at.map(lsn),
+        }
+    }
+
+    #[test]
+    fn a_timeline_goes_on_where_it_holds_the_position() {
+        let said = |history| gap(Some(3), history, lsn(100));
+        assert_eq!(said(history(500, 3, None)), None);
+        assert_eq!(said(history(500, 5, Some(100))), None);
+        assert!(
+            said(history(500, 5, Some(99)))
+                .unwrap()
+                .contains("took over")
+        );
+        assert!(
+            said(history(500, 5, None))
+                .unwrap()
+                .contains("does not come from")
+        );
+        assert!(said(history(500, 2, None)).unwrap().contains("old primary"));
+        assert_eq!(
+            gap(None, history(500, 2, None), lsn(100)),
+            None,
+            "not known"
+        );
+    }
+
     #[test]
     fn only_the_same_history_goes_on() {
         use SlotWalStatus::{Lost, Reserved};
         let record = PipelineRecord {
             identity: identity("1"),
+            timeline: Some(3),
             slot_born_at: Some(lsn(10)),
             applied: Some(lsn(100)),
         };
@@ -108,7 +172,7 @@ mod tests {
             &record,
             &identity("1"),
             Some(&slot(100, Reserved)),
-            Some(lsn(99)),
+            Some(history(99, 3, None)),
         );
         assert!(
             behind
@@ -124,8 +188,12 @@ mod tests {
             ("1", None, Some("gone")),
             ("2", Some(slot(10, Reserved)), Some("system 2")),
         ] {
-            let found =
-                resume_position(&record, &identity(system), slot.as_ref(), Some(lsn(1_000)));
+            let found = resume_position(
+                &record,
+                &identity(system),
+                slot.as_ref(),
+                Some(history(1_000, 3, None)),
+            );
             match (refusal, found) {
                 (None, Ok(at)) => assert_eq!(at, lsn(100)),
                 (Some(part), Err(error)) => assert!(error.to_string().contains(part), "{error}"),

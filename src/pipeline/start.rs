@@ -21,7 +21,7 @@ use super::look::{
 use super::publication_watch::PublicationWatch;
 use super::receive::Inbox;
 use super::relations::Relations;
-use super::resume::resume_position;
+use super::resume::{SourceHistory, resume_position};
 use super::tables::{PlannedTable, TablePlan, fetch_plan};
 use crate::apply::Applier;
 use crate::catalog::{Server, fetch_server};
@@ -143,6 +143,27 @@ async fn queue(
     Ok(())
 }
 
+/// `fed_from`: the timeline that the replica knows.
+async fn ask_history(
+    connection: &mut ReplicationConnection,
+    fed_from: Option<u32>,
+) -> Result<SourceHistory, PipelineError> {
+    let system = connection.identify_system().await?;
+    let left_at = match fed_from.filter(|fed_from| *fed_from < system.timeline) {
+        Some(fed_from) => {
+            connection
+                .timeline_left_at(fed_from, system.timeline)
+                .await?
+        }
+        None => None,
+    };
+    Ok(SourceHistory {
+        end: system.wal_position,
+        timeline: system.timeline,
+        left_at,
+    })
+}
+
 impl<'a> Start<'a> {
     async fn open(
         self,
@@ -156,9 +177,12 @@ impl<'a> Start<'a> {
         let (connection, applied) = match (known, slot) {
             (Some(record), slot) => {
                 let mut connection = self.replication().await?;
-                let source_end = connection.identify_system().await?.wal_position;
+                let history = ask_history(&mut connection, record.timeline).await?;
                 let applied =
-                    resume_position(&record, &self.identity(), slot.as_ref(), Some(source_end))?;
+                    resume_position(&record, &self.identity(), slot.as_ref(), Some(history))?;
+                self.store
+                    .record_timeline(&self.control, history.timeline)
+                    .await?;
                 self.copy_missing().await?;
                 (connection, applied)
             }
@@ -199,6 +223,7 @@ impl<'a> Start<'a> {
         self.store
             .intend_slot(&self.control, &self.identity())
             .await?;
+        let timeline = connection.identify_system().await?.timeline;
         let options = SlotOptions {
             temporary: false,
             failover: self.config.failover,
@@ -207,7 +232,7 @@ impl<'a> Start<'a> {
         let exported = create_slot(&mut connection, slot_name, options).await?;
         tracing::info!(slot = %slot_name, at = %exported.consistent_point, "slot created");
         self.store
-            .record_slot(&self.control, exported.consistent_point)
+            .record_slot(&self.control, exported.consistent_point, timeline)
             .await?;
         self.copy(&tables, &exported.name, exported.consistent_point)
             .await?;

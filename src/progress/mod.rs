@@ -16,11 +16,11 @@
 //! `copied` once the applied position is beyond.
 
 mod position;
+mod schema;
 mod store;
 mod table_state;
 
 pub use position::{Durability, Feedback, Positions};
-pub use store::{
-    BOOKKEEPING_SCHEMA, PipelineIdentity, PipelineRecord, ProgressError, Store, bookkeeping_sql,
-};
+pub use schema::{BOOKKEEPING_SCHEMA, bookkeeping_sql};
+pub use store::{PipelineIdentity, PipelineRecord, ProgressError, Store};
 pub use table_state::{TableRecord, TableState};

@@ -1,57 +1,14 @@
-//! The bookkeeping schema on the replica, and the only statements that touch it.
+//! The only statements that touch the bookkeeping schema on the replica.
 //!
 //! Ownership: `claim` raises the epoch; every later write names the epoch it was made
 //! under and must touch exactly one row. A daemon that was frozen and wakes after
 //! another took over touches none, and stops. The advisory lock is only the queue at
 //! the door: it may be lost without notice, the epoch may not.
 
+use super::schema::{BOOKKEEPING, bookkeeping_sql};
 use super::{TableRecord, TableState};
-use crate::pg::{Disposition, Lsn, QualifiedName, ServerError, quote_ident};
+use crate::pg::{Disposition, Lsn, QualifiedName, ServerError};
 use tokio_postgres::{Client, GenericClient};
-
-/// The schema that holds everything the daemon keeps on the replica.
-pub const BOOKKEEPING_SCHEMA: &str = "pglockstep";
-
-/// DDL of the bookkeeping schema; idempotent. Fill factors leave room for updates in place.
-const BOOKKEEPING: &str = r#"
-CREATE TABLE IF NOT EXISTS "pglockstep"."pipelines" (
-  name text PRIMARY KEY,
-  system_id text NOT NULL,
-  database_oid bigint NOT NULL,
-  slot text NOT NULL,
-  slot_born_at pg_lsn,
-  applied_lsn pg_lsn,
-  epoch bigint NOT NULL DEFAULT 0,
-  updated_at timestamptz NOT NULL DEFAULT pg_catalog.now()
-) WITH (fillfactor = 10);
-CREATE TABLE IF NOT EXISTS "pglockstep"."tables" (
-  pipeline text NOT NULL REFERENCES "pglockstep"."pipelines" ON DELETE CASCADE,
-  source_schema text NOT NULL,
-  source_table text NOT NULL,
-  source_oid bigint NOT NULL,
-  replica_schema text NOT NULL,
-  replica_table text NOT NULL,
-  state text NOT NULL,
-  copied_lsn pg_lsn,
-  updated_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
-  publication_oid bigint,
-  PRIMARY KEY (pipeline, source_oid)
-) WITH (fillfactor = 50);
-"#;
-
-/// The SQL that makes the bookkeeping schema; with `owner`, as an administrator for the daemon's role.
-#[must_use]
-pub fn bookkeeping_sql(owner: Option<&str>) -> String {
-    let schema = quote_ident(BOOKKEEPING_SCHEMA);
-    let Some(owner) = owner.map(quote_ident) else {
-        return format!("CREATE SCHEMA IF NOT EXISTS {schema};{BOOKKEEPING}");
-    };
-    format!(
-        "CREATE SCHEMA IF NOT EXISTS {schema} AUTHORIZATION {owner};{BOOKKEEPING}\
-         ALTER TABLE {schema}.\"pipelines\" OWNER TO {owner};\n\
-         ALTER TABLE {schema}.\"tables\" OWNER TO {owner};\n"
-    )
-}
 
 /// Reading or writing the bookkeeping failed.
 #[derive(Debug, thiserror::Error)]
@@ -128,6 +85,8 @@ pub struct PipelineIdentity {
 pub struct PipelineRecord {
     /// Whose position it is.
     pub identity: PipelineIdentity,
+    /// The source's timeline when its history was last looked at.
+    pub timeline: Option<u32>,
     /// The slot's consistent point; `None` while the slot is being created.
     pub slot_born_at: Option<Lsn>,
     /// Everything before it is on the replica.
@@ -220,8 +179,8 @@ impl Store {
         client: &Client,
         pipeline: &str,
     ) -> Result<Option<PipelineRecord>, ProgressError> {
-        let sql = "SELECT system_id, database_oid, slot, slot_born_at, applied_lsn \
-                   FROM pglockstep.pipelines WHERE name = $1 AND slot <> ''";
+        let sql = "SELECT system_id, database_oid, slot, slot_born_at, applied_lsn, \
+                   timeline FROM pglockstep.pipelines WHERE name = $1 AND slot <> ''";
         let row = client
             .query_opt(sql, &[&pipeline])
             .await
@@ -232,6 +191,7 @@ impl Store {
                 database_oid: u32::try_from(row.get::<_, i64>(1)).unwrap_or_default(),
                 slot: row.get(2),
             },
+            timeline: narrow(row.get(5)),
             slot_born_at: row.get(3),
             applied: row.get(4),
         }))
@@ -271,13 +231,37 @@ impl Store {
     ///
     /// # Errors
     /// When the statement fails or the pipeline has another owner.
-    pub async fn record_slot(&self, client: &Client, born_at: Lsn) -> Result<(), ProgressError> {
+    pub async fn record_slot(
+        &self,
+        client: &Client,
+        born_at: Lsn,
+        timeline: u32,
+    ) -> Result<(), ProgressError> {
         let sql = "UPDATE pglockstep.pipelines SET slot_born_at = $3, applied_lsn = $3, \
-                   updated_at = pg_catalog.now() WHERE name = $1 AND epoch = $2";
+                   timeline = $4, updated_at = pg_catalog.now() WHERE name = $1 AND epoch = $2";
+        let timeline = i64::from(timeline);
         let touched = client
-            .execute(sql, &[&self.pipeline, &self.epoch, &born_at])
+            .execute(sql, &[&self.pipeline, &self.epoch, &born_at, &timeline])
             .await
             .map_err(ProgressError::doing("note the slot"))?;
+        self.expect_one(touched)
+    }
+
+    /// Notes on which timeline the source is, once its history was found to hold the position.
+    ///
+    /// # Errors
+    /// When the statement fails or the pipeline has another owner.
+    pub async fn record_timeline(
+        &self,
+        client: &Client,
+        timeline: u32,
+    ) -> Result<(), ProgressError> {
+        let sql = "UPDATE pglockstep.pipelines SET timeline = $3, \
+                   updated_at = pg_catalog.now() WHERE name = $1 AND epoch = $2";
+        let touched = client
+            .execute(sql, &[&self.pipeline, &self.epoch, &i64::from(timeline)])
+            .await
+            .map_err(ProgressError::doing("note the timeline"))?;
         self.expect_one(touched)
     }
 
@@ -355,9 +339,7 @@ impl Store {
                     source: name(0),
                     source_oid: u32::try_from(row.get::<_, i64>(6)).unwrap_or_default(),
                     replica: name(2),
-                    published_by: row
-                        .get::<_, Option<i64>>(7)
-                        .and_then(|oid| u32::try_from(oid).ok()),
+                    published_by: narrow(row.get(7)),
                     state,
                 })
             })
@@ -471,4 +453,9 @@ impl Store {
             Err(ProgressError::Superseded { epoch: self.epoch })
         }
     }
+}
+
+/// SQL has no unsigned numbers: they are kept in the next larger type.
+fn narrow(kept: Option<i64>) -> Option<u32> {
+    kept.and_then(|number| u32::try_from(number).ok())
 }

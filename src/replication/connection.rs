@@ -103,6 +103,25 @@ impl ReplicationConnection {
         })
     }
 
+    /// Where `timeline` was left for another, by the history of the timeline `now`; `None` where
+    /// that history does not know it. (Protocol: `TIMELINE_HISTORY`; the file's form: timeline.c.)
+    ///
+    /// # Errors
+    /// [`ReplicationError`], also when the source has lost the history file.
+    pub async fn timeline_left_at(
+        &mut self,
+        timeline: u32,
+        now: u32,
+    ) -> Result<Option<Lsn>, ReplicationError> {
+        let command = format!("TIMELINE_HISTORY {now}");
+        let rows = self.run(Request::TimelineHistory, &command).await?;
+        let content = rows
+            .into_iter()
+            .next()
+            .and_then(|row| row.into_iter().nth(1));
+        Ok(left_at(&content.flatten().unwrap_or_default(), timeline))
+    }
+
     /// Runs SQL, or a command of the replication protocol; rows of all statements in order.
     ///
     /// # Errors
@@ -266,5 +285,30 @@ impl Login for ReplicationLogin<'_> {
             _ => None,
         };
         kind.ok_or_else(|| ConnFailure::Protocol("no row where one was asked for".to_owned()))
+    }
+}
+
+/// A line for each timeline that was left: its number, where, why.
+fn left_at(history: &str, timeline: u32) -> Option<Lsn> {
+    history.lines().find_map(|line| {
+        let mut words = line.split_whitespace();
+        let number: u32 = words.next()?.parse().ok()?;
+        let at = words.next()?.parse().ok()?;
+        (number == timeline).then_some(at)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::left_at;
+
+    #[test]
+    fn a_history_file() {
+        let history =
+            "# a comment\n1\t0/3000148\tno recovery target specified\n\n2\t1/5000\tbefore 2026\n";
+        assert_eq!(left_at(history, 1), "0/3000148".parse().ok());
+        assert_eq!(left_at(history, 2), "1/5000".parse().ok());
+        assert_eq!(left_at(history, 3), None);
+        assert_eq!(left_at("", 1), None);
     }
 }

@@ -12,6 +12,8 @@ use std::time::Duration;
 pub enum Request {
     /// `IDENTIFY_SYSTEM`.
     IdentifySystem,
+    /// `TIMELINE_HISTORY`.
+    TimelineHistory,
     /// `CREATE_REPLICATION_SLOT`.
     CreateSlot,
     /// `DROP_REPLICATION_SLOT`.
@@ -30,6 +32,7 @@ impl fmt::Display for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::IdentifySystem => "identifying the system",
+            Self::TimelineHistory => "reading the history of timelines",
             Self::CreateSlot => "creating the replication slot",
             Self::DropSlot => "dropping the replication slot",
             Self::StartReplication => "starting replication",

@@ -10,6 +10,7 @@ mod mapping;
 mod names;
 mod plain_role;
 mod conflicts;
+mod timelines;
 mod types;
 mod restart;
 mod service;
