@@ -67,6 +67,8 @@ impl MappedTable {
         };
         let is_found = match (&self.mapping.identity, old) {
             (RowIdentity::FullRow, OldTuple::Key(_)) => false,
+            // A row that the filter keeps out needs no key.
+            (RowIdentity::Key(_), OldTuple::Full(_)) if self.mapping.filter.is_some() => true,
             (RowIdentity::Key(_), old) => {
                 let value = |position: &usize| old.tuple().value(*position);
                 let key = self.mapping.key_positions();

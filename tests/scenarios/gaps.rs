@@ -221,6 +221,36 @@ async fn rows_that_cannot_be_found_stop_it() {
 }
 
 #[tokio::test]
+async fn rows_that_the_filter_keeps_out_need_no_key() {
+    let s = Scenario::new(&FAMILY, "keyless").await;
+    s.on_source("CREATE TABLE t (code text, v text)").await;
+    s.on_source(
+        "ALTER TABLE t REPLICA IDENTITY FULL; INSERT INTO t VALUES (NULL, 'out'), ('a', 'in')",
+    )
+    .await;
+    s.on_replica("CREATE TABLE t (code text PRIMARY KEY, v text)")
+        .await;
+    s.publish_all().await;
+    let daemon = s
+        .start("[[tables]]\nsource = \"public.t\"\nwhere = \"code IS NOT NULL\"")
+        .await;
+    for sql in [
+        "UPDATE t SET v = 'still out' WHERE code IS NULL",
+        "INSERT INTO t VALUES (NULL, 'comes in')",
+        "UPDATE t SET code = 'b' WHERE v = 'comes in'",
+        "DELETE FROM t WHERE code IS NULL",
+        "UPDATE t SET code = NULL WHERE code = 'a'",
+    ] {
+        s.on_source(sql).await;
+    }
+    s.in_step_mapped(
+        &daemon,
+        &[("SELECT * FROM t WHERE code IS NOT NULL", ALL[0])],
+    )
+    .await;
+}
+
+#[tokio::test]
 async fn a_whole_row_is_found_byte_by_byte() {
     let s = Scenario::new(&FAMILY, "bytes").await;
     s.on_source("CREATE TABLE t (v text)").await;
