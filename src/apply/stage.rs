@@ -424,9 +424,9 @@ impl StageContext<'_> {
         let (Some(old), Some(new)) = (change.old_tuple(), change.new_tuple()) else {
             return Way::Key;
         };
-        let is_same = mapping.key_positions().iter().all(|position| {
-            let new = new.value(*position);
-            new == Some(TupleValue::UnchangedToast) || new == old.tuple().value(*position)
+        let is_same = mapping.iter_key_positions().all(|position| {
+            let new = new.value(position);
+            new == Some(TupleValue::UnchangedToast) || new == old.tuple().value(position)
         });
         if is_same { Way::Key } else { Way::Rekey }
     }

@@ -82,16 +82,21 @@ impl TableMapping {
     /// Source positions of the key's columns; empty without a key.
     #[must_use]
     pub fn key_positions(&self) -> Vec<usize> {
-        match &self.identity {
-            RowIdentity::Key(columns) => columns
-                .iter()
-                .filter_map(|column| match self.columns.get(*column)?.value {
-                    ColumnValue::Input(input) => Some(self.inputs.get(input)?.position),
-                    ColumnValue::Computed(_) => None,
-                })
-                .collect(),
-            RowIdentity::FullRow | RowIdentity::InsertsOnly => Vec::new(),
-        }
+        self.iter_key_positions().collect()
+    }
+
+    /// The same, for each row, without a list.
+    pub(crate) fn iter_key_positions(&self) -> impl Iterator<Item = usize> {
+        let columns: &[usize] = match &self.identity {
+            RowIdentity::Key(columns) => columns,
+            RowIdentity::FullRow | RowIdentity::InsertsOnly => &[],
+        };
+        columns
+            .iter()
+            .filter_map(|column| match self.columns.get(*column)?.value {
+                ColumnValue::Input(input) => Some(self.inputs.get(input)?.position),
+                ColumnValue::Computed(_) => None,
+            })
     }
 
     /// The replica table as its rows are spoken of: those of tables that inherit from it are

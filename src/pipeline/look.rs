@@ -2,13 +2,13 @@
 //! middle, or let the replica drift unseen, is said now, with its remedy.
 
 use super::lacks::{replica_lacks, source_lacks};
-use super::tables::{PlannedTable, TablePlan, relation_of};
+use super::tables::{PlanProblem, PlannedTable, TablePlan, relation_of};
 use super::{PipelineConfig, PipelineError};
 use crate::apply::try_statements;
 use crate::catalog::{Server, fetch_tables};
 use crate::conn::Session;
 use crate::pg::{QualifiedName, quote_ident};
-use crate::replication::{fetch_publication, fetch_published_tables};
+use crate::replication::{Publication, fetch_publication, fetch_published_tables};
 use crate::snapshot::{CopyTable, enter_snapshot};
 use tokio_postgres::Client;
 
@@ -69,20 +69,34 @@ pub(super) async fn check_publication(
     let Some(publication) = fetch_publication(source, name).await? else {
         return Err(no_publication(name));
     };
-    let left_out = publication.left_out();
-    if left_out.is_empty() {
-        return Ok(());
+    match partial_publication(&publication) {
+        None => Ok(()),
+        Some(PlanProblem {
+            message, remedy, ..
+        }) => Err(PipelineError::Definite {
+            message,
+            advice: remedy,
+        }),
     }
-    Err(PipelineError::Definite {
-        message: format!(
+}
+
+/// A publication that does not let every kind of change through.
+#[must_use]
+pub fn partial_publication(publication: &Publication) -> Option<PlanProblem> {
+    let (name, left_out) = (&publication.name, publication.left_out());
+    let message = || {
+        format!(
             "the publication {name} leaves out {}: the replica would drift, and nothing would say so",
             left_out.join(", ")
-        ),
-        advice: format!(
+        )
+    };
+    let remedy = || {
+        format!(
             "ALTER PUBLICATION {} SET (publish = 'insert, update, delete, truncate')",
             quote_ident(name)
-        ),
-    })
+        )
+    };
+    (!left_out.is_empty()).then(|| PlanProblem::new(name, message(), remedy()))
 }
 
 fn no_publication(name: &str) -> PipelineError {

@@ -18,8 +18,8 @@ mod follow;
 mod in_hand;
 mod lacks;
 mod lag;
-mod look;
 mod listener;
+mod look;
 mod publication_watch;
 mod receive;
 mod relations;
@@ -32,6 +32,7 @@ mod tables;
 
 pub use error::PipelineError;
 pub use lacks::{Lack, replica_lacks, source_lacks};
+pub use look::partial_publication;
 pub use resume::{SourceHistory, resume_position};
 pub use settings::RetrySettings;
 pub use supervise::supervise;

@@ -70,9 +70,8 @@ impl MappedTable {
             // A row that the filter keeps out needs no key.
             (RowIdentity::Key(_), OldTuple::Full(_)) if self.mapping.filter.is_some() => true,
             (RowIdentity::Key(_), old) => {
-                let value = |position: &usize| old.tuple().value(*position);
-                let key = self.mapping.key_positions();
-                !key.iter().any(|p| value(p) == Some(TupleValue::Null))
+                let mut key = self.mapping.iter_key_positions();
+                !key.any(|p| old.tuple().value(p) == Some(TupleValue::Null))
             }
             _ => true,
         };

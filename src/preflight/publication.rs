@@ -3,8 +3,7 @@
 use super::finding::Findings;
 use super::setup::{create_publication_sql, fetch_source_tables};
 use super::{CheckError, Reached};
-use crate::pg::quote_ident;
-use crate::pipeline::PipelineConfig;
+use crate::pipeline::{PipelineConfig, partial_publication};
 use crate::replication::{Publication, fetch_publication};
 
 /// The publication; `None` when its absence is a finding already.
@@ -27,19 +26,12 @@ pub(super) async fn check(
         );
         return Ok(None);
     };
-    let missing = publication.left_out();
-    if !missing.is_empty() {
+    if let Some(problem) = partial_publication(&publication) {
         findings.error(
             "source.publication",
-            name,
-            format!(
-                "the publication {name} leaves out {}: the replica would drift, and nothing would say so",
-                missing.join(", ")
-            ),
-            format!(
-                "ALTER PUBLICATION {} SET (publish = 'insert, update, delete, truncate')",
-                quote_ident(name)
-            ),
+            problem.object,
+            problem.message,
+            problem.remedy,
         );
     }
     Ok(Some(publication))

@@ -135,17 +135,15 @@ async fn what_the_publication_leaves_out_stays_out() {
     let daemon = s.start("").await;
     let same = ("SELECT id, v FROM t WHERE id % 2 = 0", "SELECT * FROM t");
     s.in_step_mapped(&daemon, &[same]).await;
-    for sql in [
+    let statements = [
         "INSERT INTO t VALUES (30, 'a', 'b'), (31, 'a', 'b')",
         "UPDATE t SET v = 'n', secret = 'n'",
         "UPDATE t SET id = id + 1 WHERE id > 10 AND id % 3 = 0 AND id < 20 AND id + 1 NOT IN (SELECT id FROM t)",
         "DELETE FROM t WHERE id IN (2, 3)",
         "UPDATE t SET id = 101 WHERE id = 4",
         "UPDATE t SET id = 102 WHERE id = 5",
-    ] {
-        s.on_source(sql).await;
-        s.in_step_mapped(&daemon, &[same]).await;
-    }
+    ];
+    s.each_mapped(&daemon, &statements, same).await;
 }
 
 const PARTITIONED: &str = "CREATE TABLE p (id int, day int NOT NULL, v text, PRIMARY KEY (id, day)) PARTITION BY RANGE (day);

@@ -375,3 +375,32 @@ async fn the_slot_is_looked_at_while_the_replica_is_away() {
     .await;
     assert!(seconds > 0.0, "{seconds}");
 }
+
+#[tokio::test]
+async fn what_has_failed_stays_so_until_it_is_applied() {
+    let s = scenario("stays").await;
+    s.publish_all().await;
+    let mut daemon = s.start("").await;
+    s.on_replica("ALTER TABLE t ADD CONSTRAINT narrow CHECK (id < 100)")
+        .await;
+    s.on_source("INSERT INTO t VALUES (100, 'x')").await;
+    s.until_failed(&mut daemon, &["narrow"]).await;
+    let errors = "pglockstep_errors_total{category=\"database\",severity=\"critical\"}";
+    let first = daemon.metric(errors).await.unwrap();
+    eventually(
+        "three more attempts",
+        || daemon.stderr(),
+        async || {
+            let health = daemon.http_get("/health").await?;
+            assert_eq!(health.status, 503, "green while it is wrong: {health:?}");
+            (daemon.metric(errors).await? >= first + 3.0).then_some(())
+        },
+    )
+    .await;
+    let errored = "pglockstep_table_state{table=\"public.t\",state=\"errored\"}";
+    assert_eq!(daemon.metric(errored).await, Some(1.0));
+    s.on_replica("ALTER TABLE t DROP CONSTRAINT narrow").await;
+    s.until_state(&mut daemon, "streaming").await;
+    s.in_step(&daemon, &ALL).await;
+    assert_eq!(daemon.metric(errored).await, Some(0.0));
+}

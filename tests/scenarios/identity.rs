@@ -26,6 +26,16 @@ async fn each(s: &Scenario<'_>, daemon: &Daemon, statements: &[&str]) {
     }
 }
 
+/// All of them while the daemon stands still: it gets them in one batch.
+async fn at_once(s: &Scenario<'_>, daemon: &mut Daemon, statements: &[impl AsRef<str>]) {
+    daemon.signal(Signal::STOP);
+    for sql in statements {
+        s.on_source(sql.as_ref()).await;
+    }
+    daemon.signal(Signal::CONT);
+    s.in_step(daemon, &[ALL]).await;
+}
+
 const CHANGES: [&str; 9] = [
     "INSERT INTO t SELECT g, g % 4, 'v' || g, repeat('toast', 2000) FROM generate_series(1, 40) g",
     "UPDATE t SET v = 'new' WHERE a < 10",
@@ -156,12 +166,7 @@ async fn of_equal_rows_exactly_one_changes() {
         s.on_source(sql).await;
         s.in_step(&daemon, &[ALL]).await;
     }
-    daemon.signal(Signal::STOP);
-    for sql in &statements {
-        s.on_source(sql).await;
-    }
-    daemon.signal(Signal::CONT);
-    s.in_step(&daemon, &[ALL]).await;
+    at_once(&s, &mut daemon, &statements).await;
 }
 
 #[tokio::test]
@@ -231,12 +236,7 @@ async fn unique_values_move_between_rows() {
     ];
     each(&s, &daemon, &statements).await;
     s.on_source("TRUNCATE t").await;
-    daemon.signal(Signal::STOP);
-    for sql in statements {
-        s.on_source(sql).await;
-    }
-    daemon.signal(Signal::CONT);
-    s.in_step(&daemon, &[ALL]).await;
+    at_once(&s, &mut daemon, &statements).await;
     let conflicts = crate::support::samples(&daemon, "pglockstep_conflicts_total").await;
     assert_eq!(conflicts.values().sum::<f64>(), 0.0, "{conflicts:?}");
 }
@@ -269,12 +269,7 @@ async fn values_that_were_not_sent_are_kept() {
         ];
         each(&s, &daemon, &statements).await;
         s.on_source("TRUNCATE t").await;
-        daemon.signal(Signal::STOP);
-        for sql in statements {
-            s.on_source(sql).await;
-        }
-        daemon.signal(Signal::CONT);
-        s.in_step(&daemon, &[ALL]).await;
+        at_once(&s, &mut daemon, &statements).await;
     }
 }
 

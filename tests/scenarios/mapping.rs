@@ -111,7 +111,7 @@ async fn expressions_read_what_is_excluded_and_what_was_not_sent() {
         "SELECT id, title, body, teaser, label, fingerprint FROM doc",
     );
     s.in_step_mapped(&daemon, &[same]).await;
-    for sql in [
+    let statements = [
         "UPDATE doc SET title = 'changed' WHERE id <= 2",
         "UPDATE doc SET body = 'short' WHERE id = 3",
         "UPDATE doc SET secret = 'new' || repeat('n', 9000) WHERE id = 4",
@@ -119,10 +119,8 @@ async fn expressions_read_what_is_excluded_and_what_was_not_sent() {
         "UPDATE doc SET id = id + 100 WHERE id = 6",
         "BEGIN; UPDATE doc SET body = repeat('c', 9000) WHERE id = 7; \
          UPDATE doc SET title = 'after' WHERE id = 7; COMMIT",
-    ] {
-        s.on_source(sql).await;
-        s.in_step_mapped(&daemon, &[same]).await;
-    }
+    ];
+    s.each_mapped(&daemon, &statements, same).await;
 }
 
 #[tokio::test]
@@ -295,15 +293,13 @@ async fn values_are_cast_to_the_replica_s_types() {
         "SELECT * FROM c",
     );
     s.in_step_mapped(&daemon, &[same]).await;
-    for sql in [
+    let statements = [
         "INSERT INTO c SELECT 3, 3, '-3', 'sad', 'infinity', '[]', 2.5, ARRAY['happy', 'sad']::mood[], -1, now()",
         "UPDATE c SET a = 8, b = '009', m = 'happy', d = '0044-03-15 BC', j = 'null', ms = '{}' WHERE id = 1",
         "UPDATE c SET id = 20, n = 1e3, ts = '-infinity' WHERE id = 2",
         "DELETE FROM c WHERE id = 3",
-    ] {
-        s.on_source(sql).await;
-        s.in_step_mapped(&daemon, &[same]).await;
-    }
+    ];
+    s.each_mapped(&daemon, &statements, same).await;
 }
 
 #[tokio::test]
@@ -332,15 +328,13 @@ async fn types_of_the_same_name_live_in_other_schemas() {
         .await;
     let same = ("SELECT * FROM app.e", "SELECT * FROM crm.e");
     s.in_step_mapped(&daemon, &[same]).await;
-    for sql in [
+    let statements = [
         r#"INSERT INTO app.e VALUES ('sad', NULL, NULL, NULL, '{"(\"a, b\",2)",NULL}')"#,
         "UPDATE app.e SET ms = '{{happy,happy},{sad,sad}}', p = 7, r = '(,)' WHERE m = 'a, b'",
         "UPDATE app.e SET m = 'happy' WHERE m = 'sad'",
         "DELETE FROM app.e WHERE m = 'a, b'",
-    ] {
-        s.on_source(sql).await;
-        s.in_step_mapped(&daemon, &[same]).await;
-    }
+    ];
+    s.each_mapped(&daemon, &statements, same).await;
 }
 
 #[tokio::test]
@@ -369,15 +363,13 @@ async fn local_generated_and_identity_columns() {
     s.on_replica("UPDATE l SET note = 'mine', seen = 'infinity' WHERE id = 2")
         .await;
     s.in_step_mapped(&daemon, &[same]).await;
-    for sql in [
+    let statements = [
         "UPDATE l SET a = a * 10",
         "INSERT INTO l (a) VALUES (60), (NULL)",
         "DELETE FROM l WHERE id = 4",
         "UPDATE l SET a = 1, b = 9 WHERE id = 2",
-    ] {
-        s.on_source(sql).await;
-        s.in_step_mapped(&daemon, &[same]).await;
-    }
+    ];
+    s.each_mapped(&daemon, &statements, same).await;
     assert_eq!(
         s.replica_one("SELECT seen FROM l WHERE id = 2").await,
         "infinity"

@@ -109,13 +109,11 @@ async fn hostile_names_in_rules() {
         "SELECT \"Ident\", \"E-Mail\", \"größe\" FROM \"re'plica\".\"le ads\"",
     );
     s.in_step_mapped(&daemon, &[same]).await;
-    for sql in [
+    let statements = [
         "INSERT INTO \"So.urce\".\"Le\"\"ads\" VALUES (3, 'C', 'gone', 3), (4, 'D', 'p', 4)",
         "UPDATE \"So.urce\".\"Le\"\"ads\" SET \"%\" = 'gone' WHERE \"Id\" = 1",
         "UPDATE \"So.urce\".\"Le\"\"ads\" SET \"%\" = 'back', \"👩\" = 9 WHERE \"Id\" = 3",
         "UPDATE \"So.urce\".\"Le\"\"ads\" SET \"Id\" = 50 WHERE \"Id\" = 4",
-    ] {
-        s.on_source(sql).await;
-        s.in_step_mapped(&daemon, &[same]).await;
-    }
+    ];
+    s.each_mapped(&daemon, &statements, same).await;
 }

@@ -232,6 +232,14 @@ impl<'a> Scenario<'a> {
         }
     }
 
+    /// Each statement alone on the source, then the comparison.
+    pub async fn each_mapped(&self, daemon: &Daemon, statements: &[&str], same: (&str, &str)) {
+        for sql in statements {
+            self.on_source(sql).await;
+            self.in_step_mapped(daemon, &[same]).await;
+        }
+    }
+
     /// Rows of a query on the replica, ordered as text.
     pub async fn replica_rows(&self, sql: &str) -> Vec<Row> {
         let mut rows = fetch_rows(&self.replica, sql).await;
