@@ -4,7 +4,9 @@
 //! to be held. Changes keep the bytes they came in; tables are referred to by number.
 
 use crate::mapping::TableMapping;
-use crate::pg::{OldTuple, Tuple, TupleValue};
+use crate::pg::{Change, OldTuple, RelationId, Tuple, TupleValue};
+use crate::progress::KeptChange;
+use sha2::{Digest, Sha256};
 use std::sync::Arc;
 
 /// What happens to one row.
@@ -55,7 +57,20 @@ pub struct Batch {
     pub tables: Vec<Arc<TableMapping>>,
     /// The changes.
     pub items: Vec<BatchItem>,
+    /// Changes that are not applied but kept in the books.
+    pub kept: Vec<KeptChange>,
     /// Bytes held.
+    pub bytes: usize,
+}
+
+/// Where a batch is cut.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cut {
+    /// Items before it.
+    pub items: usize,
+    /// Kept changes before it.
+    pub kept: usize,
+    /// Bytes before it.
     pub bytes: usize,
 }
 
@@ -86,35 +101,65 @@ impl Batch {
         });
     }
 
-    /// Cuts after the first `items`, which hold `bytes`; returns the rest.
+    /// Appends a change that is kept.
+    pub fn keep(&mut self, change: KeptChange) {
+        self.bytes += change.bytes();
+        self.kept.push(change);
+    }
+
+    /// Where it ends now.
     #[must_use]
-    pub fn split_off(&mut self, items: usize, bytes: usize) -> Self {
-        let rest = self.items.split_off(items.min(self.items.len()));
-        // An empty rest starts without tables, so that those of old versions are let go.
-        let tables = if rest.is_empty() {
+    pub fn end(&self) -> Cut {
+        Cut {
+            items: self.items.len(),
+            kept: self.kept.len(),
+            bytes: self.bytes,
+        }
+    }
+
+    /// Cuts it in two; returns the rest.
+    #[must_use]
+    pub fn split_off(&mut self, at: Cut) -> Self {
+        let items = self.items.split_off(at.items.min(self.items.len()));
+        let kept = self.kept.split_off(at.kept.min(self.kept.len()));
+        // A rest without items starts without tables, so that those of old versions are let go.
+        let tables = if items.is_empty() {
             Vec::new()
         } else {
             self.tables.clone()
         };
-        let rest_bytes = self.bytes.saturating_sub(bytes);
-        self.bytes = bytes;
+        let bytes = self.bytes.saturating_sub(at.bytes);
+        self.bytes = at.bytes;
         Self {
             tables,
-            items: rest,
-            bytes: rest_bytes,
+            items,
+            kept,
+            bytes,
         }
     }
 
     /// No changes.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.items.is_empty()
+        self.items.is_empty() && self.kept.is_empty()
+    }
+
+    /// How many changes, applied or kept.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.items.len() + self.kept.len()
     }
 
     /// A table by its number.
     #[must_use]
     pub fn mapping(&self, table: u32) -> Option<&Arc<TableMapping>> {
         self.tables.get(table as usize)
+    }
+
+    /// The table of a row's change by its place.
+    #[must_use]
+    pub fn row_mapping(&self, item: u32) -> Option<&Arc<TableMapping>> {
+        self.mapping(self.row(item)?.0)
     }
 
     /// A row's change by its place.
@@ -138,6 +183,16 @@ impl RowChange {
         }
     }
 
+    /// As the source sent it.
+    #[must_use]
+    pub fn into_change(self, relation: RelationId) -> Change {
+        match self {
+            Self::Insert { new } => Change::Insert { relation, new },
+            Self::Update { old, new } => Change::Update { relation, old, new },
+            Self::Delete { old } => Change::Delete { relation, old },
+        }
+    }
+
     /// The row as it is now.
     #[must_use]
     pub fn new_tuple(&self) -> Option<&Tuple> {
@@ -155,6 +210,29 @@ impl RowChange {
             Self::Update { old, .. } => old.as_ref(),
             Self::Delete { old } => Some(old),
         }
+    }
+
+    /// What tells rows of a table apart without telling their keys: 16 letters; `None` where
+    /// the row has no key.
+    #[must_use]
+    pub fn key_hash(&self, mapping: &TableMapping) -> Option<String> {
+        let key = match self.old_tuple() {
+            Some(old) => old.tuple(),
+            None => self.new_tuple()?,
+        };
+        let mut hash = Sha256::new();
+        let mut parts = 0;
+        for position in mapping.iter_key_positions() {
+            let (TupleValue::Text(bytes) | TupleValue::Binary(bytes)) = key.value(position)? else {
+                return None;
+            };
+            hash.update((bytes.len() as u64).to_be_bytes());
+            hash.update(bytes);
+            parts += 1;
+        }
+        let hash = hash.finalize();
+        let hex = hash.iter().take(8).map(|byte| format!("{byte:02x}"));
+        (parts > 0).then(|| hex.collect())
     }
 
     /// A value of the row as it is now, taken from the old image where the source left

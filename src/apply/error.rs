@@ -137,8 +137,27 @@ impl ApplyError {
             | Self::IncompleteRow { table }
             | Self::RowCount { table, .. }
             | Self::Value { table, .. } => Some(table),
+            // A constraint that waits for COMMIT.
+            Self::Transaction { source, .. } => source.table(),
             _ => None,
         }
+    }
+
+    /// The replica's code, where it refused.
+    #[must_use]
+    pub fn sqlstate(&self) -> Option<&str> {
+        match self {
+            Self::Statement { source, .. }
+            | Self::Transaction { source, .. }
+            | Self::Truncate { source, .. } => source.sqlstate(),
+            _ => None,
+        }
+    }
+
+    /// Whether it is about one row, which going through them one by one finds.
+    pub(crate) fn is_about_a_row(&self) -> bool {
+        self.disposition() == Disposition::Definite
+            && matches!(self, Self::Statement { .. } | Self::Value { .. })
     }
 
     /// Whether to try again.
@@ -172,13 +191,7 @@ impl ApplyError {
     /// What an operator can do about it.
     #[must_use]
     pub fn advice(&self) -> Option<&'static str> {
-        let code = match self {
-            Self::Statement { source, .. }
-            | Self::Truncate { source, .. }
-            | Self::Transaction { source, .. } => source.sqlstate()?,
-            _ => return None,
-        };
-        Some(match code {
+        Some(match self.sqlstate()? {
             "42501" => {
                 "grant the daemon's role the missing privilege; `pglockstep setup` prints the SQL"
             }

@@ -30,10 +30,10 @@ mod settings;
 mod stage;
 mod statement;
 
-pub use batch::{Batch, BatchItem, RowChange};
+pub use batch::{Batch, BatchItem, Cut, RowChange};
 pub use error::ApplyError;
 pub use preview::{TableStatement, table_statements, try_statements};
-pub use settings::Settings;
+pub use settings::{OnError, Settings};
 pub use statement::ShapeError;
 
 use crate::mapping::TableMapping;
@@ -81,6 +81,8 @@ pub struct Applier {
     ignores_foreign_keys: bool,
     parents_first: HashMap<QualifiedName, u32>,
     transaction: Transaction,
+    /// Of the change at which the last batch failed, where it was found.
+    failed_key: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,7 +120,14 @@ impl Applier {
             ignores_foreign_keys,
             parents_first,
             transaction: Transaction::None,
+            failed_key: None,
         })
+    }
+
+    /// Tells the row at which the last batch failed from others of its table.
+    #[must_use]
+    pub fn failed_key(&self) -> Option<&str> {
+        self.failed_key.as_deref()
     }
 
     /// Whether triggers and foreign keys keep still for this session.
@@ -142,6 +151,24 @@ impl Applier {
                 Err(error)
             }
         }
+    }
+
+    /// A table that was set aside goes on like the others, in the open transaction; then as
+    /// [`commit`](Self::commit).
+    ///
+    /// # Errors
+    /// As of `commit`.
+    pub async fn release(&mut self, source_oid: u32, applied: Lsn) -> Result<(), ApplyError> {
+        if self.transaction == Transaction::None {
+            let begun = self.session.client.batch_execute("BEGIN").await;
+            begun.map_err(ApplyError::transaction("begin a transaction"))?;
+            self.transaction = Transaction::Open;
+        }
+        if let Err(error) = self.store.release(&self.session.client, source_oid).await {
+            self.rollback().await;
+            return Err(error.into());
+        }
+        self.commit(applied, Durability::Durable).await
     }
 
     /// Moves the position and commits.
@@ -183,9 +210,15 @@ impl Applier {
             (false, true) => "BEGIN",
             (false, false) => "BEGIN; SET CONSTRAINTS ALL DEFERRED",
         };
-        let mut done = self
-            .run_stages(batch, &net_effect::net_effect(batch), begin)
-            .await;
+        self.failed_key = None;
+        let mut done = if batch.items.is_empty() {
+            let begun = self.session.client.batch_execute(begin).await;
+            begun.map_err(ApplyError::transaction("begin a transaction"))?;
+            Ok(Outcome::default())
+        } else {
+            self.run_stages(batch, &net_effect::net_effect(batch), begin)
+                .await
+        };
         if done
             .as_ref()
             .is_err_and(ApplyError::may_pass_in_source_order)
@@ -195,14 +228,17 @@ impl Applier {
                 .run_stages(batch, &NetEffect::in_source_order(batch), DEFER)
                 .await;
         }
+        // One by one, conflicts are resolved, and the row that stands in the way is found.
         if done
             .as_ref()
-            .is_err_and(ApplyError::may_pass_in_source_order)
+            .is_err_and(|error| error.may_pass_in_source_order() || error.is_about_a_row())
+            // What failed before the savepoint cannot be undone, and stands as it is.
+            && self.undo(is_part).await.is_ok()
         {
-            self.undo(is_part).await?;
             done = self.run_resolving(batch).await;
         }
         let outcome = done?;
+        self.store.keep(&self.session.client, &batch.kept).await?;
         if is_part {
             let released = self
                 .session
@@ -280,7 +316,11 @@ impl Applier {
                 conflicts: &mut outcome.conflicts,
                 filtered: &mut outcome.filtered,
             };
-            resolver.resolve(place).await?;
+            if let Err(error) = resolver.resolve(place).await {
+                let row = batch.row(place).zip(batch.row_mapping(place));
+                self.failed_key = row.and_then(|((_, change), to)| change.key_hash(to));
+                return Err(error);
+            }
         }
         Ok(outcome)
     }

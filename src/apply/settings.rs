@@ -9,6 +9,18 @@ pub struct Settings {
     pub batch_bytes_max: usize,
     /// Bytes of changes in memory, over all queues.
     pub memory_max: usize,
+    /// What becomes of a change that cannot be applied.
+    pub on_error: OnError,
+}
+
+/// What becomes of a change that cannot be applied.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnError {
+    /// The pipeline stops before its transaction.
+    #[default]
+    Stop,
+    /// Its table is set aside: that change and all after it are kept, and the others go on.
+    Quarantine,
 }
 
 impl Default for Settings {
@@ -17,6 +29,7 @@ impl Default for Settings {
             batch_changes_max: 20_000,
             batch_bytes_max: 16 << 20,
             memory_max: 64 << 20,
+            on_error: OnError::Stop,
         }
     }
 }

@@ -1,13 +1,13 @@
 //! `mapping explain`: what a row of a source table becomes, and why.
 
-use super::{Misuse, Outcome, output, settings};
+use super::{Outcome, output, settings};
 use crate::apply::{TableStatement, table_statements};
 use crate::cli::human;
 use crate::config::Config;
 use crate::conn::{Endpoint, Session};
 use crate::mapping::{
     ColumnMapping, ColumnValue, ConflictPolicy, ExistingRows, ExtraRows, InputColumn, RowIdentity,
-    Settings, TableMapping, TablePattern,
+    Settings, TableMapping,
 };
 use crate::pg::{QualifiedName, ReplicaIdentity};
 use crate::pipeline::{PlanProblem, PlannedTable, TablePlan, survey_tables};
@@ -37,12 +37,7 @@ enum What {
 
 pub(super) async fn run(config: Config, args: Args) -> anyhow::Result<Outcome> {
     let What::Explain { table, json } = args.what;
-    let pattern: TablePattern = table.parse().map_err(|_| {
-        Misuse(format!(
-            "{table:?} is not a table's name: expected schema.table"
-        ))
-    })?;
-    let name = QualifiedName::new(pattern.schema, pattern.table);
+    let name = settings::table_name(&table)?;
     let config = settings::pipeline_config(&config)?;
     // Looking only: guarded on both sides.
     let source = connect(&config.source).await?;

@@ -6,9 +6,11 @@
 mod check;
 mod copy_progress;
 mod demo;
+mod errors;
 mod human;
 mod mapping;
 mod output;
+mod resync;
 mod run;
 mod settings;
 mod setup;
@@ -85,6 +87,10 @@ enum Verb {
     Status(status::Args),
     /// What becomes of the source's tables.
     Mapping(mapping::Args),
+    /// Changes that could not be applied, and what becomes of them.
+    Errors(errors::Args),
+    /// Copies tables again and merges; the replica stays readable.
+    Resync(resync::Args),
     /// Drops the replication slot and the bookkeeping schema, after asking.
     Teardown(teardown::Args),
 }
@@ -105,6 +111,8 @@ impl Verb {
             Self::Setup(args) => setup::run(load()?, args).await,
             Self::Status(args) => status::run(load()?, args).await,
             Self::Mapping(args) => mapping::run(load()?, args).await,
+            Self::Errors(args) => errors::run(load()?, args).await,
+            Self::Resync(args) => resync::run(load()?, args).await,
             Self::Teardown(args) => teardown::run(load()?, args).await,
         }
     }
@@ -197,6 +205,10 @@ mod tests {
             (&["setup", "--apply", "--source-admin-url", "x"], None),
             (&["mapping", "explain", "public.leads"], None),
             (&["mapping"], Some(Outcome::Misused)),
+            (&["errors", "skip", "3", "--reason", "a test row"], None),
+            (&["errors", "skip", "3"], Some(Outcome::Misused)),
+            (&["resync", "public.leads", "public.clients"], None),
+            (&["resync"], Some(Outcome::Misused)),
             (&["teardown", "--yes"], None),
             (&["--help"], Some(Outcome::Fine)),
             (&["--version"], Some(Outcome::Fine)),

@@ -4,6 +4,8 @@
 use super::Misuse;
 use crate::config::Config;
 use crate::daemon;
+use crate::mapping::TablePattern;
+use crate::pg::QualifiedName;
 use crate::pipeline::{PipelineConfig, PipelineError};
 
 pub(super) fn pipeline_config(config: &Config) -> Result<PipelineConfig, Misuse> {
@@ -11,4 +13,17 @@ pub(super) fn pipeline_config(config: &Config) -> Result<PipelineConfig, Misuse>
         PipelineError::Configuration { message, advice } => Misuse(format!("{message}; {advice}")),
         other => Misuse(other.to_string()),
     })
+}
+
+/// A source table as the command line names it.
+///
+/// # Errors
+/// It is no name.
+pub(super) fn table_name(text: &str) -> Result<QualifiedName, Misuse> {
+    let pattern: TablePattern = text.parse().map_err(|_| {
+        Misuse(format!(
+            "{text:?} is not a table's name: expected schema.table"
+        ))
+    })?;
+    Ok(QualifiedName::new(pattern.schema, pattern.table))
 }

@@ -8,7 +8,7 @@ use crate::config::Config;
 use crate::conn::Session;
 use crate::pg::{ServerError, quote_ident, quote_literal};
 use crate::pipeline::PipelineConfig;
-use crate::progress::{BOOKKEEPING_SCHEMA, Store};
+use crate::progress::{BOOKKEEPING_SCHEMA, BOOKKEEPING_TABLES, Store};
 use crate::replication::{ReplicationConnection, ReplicationSlot, SlotName, drop_slot, fetch_slot};
 use anyhow::{Context, bail};
 use std::io::{BufRead, IsTerminal};
@@ -259,7 +259,7 @@ async fn drop_books(replica: &Client) -> anyhow::Result<()> {
         .map_err(ServerError::from)
         .context("cannot list the schema pglockstep on the replica")?;
     let mut sql = String::from("BEGIN;");
-    let own = ["tables", "pipelines"].map(str::to_owned).into_iter();
+    let own = BOOKKEEPING_TABLES.map(str::to_owned).into_iter();
     for table in staging.iter().map(|row| row.get::<_, String>(0)).chain(own) {
         sql.push_str(&format!(
             "DROP TABLE IF EXISTS {schema}.{};",

@@ -2,6 +2,7 @@
 
 use super::problems::Report;
 use super::reader::{ByteSize, Section};
+use crate::apply::OnError;
 use crate::mapping::{ExistingRows, ExtraRows};
 use secrecy::SecretString;
 use std::collections::BTreeMap;
@@ -61,13 +62,6 @@ pub(super) struct RawApply {
     pub(super) on_conflict: Option<String>,
     pub(super) on_error: Option<OnError>,
     pub(super) schema_changes: Option<SchemaChanges>,
-}
-
-/// What becomes of a change that cannot be applied.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum OnError {
-    Stop,
-    Quarantine,
 }
 
 /// What becomes of a change of a table's shape.

@@ -85,7 +85,7 @@ batch_changes_max = 5
 batch_bytes_max = "1MiB"
 memory_max = 2097152
 on_conflict = "replica_wins"
-on_error = "stop"
+on_error = "quarantine"
 schema_changes = "pause"
 [http]
 listen = "[::1]:0"
@@ -124,6 +124,7 @@ fn every_key_is_taken() {
     assert_eq!((config.snapshot.workers, config.replica.pool_max), (2, 12));
     assert_eq!(config.apply.batch_bytes_max, 1 << 20);
     assert_eq!(config.apply.memory_max, 2 << 20);
+    assert_eq!(config.apply.on_error, crate::apply::OnError::Quarantine);
     assert_eq!(config.http.listen, "[::1]:0".parse::<SocketAddr>().unwrap());
     assert_eq!(config.http.ready.lag_seconds_max, Some(5.0));
     assert_eq!(config.http.ready.lag_bytes_max, Some(1 << 30));

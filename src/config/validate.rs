@@ -2,8 +2,7 @@
 
 use super::problems::Report;
 use super::raw::{
-    OnError, RawApply, RawConfig, RawCopy, RawHttp, RawReplica, RawRetry, RawSource, RawUrl,
-    SchemaChanges,
+    RawApply, RawConfig, RawCopy, RawHttp, RawReplica, RawRetry, RawSource, RawUrl, SchemaChanges,
 };
 use super::tables::{parse_policy, validate_tables};
 use super::{Config, ReplicaConfig, SourceConfig, UrlSource, derived_name};
@@ -76,12 +75,6 @@ fn refuse_unsupported(raw: &RawConfig, report: &mut Report) {
         if found {
             report.add(key, UNSUPPORTED);
         }
-    }
-    if raw.apply.on_error == Some(OnError::Quarantine) {
-        report.add(
-            "apply.on_error",
-            "quarantine is not supported yet by this version; use stop",
-        );
     }
     if schema_changes.is_some_and(|policy| policy != SchemaChanges::Pause) {
         let message = "only pause is supported yet by this version: a change of a table's shape \
@@ -246,6 +239,7 @@ fn validate_apply(raw: &RawApply, report: &mut Report) -> apply::Settings {
         ),
         batch_bytes_max: bytes(raw.batch_bytes_max, default.batch_bytes_max),
         memory_max: bytes(raw.memory_max, default.memory_max),
+        on_error: raw.on_error.unwrap_or_default(),
     };
     const LEAST_BYTES: usize = 64 << 10;
     if settings.batch_bytes_max < LEAST_BYTES {

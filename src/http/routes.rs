@@ -1,6 +1,6 @@
 //! Paths and their answers.
 
-use crate::telemetry::{Part, ReadyBounds, Status, TableStatus, Telemetry};
+use crate::telemetry::{ErrorStatus, Part, ReadyBounds, Status, TableStatus, Telemetry};
 use axum::extract::State;
 use axum::http::{HeaderName, StatusCode, header};
 use axum::response::{Html, IntoResponse};
@@ -27,6 +27,7 @@ pub(super) fn router(telemetry: Telemetry, ready: ReadyBounds) -> Router {
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .route("/admin/tables", get(tables))
+        .route("/admin/errors", get(errors))
         .with_state(Sources { telemetry, ready })
 }
 
@@ -87,6 +88,10 @@ async fn readyz(State(sources): State<Sources>) -> impl IntoResponse {
 
 async fn tables(State(sources): State<Sources>) -> Json<Vec<TableStatus>> {
     Json(sources.telemetry.status().tables)
+}
+
+async fn errors(State(sources): State<Sources>) -> Json<Vec<ErrorStatus>> {
+    Json(sources.telemetry.status().errors)
 }
 
 const NO_STORE: (HeaderName, &str) = (header::CACHE_CONTROL, "no-store");

@@ -12,7 +12,7 @@
 //! possible error. It keeps the wire bytes: one handle a row, no vector of values.
 //! No function turns [`TupleValue::UnchangedToast`] into [`TupleValue::Null`].
 
-use bytes::{Buf, Bytes};
+use bytes::{Buf, BufMut, Bytes};
 use std::fmt;
 
 /// One value of a row. The bytes are the user's: they are never parsed and never logged.
@@ -94,6 +94,12 @@ impl Tuple {
     #[must_use]
     pub fn wire_bytes(&self) -> usize {
         self.body.len()
+    }
+
+    /// Appends the tuple as it came.
+    pub fn put_wire(&self, wire: &mut Vec<u8>) {
+        wire.put_u16(self.columns);
+        wire.put_slice(&self.body);
     }
 
     /// The values in column order.

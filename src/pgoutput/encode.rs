@@ -3,7 +3,8 @@
 use bytes::{BufMut, Bytes};
 
 use super::Message;
-use crate::pg::{Change, OldTuple, Relation, ReplicaIdentity, Tuple, TupleValue};
+use super::encode_kept::{encode_change, encode_relation};
+use crate::pg::Tuple;
 
 /// A value with its bytes, from which a row is put together.
 #[derive(Clone, Debug)]
@@ -35,26 +36,6 @@ fn put_value(wire: &mut Vec<u8>, kind: u8, bytes: &[u8]) {
     wire.put_slice(bytes);
 }
 
-fn put_tuple(wire: &mut Vec<u8>, kind: u8, tuple: &Tuple) {
-    wire.put_u8(kind);
-    wire.put_i16(tuple.len().try_into().unwrap());
-    for value in tuple.values() {
-        match value {
-            TupleValue::Null => wire.put_u8(b'n'),
-            TupleValue::UnchangedToast => wire.put_u8(b'u'),
-            TupleValue::Text(bytes) => put_value(wire, b't', bytes),
-            TupleValue::Binary(bytes) => put_value(wire, b'b', bytes),
-        }
-    }
-}
-
-fn put_old(wire: &mut Vec<u8>, old: &OldTuple) {
-    match old {
-        OldTuple::Key(tuple) => put_tuple(wire, b'K', tuple),
-        OldTuple::Full(tuple) => put_tuple(wire, b'O', tuple),
-    }
-}
-
 fn put_string(wire: &mut Vec<u8>, text: &str) {
     wire.put_slice(text.as_bytes());
     wire.put_u8(0);
@@ -73,64 +54,12 @@ fn head(tag: u8, xid: Option<u32>) -> Vec<u8> {
     wire
 }
 
-fn encode_relation(xid: Option<u32>, relation: &Relation) -> Vec<u8> {
-    let mut wire = head(b'R', xid);
-    wire.put_u32(relation.id);
-    put_schema(&mut wire, &relation.name.schema);
-    put_string(&mut wire, &relation.name.name);
-    wire.put_u8(match relation.replica_identity {
-        ReplicaIdentity::Default => b'd',
-        ReplicaIdentity::Nothing => b'n',
-        ReplicaIdentity::Full => b'f',
-        ReplicaIdentity::Index => b'i',
-    });
-    wire.put_i16(relation.columns.len().try_into().unwrap());
-    for column in &relation.columns {
-        wire.put_u8(column.is_key.into());
-        put_string(&mut wire, &column.name);
-        wire.put_u32(column.type_oid);
-        wire.put_i32(column.type_modifier);
+/// What is kept, within a segment or outside.
+fn inside(xid: Option<u32>, mut wire: Vec<u8>) -> Vec<u8> {
+    if let Some(xid) = xid {
+        wire.splice(1..1, xid.to_be_bytes());
     }
     wire
-}
-
-fn encode_change(xid: Option<u32>, change: &Change) -> Vec<u8> {
-    match change {
-        Change::Insert { relation, new } => {
-            let mut wire = head(b'I', xid);
-            wire.put_u32(*relation);
-            put_tuple(&mut wire, b'N', new);
-            wire
-        }
-        Change::Update { relation, old, new } => {
-            let mut wire = head(b'U', xid);
-            wire.put_u32(*relation);
-            if let Some(old) = old {
-                put_old(&mut wire, old);
-            }
-            put_tuple(&mut wire, b'N', new);
-            wire
-        }
-        Change::Delete { relation, old } => {
-            let mut wire = head(b'D', xid);
-            wire.put_u32(*relation);
-            put_old(&mut wire, old);
-            wire
-        }
-        Change::Truncate {
-            relations,
-            cascade,
-            restart_identity,
-        } => {
-            let mut wire = head(b'T', xid);
-            wire.put_i32(relations.len().try_into().unwrap());
-            wire.put_u8(u8::from(*cascade) | u8::from(*restart_identity) << 1);
-            relations
-                .iter()
-                .for_each(|relation| wire.put_u32(*relation));
-            wire
-        }
-    }
 }
 
 /// Fields of a fixed size after tag and flags, then a name.
@@ -176,7 +105,7 @@ pub(super) fn encode(message: &Message) -> Bytes {
             put_string(&mut wire, name);
             wire
         }
-        Message::Relation { xid, relation } => encode_relation(*xid, relation),
+        Message::Relation { xid, relation } => inside(*xid, encode_relation(relation)),
         Message::Type { xid, oid, name } => {
             let mut wire = head(b'Y', *xid);
             wire.put_u32(*oid);
@@ -184,7 +113,7 @@ pub(super) fn encode(message: &Message) -> Bytes {
             put_string(&mut wire, &name.0.name);
             wire
         }
-        Message::Change { xid, change } => encode_change(*xid, change),
+        Message::Change { xid, change } => inside(*xid, encode_change(change)),
         Message::Logical {
             xid,
             transactional,

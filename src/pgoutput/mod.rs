@@ -14,6 +14,7 @@
 mod decode;
 #[cfg(test)]
 mod encode;
+mod encode_kept;
 mod message;
 #[cfg(test)]
 mod properties;
@@ -22,5 +23,6 @@ mod reader;
 mod tables;
 
 pub use decode::{Decoder, Streaming};
+pub use encode_kept::{encode_change, encode_relation};
 pub use message::{Message, Payload};
 pub use reader::{DecodeError, DecodeErrorKind};

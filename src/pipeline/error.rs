@@ -38,10 +38,12 @@ pub enum PipelineError {
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
     /// Changes could not be applied.
-    #[error("cannot apply the changes up to {at}")]
+    #[error("cannot apply the {} {at}", if *is_alone { "transaction committed at" } else { "transactions up to the one committed at" })]
     Apply {
-        /// The end of the batch.
+        /// The commit record of the last transaction of the batch.
         at: Lsn,
+        /// There is no other in the batch.
+        is_alone: bool,
         /// Why.
         #[source]
         source: ApplyError,
@@ -91,6 +93,18 @@ pub enum PipelineError {
     /// A state of affairs that is likely to pass.
     #[error("{0}")]
     Waiting(String),
+    /// A table was set aside; the others go on.
+    #[error("{table} is set aside, the others go on")]
+    SetAside {
+        /// The source table.
+        table: String,
+        /// Why.
+        #[source]
+        source: Box<PipelineError>,
+    },
+    /// An operator has left something to do.
+    #[error("starting again, as an operator wants something done")]
+    Requested,
     /// Tables joined the publication: the pipeline starts again and copies them.
     #[error("{0} has joined the publication: starting again to copy it")]
     TableJoined(String),
@@ -119,9 +133,12 @@ impl PipelineError {
             Self::Snapshot(error) => error.disposition(),
             Self::Apply { source, .. } | Self::Prepare(source) => source.disposition(),
             Self::Select { source, .. } => source.disposition(),
-            Self::Waiting(_) | Self::TableJoined(_) | Self::TableLeft(_) | Self::ReceiverGone => {
-                Disposition::Transient
-            }
+            Self::Waiting(_)
+            | Self::TableJoined(_)
+            | Self::TableLeft(_)
+            | Self::SetAside { .. }
+            | Self::Requested
+            | Self::ReceiverGone => Disposition::Transient,
             Self::Decode(_)
             | Self::OutOfOrder(_)
             | Self::SlotName(_)
@@ -165,12 +182,20 @@ impl PipelineError {
         source.sqlstate() == Some("25006")
     }
 
-    /// The commit of the source that cannot be applied until somebody does something.
-    pub(crate) fn stuck_at(&self) -> Option<Lsn> {
+    /// Nothing is wrong with either side: the next attempt may come at once.
+    pub(crate) fn is_only_a_new_beginning(&self) -> bool {
+        matches!(self, Self::SetAside { .. } | Self::Requested)
+    }
+
+    /// The commit record up to which applying failed for good, and whether its transaction was
+    /// alone in the batch.
+    pub(crate) fn failed_at(&self) -> Option<(Lsn, bool)> {
         match self {
-            Self::Apply { at, source } if source.disposition() == Disposition::Definite => {
-                Some(*at)
-            }
+            Self::Apply {
+                at,
+                is_alone,
+                source,
+            } if source.disposition() == Disposition::Definite => Some((*at, *is_alone)),
             _ => None,
         }
     }
@@ -183,6 +208,10 @@ impl PipelineError {
             Self::Replication(error) => Some(error.advice()),
             Self::Apply { source, .. } | Self::Prepare(source) => {
                 source.advice().map(str::to_owned)
+            }
+            Self::SetAside { source, .. } => {
+                let advice = source.advice().map(|advice| advice + "; ").unwrap_or_default();
+                Some(format!("{advice}then `pglockstep errors retry`, or `pglockstep resync` the table"))
             }
             _ if self.is_write_to_source() => Some(
                 "a `set` or `where` expression calls a function that writes, and the source is only read: take it out"
@@ -220,10 +249,12 @@ impl PipelineError {
             | Self::OutOfOrder(_)
             | Self::TableJoined(_)
             | Self::TableLeft(_)
+            | Self::Requested
             | Self::ReceiverGone => ErrorCategory::System,
             Self::Catalog(_)
             | Self::Progress(_)
             | Self::Snapshot(_)
+            | Self::SetAside { .. }
             | Self::Apply { .. }
             | Self::Prepare(_) => ErrorCategory::Database,
         }

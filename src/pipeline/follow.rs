@@ -13,16 +13,19 @@
 
 use super::PipelineError;
 use super::durability::DurabilityClock;
-use super::in_hand::{Committed, InHand};
+use super::in_hand::{Committed, InHand, Received, WholeBatch};
 use super::lag::seconds_since;
 use super::publication_watch::PublicationWatch;
+use super::quarantine::{self, Books};
 use super::receive::{Chunk, Event, Inbox};
 use super::relations::Relations;
+use super::trouble::Trouble;
 use crate::apply::{Applier, ApplyError, Batch, Settings, Written};
-use crate::pg::{Change, Disposition, Lsn};
+use crate::pg::{Change, Lsn, RelationId};
 use crate::pgoutput::Message;
 use crate::progress::{Durability, Positions};
 use crate::telemetry::{PipelineState, Telemetry};
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -36,6 +39,7 @@ pub(crate) struct Streams {
     pub(crate) applier: Applier,
     pub(crate) relations: Relations,
     pub(crate) watch: PublicationWatch,
+    pub(crate) books: Books,
 }
 
 /// The one owner of a running stream.
@@ -44,12 +48,15 @@ pub(crate) struct Follower<'a> {
     applier: Applier,
     relations: Relations,
     watch: PublicationWatch,
+    books: Books,
+    /// Transactions that an operator wants passed by: the commit record and the error of each.
+    skips: HashMap<Lsn, i64>,
     settings: &'a Settings,
     telemetry: &'a Telemetry,
     /// Every table is past its copy.
     is_streaming: bool,
-    /// An attempt before failed at this commit; until it is applied, nothing is well.
-    stuck_at: Option<Lsn>,
+    /// An attempt before failed; until the replica is beyond that, it goes a transaction at a time.
+    trouble: Option<Trouble>,
     state: State,
 }
 
@@ -70,6 +77,8 @@ struct State {
     idle_written_at: Instant,
     /// What the open transaction wrote, told once it is committed.
     written: Vec<Written>,
+    /// Changes it put into the books, by table.
+    kept: BTreeMap<RelationId, u64>,
 }
 
 impl<'a> Follower<'a> {
@@ -86,29 +95,33 @@ impl<'a> Follower<'a> {
             idle_end: None,
             idle_written_at: Instant::now(),
             written: Vec::new(),
+            kept: BTreeMap::new(),
         };
         let Streams {
             inbox,
             applier,
             relations,
             watch,
+            books,
         } = streams;
         Self {
             inbox,
             applier,
             relations,
             watch,
+            skips: quarantine::skips(&books.open_errors),
+            books,
             settings,
             telemetry,
             is_streaming: false,
-            stuck_at: None,
+            trouble: None,
             state,
         }
     }
 
-    /// Says that an attempt before has failed at this commit.
-    pub(crate) fn stuck_at(self, stuck_at: Option<Lsn>) -> Self {
-        Self { stuck_at, ..self }
+    /// Says what an attempt before has met.
+    pub(crate) fn after(self, trouble: Option<Trouble>) -> Self {
+        Self { trouble, ..self }
     }
 
     /// Runs until shut down, or until something fails.
@@ -117,12 +130,10 @@ impl<'a> Follower<'a> {
         // A transaction that is half written goes: its end has not been seen.
         self.applier.rollback().await;
         self.relations.forget_pending();
-        if let Err(PipelineError::Apply { source, .. }) = &ended
-            && source.disposition() == Disposition::Definite
-            && let Some(table) = source.table()
-        {
-            self.relations.tell_errored(table);
-        }
+        let ended = match ended {
+            Err(error) => Err(self.book(error).await),
+            ended => ended,
+        };
         match ended {
             Ok(Ended::Shutdown) => {
                 if self.state.durability.is_owed() {
@@ -138,6 +149,20 @@ impl<'a> Follower<'a> {
                 Err(error)
             }
         }
+    }
+
+    async fn book(&self, error: PipelineError) -> PipelineError {
+        let on_error = self.settings.on_error;
+        let key = self.applier.failed_key();
+        let error =
+            quarantine::book(&self.books.store, on_error, &self.relations, key, error).await;
+        if let PipelineError::Apply { source, .. } = &error
+            && error.failed_at().is_some()
+            && let Some(table) = source.table()
+        {
+            self.relations.tell_errored(table);
+        }
+        error
     }
 
     async fn follow(&mut self, shutdown: &CancellationToken) -> Result<Ended, PipelineError> {
@@ -161,11 +186,22 @@ impl<'a> Follower<'a> {
                 _ = tick.tick() => {
                     self.telemetry.set_pool(self.relations.pool_health());
                     self.advance_idle().await?;
+                    self.look_into_the_books().await?;
                 }
             }
             // Only here: while a batch hangs, nothing pretends otherwise.
             self.telemetry.progressed();
         }
+    }
+
+    /// Operators leave their requests in the books.
+    async fn look_into_the_books(&mut self) -> Result<(), PipelineError> {
+        let client = self.relations.replica().await?;
+        let known: Vec<i64> = self.skips.values().copied().collect();
+        let applied = self.in_hand_from();
+        self.books
+            .look(&client, &known, applied, self.telemetry)
+            .await
     }
 
     fn owes_the_disk(&self) -> bool {
@@ -204,7 +240,11 @@ impl<'a> Follower<'a> {
             Event::Message(message) => message,
         };
         match message {
-            Message::Begin { final_lsn, xid, .. } => self.state.in_hand.begin(final_lsn, xid),
+            Message::Begin { final_lsn, xid, .. } => self.state.in_hand.begin(Received {
+                commit_lsn: final_lsn,
+                xid,
+                skipped_by: self.skips.get(&final_lsn).copied(),
+            }),
             Message::Change { change, .. } => {
                 self.read_forms(&change).await?;
                 self.state.in_hand.change(&self.relations, change)?;
@@ -263,7 +303,10 @@ impl<'a> Follower<'a> {
         if !in_hand.commit(last)? {
             // Nothing of it concerns the replica; nothing before it waits.
             self.state.idle_end = self.state.idle_end.max(Some(last.end));
-        } else if in_hand.is_part_written() || in_hand.is_full(self.settings) {
+        } else if self.trouble.is_some()
+            || in_hand.is_part_written()
+            || in_hand.is_full(self.settings)
+        {
             self.commit_whole().await?;
         }
         Ok(())
@@ -292,9 +335,12 @@ impl<'a> Follower<'a> {
         let transaction = self.state.in_hand.transaction();
         let at = transaction.map_or(self.in_hand_from(), |t| t.commit_lsn);
         let batch = self.state.in_hand.take_part();
-        let written = self.applier.write(&batch).await;
-        let written = written.map_err(|source| PipelineError::Apply { at, source })?;
-        self.state.written.extend(written);
+        let written = self.write(&batch).await;
+        written.map_err(|source| PipelineError::Apply {
+            at,
+            is_alone: true,
+            source,
+        })?;
         self.telemetry.progressed();
         Ok(())
     }
@@ -304,13 +350,15 @@ impl<'a> Follower<'a> {
         let Some(whole) = self.state.in_hand.take_whole() else {
             return Ok(());
         };
-        let end = whole.end;
         let started = Instant::now();
         let durability = self.state.durability.next(Instant::now());
-        self.write_and_commit(whole.batch, end, durability)
-            .await
-            .map_err(|source| PipelineError::Apply { at: end, source })?;
-        self.committed(end, durability);
+        let done = self.write_and_commit(&whole, durability).await;
+        done.map_err(|source| PipelineError::Apply {
+            at: whole.commit_lsn,
+            is_alone: whole.commit_times_us.len() == 1,
+            source,
+        })?;
+        self.committed(whole.end, durability);
         self.tell_written(whole.commit_times_us.len() as u64, started);
         for time_us in whole.commit_times_us {
             self.telemetry.observe_end_to_end(seconds_since(time_us));
@@ -320,15 +368,22 @@ impl<'a> Follower<'a> {
 
     async fn write_and_commit(
         &mut self,
-        batch: Batch,
-        end: Lsn,
+        whole: &WholeBatch,
         durability: Durability,
     ) -> Result<(), ApplyError> {
-        if !batch.is_empty() {
-            let written = self.applier.write(&batch).await?;
-            self.state.written.extend(written);
+        if !whole.batch.is_empty() {
+            self.write(&whole.batch).await?;
         }
-        self.applier.commit(end, durability).await
+        self.applier.commit(whole.end, durability).await
+    }
+
+    async fn write(&mut self, batch: &Batch) -> Result<(), ApplyError> {
+        let written = self.applier.write(batch).await?;
+        self.state.written.extend(written);
+        for change in &batch.kept {
+            *self.state.kept.entry(change.source_oid).or_default() += 1;
+        }
+        Ok(())
     }
 
     fn committed(&mut self, end: Lsn, durability: Durability) {
@@ -340,7 +395,11 @@ impl<'a> Follower<'a> {
     /// Moves the position alone, by a commit that waits for the disk.
     async fn commit_position(&mut self, end: Lsn) -> Result<(), PipelineError> {
         let committed = self.applier.commit(end, Durability::Durable).await;
-        committed.map_err(|source| PipelineError::Apply { at: end, source })?;
+        committed.map_err(|source| PipelineError::Apply {
+            at: end,
+            is_alone: false,
+            source,
+        })?;
         self.committed(end, Durability::Durable);
         Ok(())
     }
@@ -390,14 +449,19 @@ impl<'a> Follower<'a> {
         self.inbox.positions.send_replace(positions);
         if let Some(applied) = positions.applied {
             self.telemetry.set_applied(applied);
-            if self.stuck_at.is_some_and(|stuck_at| applied >= stuck_at) {
-                self.stuck_at = None;
+            if self.trouble.is_some_and(|trouble| trouble.is_over(applied)) {
+                self.trouble = None;
                 self.telemetry.set_state(PipelineState::CatchingUp, None);
             }
-            if !self.is_streaming && self.stuck_at.is_none() && self.relations.tell_ready(applied) {
+            if !self.is_streaming && self.trouble.is_none() && self.relations.tell_ready(applied) {
                 self.is_streaming = true;
                 self.telemetry.set_state(PipelineState::Streaming, None);
-                tracing::info!(%applied, "every table is in step: streaming");
+                match self.relations.quarantined() {
+                    0 => tracing::info!(%applied, "every table is in step: streaming"),
+                    set_aside => {
+                        tracing::warn!(%applied, set_aside, "all other tables are in step: streaming")
+                    }
+                }
             }
         }
         if let Some(flushed) = positions.flushed {
@@ -411,6 +475,9 @@ impl<'a> Follower<'a> {
             .observe_batch(started.elapsed().as_secs_f64());
         for written in self.state.written.drain(..) {
             self.relations.tell_written(&written);
+        }
+        for (relation, changes) in std::mem::take(&mut self.state.kept) {
+            self.relations.tell_kept(relation, changes);
         }
     }
 }

@@ -9,9 +9,13 @@
 //! as a part; what follows of its transaction then belongs to the same one on the replica.
 
 use super::PipelineError;
-use super::relations::{Entry, Relations};
-use crate::apply::{Batch, RowChange, Settings};
-use crate::pg::{Change, Lsn};
+use super::relations::{Entry, MappedTable, Relations};
+use crate::apply::{Batch, Cut, RowChange, Settings};
+use crate::pg::{Change, Lsn, Relation, RelationId};
+use crate::pgoutput::{encode_change, encode_relation};
+use crate::progress::KeptChange;
+use bytes::Bytes;
+use std::collections::HashMap;
 
 #[derive(Default)]
 pub(super) struct InHand {
@@ -22,14 +26,15 @@ pub(super) struct InHand {
     transaction: Option<Received>,
     /// Part of the transaction is written and not committed.
     is_part_written: bool,
+    /// The form last kept of each table that is set aside.
+    kept_forms: HashMap<RelationId, Relation>,
 }
 
-/// Items and bytes of the batch up to its last commit, that commit's end, and when each was.
+/// The batch up to its last commit, that commit with its end, and when each was.
 #[derive(Debug, Default)]
 struct Whole {
-    items: usize,
-    bytes: usize,
-    end: Option<Lsn>,
+    cut: Cut,
+    commit_and_end: Option<(Lsn, Lsn)>,
     commit_times_us: Vec<i64>,
 }
 
@@ -43,6 +48,8 @@ pub(super) struct Committed {
 /// Transactions to be committed together.
 pub(super) struct WholeBatch {
     pub(super) batch: Batch,
+    /// The commit record of the last one.
+    pub(super) commit_lsn: Lsn,
     /// The end of the last one.
     pub(super) end: Lsn,
     /// When each was committed on the source, in microseconds since 2000.
@@ -54,6 +61,8 @@ pub(super) struct WholeBatch {
 pub(super) struct Received {
     pub(super) commit_lsn: Lsn,
     pub(super) xid: u32,
+    /// The error by which an operator has it passed by.
+    pub(super) skipped_by: Option<i64>,
 }
 
 impl InHand {
@@ -62,13 +71,13 @@ impl InHand {
         self.held_bytes += bytes;
     }
 
-    pub(super) fn begin(&mut self, commit_lsn: Lsn, xid: u32) -> Result<(), PipelineError> {
+    pub(super) fn begin(&mut self, transaction: Received) -> Result<(), PipelineError> {
         if self.transaction.is_some() {
             return Err(PipelineError::OutOfOrder(
                 "a transaction begins within another",
             ));
         }
-        self.transaction = Some(Received { commit_lsn, xid });
+        self.transaction = Some(transaction);
         Ok(())
     }
 
@@ -80,70 +89,108 @@ impl InHand {
         let Some(transaction) = self.transaction else {
             return Err(PipelineError::OutOfOrder("a change outside a transaction"));
         };
-        let batch = &mut self.batch;
-        let mut push = |id, change: RowChange| {
-            match relations.entry(id) {
-                None => return Err(PipelineError::OutOfOrder("a change of an unknown table")),
-                Some(Entry::Mapped(table)) if table.state.wants(transaction.commit_lsn) => {
-                    table.check_row(&change)?;
-                    table.telemetry.received(1);
-                    let number = batch.table(&table.mapping);
-                    batch.push_row(number, change);
-                }
-                // Left alone by the rules, or already in the copy.
-                Some(_) => {}
-            }
-            Ok(())
-        };
-        match change {
-            Change::Insert { relation, new } => push(relation, RowChange::Insert { new }),
-            Change::Update { relation, old, new } => push(relation, RowChange::Update { old, new }),
-            Change::Delete { relation, old } => push(relation, RowChange::Delete { old }),
+        let (id, row_change) = match change {
+            Change::Insert { relation, new } => (relation, RowChange::Insert { new }),
+            Change::Update { relation, old, new } => (relation, RowChange::Update { old, new }),
+            Change::Delete { relation, old } => (relation, RowChange::Delete { old }),
             Change::Truncate {
                 relations: ids,
                 restart_identity,
                 ..
             } => {
-                let mut numbers = Vec::new();
-                for id in ids {
-                    if let Some(Entry::Mapped(table)) = relations.entry(id)
-                        && table.state.wants(transaction.commit_lsn)
-                    {
-                        table.telemetry.received(1);
-                        numbers.push(batch.table(&table.mapping));
-                    }
-                }
-                if !numbers.is_empty() {
-                    batch.push_truncate(numbers, restart_identity);
-                }
-                Ok(())
+                self.truncate(relations, transaction, &ids, restart_identity);
+                return Ok(());
+            }
+        };
+        let table = match relations.entry(id) {
+            None => return Err(PipelineError::OutOfOrder("a change of an unknown table")),
+            Some(Entry::Mapped(table)) if table.state.wants(transaction.commit_lsn) => table,
+            // Left alone by the rules, or already in the copy.
+            Some(_) => return Ok(()),
+        };
+        table.telemetry.received(1);
+        if is_kept(table, transaction) {
+            let change = row_change.into_change(id);
+            self.keep(table, transaction, &change);
+            return Ok(());
+        }
+        table.check_row(&row_change)?;
+        let number = self.batch.table(&table.mapping);
+        self.batch.push_row(number, row_change);
+        Ok(())
+    }
+
+    fn truncate(
+        &mut self,
+        relations: &Relations,
+        transaction: Received,
+        ids: &[RelationId],
+        restart_identity: bool,
+    ) {
+        let mut numbers = Vec::new();
+        for id in ids {
+            let Some(Entry::Mapped(table)) = relations.entry(*id) else {
+                continue;
+            };
+            if !table.state.wants(transaction.commit_lsn) {
+                continue;
+            }
+            table.telemetry.received(1);
+            if is_kept(table, transaction) {
+                let change = Change::Truncate {
+                    relations: vec![*id],
+                    cascade: false,
+                    restart_identity,
+                };
+                self.keep(table, transaction, &change);
+            } else {
+                numbers.push(self.batch.table(&table.mapping));
             }
         }
+        if !numbers.is_empty() {
+            self.batch.push_truncate(numbers, restart_identity);
+        }
+    }
+
+    fn keep(&mut self, table: &MappedTable, transaction: Received, change: &Change) {
+        let form = table.form();
+        // What is passed by for good is read by itself: it brings its own form.
+        let is_news =
+            transaction.skipped_by.is_some() || self.kept_forms.get(&form.id) != Some(form);
+        if is_news && transaction.skipped_by.is_none() {
+            self.kept_forms.insert(form.id, form.clone());
+        }
+        self.batch.keep(KeptChange {
+            source_oid: form.id,
+            commit_lsn: transaction.commit_lsn,
+            form: is_news.then(|| Bytes::from(encode_relation(form))),
+            change: Bytes::from(encode_change(change)),
+            skipped_by: transaction.skipped_by,
+        });
     }
 
     /// Ends the transaction; false when nothing of it, nor of any before, concerns the replica.
     pub(super) fn commit(&mut self, last: Committed) -> Result<bool, PipelineError> {
-        if self.transaction.take().is_none() {
+        let Some(transaction) = self.transaction.take() else {
             return Err(PipelineError::OutOfOrder("a commit without a transaction"));
-        }
+        };
         if self.batch.is_empty() && !self.is_part_written {
             self.held_bytes = 0;
             return Ok(false);
         }
-        self.whole.items = self.batch.items.len();
-        self.whole.bytes = self.batch.bytes;
-        self.whole.end = Some(last.end);
+        self.whole.cut = self.batch.end();
+        self.whole.commit_and_end = Some((transaction.commit_lsn, last.end));
         self.whole.commit_times_us.push(last.time_us);
         Ok(true)
     }
 
     pub(super) fn is_full(&self, settings: &Settings) -> bool {
-        self.batch.items.len() >= settings.batch_changes_max
+        self.batch.len() >= settings.batch_changes_max
             || self.batch.bytes.max(self.held_bytes) >= settings.batch_bytes_max
     }
 
     pub(super) fn has_whole(&self) -> bool {
-        self.whole.end.is_some()
+        self.whole.commit_and_end.is_some()
     }
 
     pub(super) fn has_rows(&self) -> bool {
@@ -171,13 +218,14 @@ impl InHand {
     /// Gives away all up to the last commit, and keeps the tail.
     pub(super) fn take_whole(&mut self) -> Option<WholeBatch> {
         let whole = std::mem::take(&mut self.whole);
-        let end = whole.end?;
+        let (commit_lsn, end) = whole.commit_and_end?;
         let mut batch = std::mem::take(&mut self.batch);
-        self.batch = batch.split_off(whole.items, whole.bytes);
+        self.batch = batch.split_off(whole.cut);
         self.held_bytes = self.batch.bytes;
         self.is_part_written = false;
         Some(WholeBatch {
             batch,
+            commit_lsn,
             end,
             commit_times_us: whole.commit_times_us,
         })
@@ -189,4 +237,9 @@ impl InHand {
         self.held_bytes = 0;
         std::mem::take(&mut self.batch)
     }
+}
+
+/// Whether a change goes into the books instead of its table.
+fn is_kept(table: &MappedTable, transaction: Received) -> bool {
+    transaction.skipped_by.is_some() || table.state.is_quarantined()
 }

@@ -21,6 +21,7 @@ mod lag;
 mod listener;
 mod look;
 mod publication_watch;
+mod quarantine;
 mod receive;
 mod relations;
 mod resume;
@@ -29,6 +30,7 @@ mod slot_watch;
 mod start;
 mod supervise;
 mod tables;
+mod trouble;
 
 pub use error::PipelineError;
 pub use lacks::{Lack, replica_lacks, source_lacks};

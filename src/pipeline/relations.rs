@@ -14,6 +14,7 @@ use crate::pg::{
 use crate::progress::TableState;
 use crate::replication::{PublishedTable, fetch_published_tables};
 use crate::telemetry::{Op, PoolHealth, TableStateLabel, TableTelemetry};
+use deadpool_postgres::Object;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -58,6 +59,11 @@ pub(crate) struct Relations {
 }
 
 impl MappedTable {
+    /// How the source last described it, whether its mapping was made anew for that or not.
+    pub(crate) fn form(&self) -> &Relation {
+        self.unread_form.as_ref().unwrap_or(&self.mapping.relation)
+    }
+
     /// A row must have the columns that its table was last said to have, and an old one what
     /// finds it.
     pub(crate) fn check_row(&self, change: &RowChange) -> Result<(), PipelineError> {
@@ -166,7 +172,8 @@ impl Relations {
     /// Whether a change of this table needs a description that was put aside.
     pub(crate) fn is_unread(&self, id: RelationId, commit_lsn: Lsn) -> bool {
         matches!(self.entries.get(&id), Some(Entry::Mapped(table))
-            if table.unread_form.is_some() && table.state.wants(commit_lsn))
+            if table.unread_form.is_some() && table.state.wants(commit_lsn)
+                && !table.state.is_quarantined())
     }
 
     /// Takes in the description that was put aside.
@@ -189,7 +196,8 @@ impl Relations {
     /// Takes in a new description, in stream order; the replica's side is read anew.
     ///
     /// Of a transaction whose changes the copy has, it is put aside: the table may have looked
-    /// and been called otherwise then, and the replica need not go with that.
+    /// and been called otherwise then, and the replica need not go with that. So it is for a
+    /// table whose changes are only kept.
     pub(crate) async fn learn(
         &mut self,
         relation: Relation,
@@ -200,7 +208,8 @@ impl Relations {
             if table.unread_form.take().is_some() {
                 self.unread -= 1;
             }
-            if commit_lsn.is_some_and(|lsn| !table.state.wants(lsn)) {
+            let is_in_copy = commit_lsn.is_some_and(|lsn| !table.state.wants(lsn));
+            if is_in_copy || table.state.is_quarantined() {
                 table.unread_form = Some(relation);
                 self.unread += 1;
                 return Ok(());
@@ -323,6 +332,54 @@ impl Relations {
         }
     }
 
+    /// Counts what was kept instead.
+    pub(crate) fn tell_kept(&self, relation: RelationId, changes: u64) {
+        if let Some(Entry::Mapped(table)) = self.entries.get(&relation) {
+            table.telemetry.quarantined(changes);
+        }
+    }
+
+    /// The source table that goes to this replica table.
+    pub(crate) fn source_of(&self, replica: &QualifiedName) -> Option<&MappedTable> {
+        self.entries.values().find_map(|entry| match entry {
+            Entry::Mapped(table) if table.resolved.replica == *replica => Some(table.as_ref()),
+            _ => None,
+        })
+    }
+
+    /// A table is set aside, or taken back.
+    pub(crate) fn set_state(&mut self, relation: RelationId, state: TableState) {
+        if let Some(Entry::Mapped(table)) = self.entries.get_mut(&relation) {
+            table.state = state;
+            table.is_told_ready = false;
+        }
+    }
+
+    /// Object id and name on the source, and the name on the replica.
+    pub(crate) fn names_of(
+        &self,
+        relation: RelationId,
+    ) -> Option<(RelationId, QualifiedName, QualifiedName)> {
+        let Some(Entry::Mapped(table)) = self.entries.get(&relation) else {
+            return None;
+        };
+        let source = table.mapping.relation.name.clone();
+        Some((relation, source, table.mapping.replica.clone()))
+    }
+
+    /// As of when it was copied, if it takes part.
+    pub(crate) fn copied_at(&self, relation: RelationId) -> Option<Lsn> {
+        match self.entries.get(&relation) {
+            Some(Entry::Mapped(table)) => table.state.copied_at(),
+            Some(Entry::Ignored) | None => None,
+        }
+    }
+
+    /// A session of the replica beside the one that applies.
+    pub(crate) async fn replica(&self) -> Result<Object, PipelineError> {
+        Ok(self.replica.get().await?)
+    }
+
     /// The stream ends here; what was received and not committed will be received again.
     pub(crate) fn forget_pending(&self) {
         for entry in self.entries.values() {
@@ -344,16 +401,19 @@ impl Relations {
 
     /// The pipeline stops at this replica table.
     pub(crate) fn tell_errored(&self, replica: &QualifiedName) {
-        for entry in self.entries.values() {
-            if let Entry::Mapped(table) = entry
-                && table.resolved.replica == *replica
-            {
-                table.telemetry.set_state(TableStateLabel::Errored);
-            }
+        if let Some(table) = self.source_of(replica) {
+            table.telemetry.set_state(TableStateLabel::Errored);
         }
     }
 
-    /// Tells which tables the replica has caught up with. True when all have.
+    /// How many tables are set aside.
+    pub(crate) fn quarantined(&self) -> usize {
+        let is_set_aside =
+            |entry: &&Entry| matches!(entry, Entry::Mapped(table) if table.state.is_quarantined());
+        self.entries.values().filter(is_set_aside).count()
+    }
+
+    /// Tells which tables the replica has caught up with. True when all have that are not set aside.
     pub(crate) fn tell_ready(&mut self, applied: Lsn) -> bool {
         let mut are_all_ready = true;
         for entry in self.entries.values_mut() {
@@ -363,7 +423,10 @@ impl Relations {
             if table.is_told_ready {
                 continue;
             }
-            if table.state.is_ready(Some(applied)) {
+            if table.state.is_quarantined() {
+                table.is_told_ready = true;
+                table.telemetry.set_state(TableStateLabel::Quarantined);
+            } else if table.state.is_ready(Some(applied)) {
                 table.is_told_ready = true;
                 table.telemetry.set_state(TableStateLabel::Ready);
             } else {

@@ -19,13 +19,16 @@ use super::look::{
     check_forms, check_mappings, check_privileges, check_publication, check_servers,
 };
 use super::publication_watch::PublicationWatch;
+use super::quarantine::{self, Books, Replay};
 use super::receive::Inbox;
 use super::relations::Relations;
 use super::resume::{SourceHistory, resume_position};
 use super::tables::{PlannedTable, TablePlan, fetch_plan};
+use super::trouble::Trouble;
 use crate::apply::Applier;
 use crate::catalog::{Server, fetch_server};
 use crate::conn::{Pool, Session};
+use crate::mapping::{ExistingRows, ExtraRows};
 use crate::pg::{Lsn, QualifiedName, Side};
 use crate::pgoutput::{Decoder, Streaming};
 use crate::progress::{PipelineIdentity, Store, TableRecord, TableState};
@@ -38,6 +41,7 @@ use crate::telemetry::{ConnectionState, PipelineState, TableStateLabel, Telemetr
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::Instant;
 use tokio_postgres::Client;
 
 /// How long another daemon's lock is waited for between looks.
@@ -64,15 +68,15 @@ struct Stream {
     connection: ReplicationConnection,
     slot_name: SlotName,
     applied: Lsn,
-    stuck_at: Option<Lsn>,
+    trouble: Option<Trouble>,
 }
 
-/// Connects, copies what has to be copied, and opens the stream. A pipeline that is
-/// `stuck_at` a commit has failed until it is beyond it.
+/// Connects, copies what has to be copied, and opens the stream. A pipeline in `trouble` that
+/// is found has failed until it is beyond it.
 pub(crate) async fn start<'a>(
     config: &'a PipelineConfig,
     telemetry: &'a Telemetry,
-    stuck_at: Option<Lsn>,
+    trouble: Option<Trouble>,
 ) -> Result<Follower<'a>, PipelineError> {
     let writer = config.replica.connect(Session::ReplicaWrite).await?;
     telemetry.set_connection(Side::Replica, ConnectionState::Connected, None);
@@ -125,7 +129,7 @@ pub(crate) async fn start<'a>(
         places,
         listener: Listener::start()?,
     };
-    start.open(applier, stuck_at).await
+    start.open(applier, trouble).await
 }
 
 /// Waits until no other daemon runs this pipeline; what comes after sees the world as it is then.
@@ -168,7 +172,7 @@ impl<'a> Start<'a> {
     async fn open(
         self,
         applier: Applier,
-        stuck_at: Option<Lsn>,
+        trouble: Option<Trouble>,
     ) -> Result<Follower<'a>, PipelineError> {
         let record = Store::fetch_record(&self.control, &self.config.name).await?;
         let slot_name = self.slot_name()?;
@@ -192,7 +196,7 @@ impl<'a> Start<'a> {
             connection,
             slot_name,
             applied,
-            stuck_at,
+            trouble,
         };
         self.stream(applier, stream).await
     }
@@ -247,7 +251,7 @@ impl<'a> Start<'a> {
         let gone: Vec<&TableRecord> = records.iter().filter(gone).collect();
         self.store.forget_copies(&self.control, &gone).await?;
         let is_copied = |table: &&PlannedTable| {
-            let is_copy = |r: &&TableRecord| matches!(r.state, TableState::Copied { .. });
+            let is_copy = |r: &&TableRecord| r.state.copied_at().is_some();
             records.iter().filter(is_copy).any(|r| table.is_of(r))
         };
         let missing = self.plan.tables.values().filter(|table| !is_copied(table));
@@ -302,10 +306,14 @@ impl<'a> Start<'a> {
         Ok(())
     }
 
-    async fn stream(self, applier: Applier, from: Stream) -> Result<Follower<'a>, PipelineError> {
+    async fn stream(
+        self,
+        mut applier: Applier,
+        from: Stream,
+    ) -> Result<Follower<'a>, PipelineError> {
         let applied = from.applied;
         // What has failed has failed until it is applied: an attempt alone mends nothing.
-        let tells_catching_up = from.stuck_at.is_none();
+        let tells_catching_up = !from.trouble.is_some_and(Trouble::is_found);
         if tells_catching_up {
             self.telemetry.set_state(PipelineState::CatchingUp, None);
         }
@@ -316,7 +324,7 @@ impl<'a> Start<'a> {
         for table in self.plan.tables.values() {
             let record = records.iter().find(|record| table.is_of(record));
             let state = record.map_or(TableState::Init, |record| record.state);
-            if !matches!(state, TableState::Copied { .. }) {
+            if state.copied_at().is_none() {
                 // Its changes would be passed by, and nothing would say so.
                 return Err(PipelineError::Definite {
                     message: format!("{} is to be followed and was not copied", table.source.name),
@@ -331,6 +339,9 @@ impl<'a> Start<'a> {
             }
             relations.add(table, state, telemetry);
         }
+        let books = self
+            .work_through_errors(&mut applier, &mut relations, applied)
+            .await?;
         let publications = vec![self.config.publication.clone()];
         let options = StreamOptions {
             // Version 1 has all that an unstreamed, unprepared transaction needs.
@@ -359,11 +370,38 @@ impl<'a> Start<'a> {
                     .map(|table| table.published.clone())
                     .collect(),
             ),
+            books,
         };
-        Ok(
-            Follower::new(streams, applied, &self.config.apply, self.telemetry)
-                .stuck_at(from.stuck_at),
-        )
+        Ok(Follower::new(streams, applied, &self.config.apply, self.telemetry).after(from.trouble))
+    }
+
+    /// Carries out what operators want done about errors, as far as it can be done now.
+    async fn work_through_errors(
+        &self,
+        applier: &mut Applier,
+        relations: &mut Relations,
+        applied: Lsn,
+    ) -> Result<Books, PipelineError> {
+        self.store.take_retries(&self.control).await?;
+        self.store.pass_errors(&self.control, applied).await?;
+        let open = Store::fetch_errors(&self.control, &self.config.name, true).await?;
+        let mut replay = Replay {
+            store: &self.store,
+            books: &self.control,
+            applier,
+            relations,
+            settings: &self.config.apply,
+            applied,
+            telemetry: self.telemetry,
+        };
+        replay.run(&open).await?;
+        let open_errors = Store::fetch_errors(&self.control, &self.config.name, true).await?;
+        quarantine::tell(self.telemetry, &open_errors);
+        Ok(Books {
+            store: self.store.clone(),
+            open_errors,
+            told_at: Instant::now(),
+        })
     }
 
     fn copy_tables<'t>(
@@ -382,8 +420,15 @@ impl<'a> Start<'a> {
                 source_kind: table.source.kind,
                 row_filter: table.published.row_filter.clone(),
                 published_by: table.published.published_by,
-                existing_rows: table.resolved.rule.existing_rows,
-                extra_rows: table.resolved.rule.extra_rows,
+                existing_rows: match state(table) {
+                    TableState::Resync { .. } => ExistingRows::Merge,
+                    _ => table.resolved.rule.existing_rows,
+                },
+                extra_rows: match state(table) {
+                    TableState::Resync { keep_extra: true } => ExtraRows::Keep,
+                    TableState::Resync { keep_extra: false } => ExtraRows::Delete,
+                    _ => table.resolved.rule.extra_rows,
+                },
                 priority: table.resolved.rule.priority,
                 place: self
                     .places

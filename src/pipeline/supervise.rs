@@ -7,8 +7,11 @@
 
 use super::slot_watch::watch_slot;
 use super::start::start;
+use super::trouble::Trouble;
 use super::{PipelineConfig, PipelineError, RetrySettings};
-use crate::pg::{Disposition, Lsn, Side};
+use crate::conn::Session;
+use crate::pg::{Disposition, Side};
+use crate::progress::Store;
 use crate::telemetry::{Chain, ConnectionState, PipelineState, Severity, Telemetry};
 use backon::{BackoffBuilder, ExponentialBuilder};
 use std::time::Duration;
@@ -19,6 +22,9 @@ use tokio_util::sync::CancellationToken;
 const SUCCESS_AFTER: Duration = Duration::from_secs(30);
 /// The first new attempt after a success comes this soon.
 const FIRST_DELAY: Duration = Duration::from_millis(50);
+
+/// How often the books are looked at for an operator's requests while the pipeline waits.
+const LOOK_FOR_REQUESTS_EVERY: Duration = Duration::from_secs(1);
 
 /// Runs the pipeline until it is shut down. It is configured anew for each attempt, so that a
 /// changed connection string is picked up.
@@ -51,11 +57,11 @@ async fn try_again(
     let mut next_delays = delays.build();
     let mut has_run = false;
     let mut told = String::new();
-    let mut stuck_at = None;
+    let mut trouble = None;
     loop {
         let started = Instant::now();
         let outcome = match configure() {
-            Ok(config) => attempt(&config, telemetry, shutdown, stuck_at, &mut has_run).await,
+            Ok(config) => attempt(&config, telemetry, shutdown, trouble, &mut has_run).await,
             Err(error) => Err(error),
         };
         let Err(error) = outcome else { return Ok(()) };
@@ -66,21 +72,32 @@ async fn try_again(
         if is_definite && !has_run {
             return Err(error);
         }
-        stuck_at = error.stuck_at().or(stuck_at);
+        trouble = Trouble::after(&error, trouble, telemetry.status().applied_lsn);
+        let is_searched = error.failed_at().is_some() && trouble.is_some_and(|t| !t.is_found());
         let was_success = has_run && started.elapsed() >= SUCCESS_AFTER;
         if was_success {
             next_delays = delays.build();
             told.clear();
         }
-        let delay = match (is_definite, was_success) {
-            (true, _) => retry.delay_max,
-            (false, true) => FIRST_DELAY,
+        let is_at_once =
+            is_searched || was_success && !is_definite || error.is_only_a_new_beginning();
+        let delay = match (is_at_once, is_definite) {
+            (true, _) => FIRST_DELAY,
+            (false, true) => retry.delay_max,
             (false, false) => next_delays.next().unwrap_or(retry.delay_max),
         };
-        tell(telemetry, &error, delay, &mut told);
+        if is_searched {
+            tracing::warn!(
+                error = %Chain(&error),
+                "a batch cannot be applied: again, a transaction at a time"
+            );
+        } else {
+            tell(telemetry, &error, delay, &mut told);
+        }
         disconnected(telemetry, &error);
         tokio::select! {
             () = tokio::time::sleep(delay) => {}
+            () = requested(configure) => {}
             () = shutdown.cancelled() => return Ok(()),
         }
     }
@@ -90,20 +107,43 @@ async fn attempt(
     config: &PipelineConfig,
     telemetry: &Telemetry,
     shutdown: &CancellationToken,
-    stuck_at: Option<Lsn>,
+    trouble: Option<Trouble>,
     has_run: &mut bool,
 ) -> Result<(), PipelineError> {
     // Before the stream there is nothing to finish: a start is dropped where it stands.
     let follower = tokio::select! {
-        follower = Box::pin(start(config, telemetry, stuck_at)) => follower?,
+        follower = Box::pin(start(config, telemetry, trouble)) => follower?,
         () = shutdown.cancelled() => return Ok(()),
     };
     *has_run = true;
     Box::pin(follower.run(shutdown)).await
 }
 
+/// Returns when an operator has left something to do; while the replica cannot be asked, never.
+async fn requested(configure: &impl Fn() -> Result<PipelineConfig, PipelineError>) {
+    // Short waits end by themselves.
+    tokio::time::sleep(LOOK_FOR_REQUESTS_EVERY).await;
+    let Ok(config) = configure() else {
+        return std::future::pending().await;
+    };
+    let Ok(client) = config.replica.connect(Session::ReplicaWrite).await else {
+        return std::future::pending().await;
+    };
+    loop {
+        match Store::has_requests(&client, &config.name, &[]).await {
+            Ok(true) => return,
+            Ok(false) => tokio::time::sleep(LOOK_FOR_REQUESTS_EVERY).await,
+            Err(_) => return std::future::pending().await,
+        }
+    }
+}
+
 /// Logs an error once, not at every attempt that meets it again.
 fn tell(telemetry: &Telemetry, error: &PipelineError, delay: Duration, told: &mut String) {
+    if matches!(error, PipelineError::Requested) {
+        tracing::info!("{error}");
+        return;
+    }
     let message = Chain(error).to_string();
     let advice = error.advice();
     let is_definite = error.disposition() == Disposition::Definite;
@@ -113,10 +153,10 @@ fn tell(telemetry: &Telemetry, error: &PipelineError, delay: Duration, told: &mu
         PipelineState::Starting
     };
     telemetry.set_state(state, Some(message.clone()));
-    let severity = if is_definite {
-        Severity::Critical
-    } else {
-        Severity::Medium
+    let severity = match (is_definite, error) {
+        (true, _) => Severity::Critical,
+        (false, PipelineError::SetAside { .. }) => Severity::High,
+        (false, _) => Severity::Medium,
     };
     telemetry.error(error.category(), severity);
     if error.is_write_to_source() {
@@ -127,7 +167,14 @@ fn tell(telemetry: &Telemetry, error: &PipelineError, delay: Duration, told: &mu
     }
     let advice_text = advice.clone().unwrap_or_default();
     let retry_in_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
-    if is_definite {
+    if let PipelineError::SetAside { table, .. } = error {
+        tracing::error!(
+            table,
+            error = message,
+            advice = advice_text,
+            "a table is set aside"
+        );
+    } else if is_definite {
         tracing::error!(
             error = message,
             advice = advice_text,

@@ -4,8 +4,11 @@
 //!            received ≥ applied ≥ flushed ≥ what the slot confirms
 //!
 //!  table:    init ──▶ copying ──▶ copied at LSN ──▶ ready
-//!                        │             (applied < LSN: catching up)
-//!                        └──▶ init     after an interruption
+//!                        │         ▲   (applied < LSN: catching up)
+//!                        └──▶ init │   after an interruption
+//!                                  ├──▶ quarantined   a change could not be applied: it and
+//!                                  │                  all after it are kept
+//!                                  └──▶ resync        wanted by an operator: merged again
 //! ```
 //!
 //! The position lives in the replica, in the transaction of the data it speaks of. It is
@@ -15,12 +18,16 @@
 //! the apply passes them by for that table. `ready` is no state of its own: it is
 //! `copied` once the applied position is beyond.
 
+mod errors;
+mod kept;
 mod position;
 mod schema;
 mod store;
 mod table_state;
 
+pub use errors::{BookedError, ErrorState, Failure, Request};
+pub use kept::{KeptChange, KeptRow};
 pub use position::{Durability, Feedback, Positions};
-pub use schema::{BOOKKEEPING_SCHEMA, bookkeeping_sql};
+pub use schema::{BOOKKEEPING_SCHEMA, BOOKKEEPING_TABLES, bookkeeping_sql};
 pub use store::{PipelineIdentity, PipelineRecord, ProgressError, Store};
 pub use table_state::{TableRecord, TableState};

@@ -31,7 +31,41 @@ CREATE TABLE IF NOT EXISTS "pglockstep"."tables" (
   publication_oid bigint,
   PRIMARY KEY (pipeline, source_oid)
 ) WITH (fillfactor = 50);
+CREATE TABLE IF NOT EXISTS "pglockstep"."errors" (
+  id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+  pipeline text NOT NULL REFERENCES "pglockstep"."pipelines" ON DELETE CASCADE,
+  commit_lsn pg_lsn NOT NULL,
+  source_oid bigint,
+  source_schema text,
+  source_table text,
+  replica_schema text,
+  replica_table text,
+  sqlstate text,
+  message text NOT NULL,
+  advice text,
+  key_hash text,
+  state text NOT NULL,
+  request text,
+  reason text,
+  attempts bigint NOT NULL DEFAULT 1,
+  first_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
+  last_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
+  ended_at timestamptz
+);
+CREATE TABLE IF NOT EXISTS "pglockstep"."kept_changes" (
+  pipeline text NOT NULL REFERENCES "pglockstep"."pipelines" ON DELETE CASCADE,
+  source_oid bigint NOT NULL,
+  id bigint GENERATED ALWAYS AS IDENTITY,
+  commit_lsn pg_lsn NOT NULL,
+  form bytea,
+  change bytea NOT NULL,
+  skipped_by bigint REFERENCES "pglockstep"."errors" ON DELETE CASCADE,
+  PRIMARY KEY (pipeline, source_oid, id)
+);
 "#;
+
+/// The tables of the bookkeeping schema; those that refer to others first.
+pub const BOOKKEEPING_TABLES: [&str; 4] = ["kept_changes", "errors", "tables", "pipelines"];
 
 /// The SQL that makes the bookkeeping schema; with `owner`, as an administrator for the daemon's role.
 #[must_use]
@@ -40,9 +74,11 @@ pub fn bookkeeping_sql(owner: Option<&str>) -> String {
     let Some(owner) = owner.map(quote_ident) else {
         return format!("CREATE SCHEMA IF NOT EXISTS {schema};{BOOKKEEPING}");
     };
-    format!(
-        "CREATE SCHEMA IF NOT EXISTS {schema} AUTHORIZATION {owner};{BOOKKEEPING}\
-         ALTER TABLE {schema}.\"pipelines\" OWNER TO {owner};\n\
-         ALTER TABLE {schema}.\"tables\" OWNER TO {owner};\n"
-    )
+    let mut sql =
+        format!("CREATE SCHEMA IF NOT EXISTS {schema} AUTHORIZATION {owner};{BOOKKEEPING}");
+    for table in BOOKKEEPING_TABLES.iter().rev() {
+        let table = quote_ident(table);
+        sql.push_str(&format!("ALTER TABLE {schema}.{table} OWNER TO {owner};\n"));
+    }
+    sql
 }

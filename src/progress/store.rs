@@ -5,7 +5,7 @@
 //! another took over touches none, and stops. The advisory lock is only the queue at
 //! the door: it may be lost without notice, the epoch may not.
 
-use super::schema::{BOOKKEEPING, bookkeeping_sql};
+use super::schema::{BOOKKEEPING, BOOKKEEPING_TABLES, bookkeeping_sql};
 use super::{TableRecord, TableState};
 use crate::pg::{Disposition, Lsn, QualifiedName, ServerError};
 use tokio_postgres::{Client, GenericClient};
@@ -34,6 +34,14 @@ pub enum ProgressError {
         epoch: i64,
     },
     /// A row holds something that was never written there.
+    #[error("the replica's pglockstep.errors holds the unknown state {state:?} for error {id}")]
+    UnknownErrorState {
+        /// The error.
+        id: i64,
+        /// The word found.
+        state: String,
+    },
+    /// A row holds something that was never written there.
     #[error("the replica's pglockstep.tables holds the unknown state {state:?} for {table}")]
     UnknownState {
         /// The source table.
@@ -44,7 +52,7 @@ pub enum ProgressError {
 }
 
 impl ProgressError {
-    fn doing(what: &'static str) -> impl FnOnce(tokio_postgres::Error) -> Self {
+    pub(crate) fn doing(what: &'static str) -> impl FnOnce(tokio_postgres::Error) -> Self {
         move |error| Self::Statement {
             what,
             source: error.into(),
@@ -64,7 +72,9 @@ impl ProgressError {
             Self::Statement { source, .. } => source.disposition(),
             // Whoever was superseded queues again at the door.
             Self::Superseded { .. } => Disposition::Transient,
-            Self::NoSchema(_) | Self::UnknownState { .. } => Disposition::Definite,
+            Self::NoSchema(_) | Self::UnknownState { .. } | Self::UnknownErrorState { .. } => {
+                Disposition::Definite
+            }
         }
     }
 }
@@ -107,18 +117,26 @@ ON CONFLICT (name) DO UPDATE SET epoch = p.epoch + 1, updated_at = pg_catalog.no
 RETURNING epoch";
 
 impl Store {
+    /// Whether the bookkeeping schema is there, with all its tables.
+    ///
+    /// # Errors
+    /// When the query fails.
+    pub async fn has_books(client: &Client) -> Result<bool, ProgressError> {
+        let known = "SELECT pg_catalog.bool_and(pg_catalog.to_regclass('pglockstep.' || name) \
+                     IS NOT NULL) FROM unnest($1::text[]) AS name";
+        let row = client
+            .query_one(known, &[&BOOKKEEPING_TABLES.as_slice()])
+            .await
+            .map_err(ProgressError::doing("look"))?;
+        Ok(row.get(0))
+    }
+
     /// Makes the bookkeeping schema where it is missing.
     ///
     /// # Errors
     /// When it is missing and cannot be made.
     pub async fn ensure_schema(client: &Client) -> Result<(), ProgressError> {
-        let known = "SELECT pg_catalog.to_regclass('pglockstep.pipelines') IS NOT NULL \
-                     AND pg_catalog.to_regclass('pglockstep.tables') IS NOT NULL";
-        let row = client
-            .query_one(known, &[])
-            .await
-            .map_err(ProgressError::doing("look"))?;
-        if row.get(0) {
+        if Self::has_books(client).await? {
             return Ok(());
         }
         // CREATE SCHEMA IF NOT EXISTS asks for the privilege even where the schema exists.
@@ -323,18 +341,12 @@ impl Store {
             .map(|row| {
                 let name =
                     |at| QualifiedName::new(row.get::<_, &str>(at), row.get::<_, &str>(at + 1));
-                let state = match (row.get::<_, &str>(4), row.get::<_, Option<Lsn>>(5)) {
-                    ("init", _) => TableState::Init,
-                    ("copying", _) => TableState::Copying,
-                    ("copied", Some(at)) => TableState::Copied { at },
-                    (state, _) => {
-                        let state = state.to_owned();
-                        return Err(ProgressError::UnknownState {
-                            table: name(0),
-                            state,
-                        });
-                    }
-                };
+                let word: &str = row.get(4);
+                let state = TableState::from_kept(word, row.get(5));
+                let state = state.ok_or_else(|| ProgressError::UnknownState {
+                    table: name(0),
+                    state: word.to_owned(),
+                })?;
                 Ok(TableRecord {
                     source: name(0),
                     source_oid: u32::try_from(row.get::<_, i64>(6)).unwrap_or_default(),
@@ -358,13 +370,7 @@ impl Store {
         self.prove_ownership(client).await?;
         let column =
             |value: fn(&TableRecord) -> &str| records.iter().map(value).collect::<Vec<_>>();
-        let copied_at: Vec<Option<Lsn>> = records
-            .iter()
-            .map(|record| match record.state {
-                TableState::Copied { at } => Some(at),
-                TableState::Init | TableState::Copying => None,
-            })
-            .collect();
+        let copied_at: Vec<Option<Lsn>> = records.iter().map(|r| r.state.copied_at()).collect();
         let source_oids: Vec<i64> = records.iter().map(|r| i64::from(r.source_oid)).collect();
         let published_by: Vec<Option<i64>> = records
             .iter()
@@ -398,6 +404,10 @@ impl Store {
             )
             .await
             .map_err(ProgressError::doing("note the tables"))?;
+        let is_copied = |record: &&TableRecord| record.state.copied_at().is_some();
+        for record in records.iter().filter(is_copied) {
+            self.end_by_copy(client, record.source_oid).await?;
+        }
         Ok(())
     }
 
@@ -431,6 +441,9 @@ impl Store {
             .execute(sql, &[&self.pipeline, &self.epoch, &source_oids])
             .await
             .map_err(ProgressError::doing("forget tables"))?;
+        for record in records {
+            self.end_by_copy(client, record.source_oid).await?;
+        }
         Ok(())
     }
 
@@ -456,6 +469,6 @@ impl Store {
 }
 
 /// SQL has no unsigned numbers: they are kept in the next larger type.
-fn narrow(kept: Option<i64>) -> Option<u32> {
+pub(super) fn narrow(kept: Option<i64>) -> Option<u32> {
     kept.and_then(|number| u32::try_from(number).ok())
 }

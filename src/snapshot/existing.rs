@@ -34,10 +34,12 @@ pub(crate) async fn check(
         let sql = format!("SELECT 1 FROM {} LIMIT 1", table.mapping.replica_rows());
         let row = client.query_opt(&sql, &[]).await;
         let has_rows = row.map_err(SnapshotError::on(name, "look into"))?.is_some();
+        let is_resync = matches!(table.state, TableState::Resync { .. });
         destinations.push(match table.existing_rows {
             // What an interrupted copy of ours left is not the operator's, and may be out of date.
             ExistingRows::Merge if has_rows && table.state != TableState::Copying => {
-                if !matches!(table.mapping.identity, RowIdentity::Key(_)) {
+                // Without a key a resync puts all rows in the place of all rows.
+                if !is_resync && !matches!(table.mapping.identity, RowIdentity::Key(_)) {
                     return Err(SnapshotError::MergeNeedsKey {
                         table: name.clone(),
                     });
@@ -150,6 +152,7 @@ pub(crate) fn delete_extra_sql(
     extra_rows: ExtraRows,
 ) -> String {
     match extra_rows {
+        _ if key_of(mapping).is_empty() => format!("DELETE FROM {};", mapping.replica_rows()),
         ExtraRows::Keep => String::new(),
         ExtraRows::Delete => format!(
             "DELETE FROM {} AS t WHERE NOT EXISTS (SELECT 1 FROM {} AS s WHERE {});",
@@ -175,6 +178,12 @@ pub(crate) fn upsert_sql(mapping: &TableMapping, staging: &QualifiedName) -> Str
         .iter()
         .map(|c| quote_ident(&c.name))
         .collect();
+    if key.is_empty() {
+        let names = names.join(", ");
+        return format!(
+            "INSERT INTO {table} ({names}) OVERRIDING SYSTEM VALUE SELECT {names} FROM {staging};"
+        );
+    }
     let same_key = same_key(mapping);
     let others = || names.iter().enumerate().filter(|(i, _)| !key.contains(i));
     let set: Vec<String> = others()

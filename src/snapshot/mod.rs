@@ -297,14 +297,17 @@ impl SnapshotCopy<'_> {
             table.telemetry.set_state(TableStateLabel::Copying);
         }
         // A table that is merged into keeps the operator's rows: it never counts as partly ours.
-        let state = |destination: &Destination| match destination {
-            Destination::Table => TableState::Copying,
-            Destination::Staging(_) => TableState::Init,
+        let state = |table: &CopyTable, destination: &Destination| match (table.state, destination)
+        {
+            (_, Destination::Table) => TableState::Copying,
+            // Interrupted, it is still wanted.
+            (resync @ TableState::Resync { .. }, Destination::Staging(_)) => resync,
+            (_, Destination::Staging(_)) => TableState::Init,
         };
         let records: Vec<TableRecord> = tables
             .iter()
             .zip(destinations)
-            .map(|(table, destination)| record(table, state(destination)))
+            .map(|(table, destination)| record(table, state(table, destination)))
             .collect();
         self.store.record_tables(self.control, &records).await?;
         let committed = self.control.batch_execute("COMMIT").await;

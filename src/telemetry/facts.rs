@@ -113,6 +113,27 @@ pub struct LastError {
     pub advice: Option<String>,
 }
 
+/// A change that could not be applied, and waits for somebody.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct ErrorStatus {
+    /// Its number, for `errors show`.
+    pub id: i64,
+    /// stopped: the pipeline stands before it; quarantined: its table is set aside.
+    pub state: &'static str,
+    /// Its transaction: the commit record on the source.
+    pub commit_lsn: Lsn,
+    /// The table on the source, where it is about one.
+    pub table: Option<String>,
+    /// What happened.
+    pub message: String,
+    /// What to do.
+    pub advice: Option<String>,
+    /// Changes that are kept until it is decided.
+    pub kept_changes: i64,
+    /// When it first happened, in wall-clock milliseconds since 1970.
+    pub first_unix_ms: i64,
+}
+
 /// The part of the facts that changes rarely.
 pub(super) struct Slow {
     pub(super) state: Phase<PipelineState>,
@@ -127,6 +148,7 @@ pub(super) struct Slow {
     lag_seconds: Option<(f64, Instant)>,
     pub(super) endpoints: Option<(Endpoint, Endpoint)>,
     pub(super) last_error: Option<LastError>,
+    pub(super) open_errors: Vec<ErrorStatus>,
 }
 
 /// A lag older than this is no measurement any more: it has grown by its own age.
@@ -217,6 +239,7 @@ impl Facts {
             lag_seconds: None,
             endpoints: None,
             last_error: None,
+            open_errors: Vec::new(),
         };
         Self {
             received: Position::default(),
@@ -287,7 +310,13 @@ const POOL: Family = Family::gauge(
     &["state"],
     "Sessions of the replica's pool: in_use, idle; and callers that wait: waiting.",
 );
-const FAMILIES: [&Family; 11] = [
+const OPEN_ERRORS: Family = Family::gauge(
+    "pglockstep_open_errors",
+    &[],
+    "Changes that could not be applied and wait for somebody.",
+);
+const FAMILIES: [&Family; 12] = [
+    &OPEN_ERRORS,
     &STATE,
     &LAG_BYTES,
     &LAG_SECONDS,
@@ -335,6 +364,7 @@ impl Collector for FactsCollector {
             ]
         });
         vec![
+            OPEN_ERRORS.single(Some(slow.open_errors.len() as f64)),
             STATE.samples(Family::one_hot(&[], states, slow.state.state.as_str())),
             LAG_BYTES.single(slow.lag_bytes.map(|bytes| bytes as f64)),
             LAG_SECONDS.single(slow.lag_seconds()),

@@ -28,7 +28,7 @@ pub enum PartState {
 /// One part of the daemon.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct Part {
-    /// process, source, replica, stream or slot.
+    /// process, source, replica, stream, slot or tables.
     pub part: &'static str,
     /// How it does.
     pub state: PartState,
@@ -68,6 +68,8 @@ pub(super) struct Vitals {
     pub(super) source: Aged<ConnectionState>,
     pub(super) replica: Aged<ConnectionState>,
     pub(super) slot: Option<Aged<SlotHealth>>,
+    /// Tables that are set aside.
+    pub(super) quarantined: Vec<String>,
     pub(super) progress_age: Duration,
     pub(super) lag_bytes: Option<u64>,
     pub(super) lag_seconds: Option<f64>,
@@ -105,7 +107,9 @@ impl Health {
             part("replica", judge_connection(&vitals.replica)),
             part("stream", judge_stream(&vitals)),
             part("slot", judge_slot(vitals.slot.as_ref())),
+            part("tables", judge_tables(&vitals)),
         ];
+        // A new process would not mend a table that is set aside: the replica is not ready, that is all.
         // A connection that fails is being retried: the stream's stall tells when that is too long.
         let vital = |part: &&Part| matches!(part.part, "stream" | "slot");
         let healthy = parts
@@ -154,6 +158,9 @@ impl Health {
                 .map(|why| format!(": {why}"))
                 .unwrap_or_default();
             return Err(format!("not streaming: {}{why}", state.state));
+        }
+        if !self.vitals.quarantined.is_empty() {
+            return Err(set_aside(&self.vitals.quarantined));
         }
         within("s", self.vitals.lag_seconds, bounds.lag_seconds_max)?;
         let as_float = |bytes: u64| bytes as f64;
@@ -248,6 +255,26 @@ fn judge_stream(vitals: &Vitals) -> Finding {
     }
 }
 
+fn set_aside(tables: &[String]) -> String {
+    format!(
+        "set aside, and not in step: {}; see `pglockstep errors list`",
+        tables.join(", ")
+    )
+}
+
+fn judge_tables(vitals: &Vitals) -> Finding {
+    let is_any = !vitals.quarantined.is_empty();
+    Finding {
+        state: if is_any {
+            PartState::Failed
+        } else {
+            PartState::Ok
+        },
+        since_seconds: vitals.process_since_seconds,
+        why: is_any.then(|| set_aside(&vitals.quarantined)),
+    }
+}
+
 fn judge_slot(slot: Option<&Aged<SlotHealth>>) -> Finding {
     let Some(slot) = slot else {
         let why = Some("not looked at yet".to_owned());
@@ -296,6 +323,7 @@ mod tests {
             source: aged(ConnectionState::Connected),
             replica: aged(ConnectionState::Connected),
             slot: None,
+            quarantined: Vec::new(),
             progress_age: Duration::from_secs(progress_age_seconds),
             lag_bytes: Some(1000),
             lag_seconds: Some(2.0),
@@ -368,6 +396,16 @@ mod tests {
         assert_eq!(
             copying.ready(bounds(None, None)).unwrap_err(),
             "not streaming: copying"
+        );
+        let mut set_aside = vitals(PipelineState::Streaming, 0);
+        set_aside.quarantined = vec!["public.leads".into()];
+        let set_aside = Health::judge(set_aside);
+        assert!(set_aside.healthy, "a new process would not mend it");
+        assert!(
+            set_aside
+                .ready(bounds(None, None))
+                .unwrap_err()
+                .contains("public.leads")
         );
         let stalled = Health::judge(vitals(PipelineState::Streaming, 61));
         assert!(

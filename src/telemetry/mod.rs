@@ -20,7 +20,7 @@ mod progress_clock;
 mod status;
 mod table;
 
-pub use facts::{Endpoint, LastError, PoolHealth, SlotHealth};
+pub use facts::{Endpoint, ErrorStatus, LastError, PoolHealth, SlotHealth};
 pub use health::{Health, Part, PartState, ReadyBounds, STALL};
 pub use labels::{ConnectionState, ErrorCategory, Op, PipelineState, Severity, TableStateLabel};
 pub use logging::{Chain, FILTER_VARIABLE, LogFormat, LoggingError, init_logging};
@@ -159,6 +159,11 @@ impl Telemetry {
             advice,
         };
         self.0.facts.slow().last_error = Some(error);
+    }
+
+    /// All changes that could not be applied and wait for somebody.
+    pub fn set_open_errors(&self, errors: Vec<ErrorStatus>) {
+        self.0.facts.slow().open_errors = errors;
     }
 
     /// A statement tried to write to the source and was refused.

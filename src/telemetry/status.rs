@@ -2,7 +2,7 @@
 //!
 //! Field names are an interface (`status --json`, `/healthz`, `/admin/tables`).
 
-use super::facts::{Endpoint, Facts, LastError, Phase, SlotHealth};
+use super::facts::{Endpoint, ErrorStatus, Facts, LastError, Phase, SlotHealth};
 use super::health::{Health, Vitals};
 use super::labels::{ConnectionState, PipelineState, TableStateLabel};
 use super::progress_clock::ProgressClock;
@@ -48,6 +48,8 @@ pub struct Status {
     pub slot: Option<SlotHealth>,
     /// The last thing that went wrong; stays after it was mended.
     pub last_error: Option<LastError>,
+    /// Changes that could not be applied and wait for somebody.
+    pub errors: Vec<ErrorStatus>,
     /// For how long the process runs.
     pub uptime_seconds: f64,
 }
@@ -125,11 +127,13 @@ impl Sources<'_> {
             },
             slot: slow.slot.as_ref().map(|phase| phase.state.clone()),
             last_error: slow.last_error.clone(),
+            errors: slow.open_errors.clone(),
             uptime_seconds: self.clock.started().elapsed().as_secs_f64(),
         }
     }
 
     pub(super) fn health(&self) -> Health {
+        let quarantined = self.quarantined();
         let slow = self.facts.slow();
         let vitals = Vitals {
             now_unix_ms: super::facts::unix_ms(),
@@ -138,12 +142,22 @@ impl Sources<'_> {
             source: with_age(&slow.source),
             replica: with_age(&slow.replica),
             slot: slow.slot.as_ref().map(with_age),
+            quarantined,
             progress_age: self.clock.last().elapsed(),
             lag_bytes: slow.lag_bytes,
             lag_seconds: slow.lag_seconds(),
         };
         drop(slow);
         Health::judge(vitals)
+    }
+
+    /// Tables that are set aside, by name.
+    fn quarantined(&self) -> Vec<String> {
+        let tables = self.tables.snapshot();
+        let set_aside = tables
+            .iter()
+            .filter(|(_, facts)| facts.state() == TableStateLabel::Quarantined);
+        set_aside.map(|(name, _)| name.to_string()).collect()
     }
 
     fn table_statuses(&self) -> Vec<TableStatus> {

@@ -9,6 +9,7 @@ mod identity;
 mod mapping;
 mod names;
 mod plain_role;
+mod quarantine;
 mod conflicts;
 mod timelines;
 mod types;

@@ -46,8 +46,8 @@ const BAD_ADDITIONS: &[(&str, &str)] = &[
         "line 8, apply.on_conflict: expected source_wins, replica_wins, newest_wins(COLUMN) or stop",
     ),
     (
-        "[apply]\non_error = \"quarantine\"",
-        "line 8, apply.on_error: quarantine is not supported yet by this version; use stop",
+        "[apply]\non_error = \"skip\"",
+        "line 8, apply.on_error: \"skip\" is not one of stop, quarantine",
     ),
     (
         "[apply]\nschema_changes = \"ignore\"",

@@ -1,0 +1,277 @@
+//! A change that the replica refuses: the pipeline stops before its transaction, or its table is
+//! set aside and the others go on; an operator decides, and nothing is lost on the way.
+
+use crate::support::{Daemon, Family, Scenario, eventually, row, run_verb};
+use serde_json::Value;
+
+static FAMILY: Family = Family::const_new();
+
+const TABLES: &str = "CREATE TABLE leads (id int PRIMARY KEY, name varchar(40)); \
+                      CREATE TABLE notes (id int PRIMARY KEY, text text); \
+                      CREATE TABLE journal (what text)";
+const ALL: [&str; 3] = [
+    "SELECT * FROM leads",
+    "SELECT * FROM notes",
+    "SELECT * FROM journal",
+];
+const QUARANTINE: &str = "[apply]\non_error = \"quarantine\"";
+const OPEN: &str = "pglockstep_open_errors";
+const SET_ASIDE: &str = "pglockstep_table_state{table=\"public.leads\",state=\"quarantined\"}";
+
+/// A replica whose column is too narrow for what comes.
+async fn scenario(name: &str) -> Scenario<'static> {
+    let s = Scenario::new(&FAMILY, name).await;
+    s.on_both(TABLES).await;
+    s.on_replica("ALTER TABLE leads ALTER name TYPE varchar(10)")
+        .await;
+    s.on_source("INSERT INTO leads VALUES (1, 'first'); INSERT INTO notes VALUES (1, 'first')")
+        .await;
+    s.publish_all().await;
+    s
+}
+
+const POISON: &str = "BEGIN; INSERT INTO notes VALUES (2, 'with it'); \
+                      INSERT INTO leads VALUES (2, 'far too long a name'); \
+                      INSERT INTO journal VALUES ('with it'); COMMIT";
+
+fn verb(s: &Scenario<'_>, more: &str, arguments: &[&str]) -> (Option<i32>, String) {
+    let output = run_verb(&s.config(more), arguments);
+    let said =
+        String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap();
+    (output.status.code(), said)
+}
+
+fn errors(s: &Scenario<'_>, more: &str, all: bool) -> Vec<Value> {
+    let mut arguments = vec!["errors", "list", "--json"];
+    arguments.extend(all.then_some("--all"));
+    let output = run_verb(&s.config(more), &arguments);
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+async fn until(daemon: &Daemon, sample: &str, value: f64) {
+    eventually(
+        &format!("{sample} {value}"),
+        || daemon.stderr(),
+        async || (daemon.metric(sample).await? == value).then_some(()),
+    )
+    .await;
+}
+
+async fn until_set_aside(daemon: &Daemon) {
+    until(daemon, SET_ASIDE, 1.0).await;
+    until(daemon, OPEN, 1.0).await;
+}
+
+#[tokio::test]
+async fn the_pipeline_stops_before_the_one_transaction_that_cannot_be_applied() {
+    let s = scenario("poison_stop").await;
+    let mut daemon = s.start("").await;
+    s.in_step(&daemon, &ALL).await;
+    daemon.terminate();
+    // Many wait together: those before the bad one are applied, that one and the later are not.
+    for n in 10..20 {
+        s.on_source(&format!("INSERT INTO notes VALUES ({n}, 'before')"))
+            .await;
+    }
+    s.on_source(POISON).await;
+    let before = s.one("SELECT pg_current_wal_lsn()").await;
+    s.on_source("INSERT INTO notes VALUES (30, 'after')").await;
+    let mut daemon = s.launch("");
+    let said = s
+        .until_failed(
+            &mut daemon,
+            &["22001", "replica table public.leads", "widen"],
+        )
+        .await;
+    assert!(!said.contains("far too long"), "{said}");
+    s.replica_eventually("SELECT count(*) FROM notes WHERE text = 'before'", "10")
+        .await;
+    assert_eq!(s.replica_one("SELECT count(*) FROM notes").await, "11");
+    assert_eq!(s.replica_one("SELECT count(*) FROM journal").await, "0");
+    let found = errors(&s, "", false);
+    let [error] = found.as_slice() else {
+        panic!("{found:?}")
+    };
+    assert_eq!(error["state"], "stopped");
+    assert_eq!(error["sqlstate"], "22001");
+    assert_eq!(error["table"], "public.leads");
+    assert_eq!(error["key_hash"].as_str().unwrap().len(), 16);
+    let is_before = format!(
+        "SELECT '{}'::pg_lsn < '{before}'::pg_lsn",
+        error["commit_lsn"].as_str().unwrap()
+    );
+    assert_eq!(s.one(&is_before).await, "t");
+    // Mended, it goes on by itself; the error ends.
+    s.on_replica("ALTER TABLE leads ALTER name TYPE varchar(40)")
+        .await;
+    s.until_state(&mut daemon, "streaming").await;
+    s.in_step(&daemon, &ALL).await;
+    until(&daemon, OPEN, 0.0).await;
+    let ended = errors(&s, "", true);
+    assert_eq!(ended[0]["state"], "applied");
+    assert!(daemon.terminate().success());
+}
+
+#[tokio::test]
+async fn an_operator_passes_one_transaction_by_and_its_content_is_kept() {
+    let s = scenario("poison_skip").await;
+    let mut daemon = s.start("").await;
+    s.on_source(POISON).await;
+    s.on_source("INSERT INTO notes VALUES (30, 'after')").await;
+    s.until_failed(&mut daemon, &["22001"]).await;
+    let id = errors(&s, "", false)[0]["id"].to_string();
+    let (code, said) = verb(&s, "", &["errors", "skip", &id, "--reason", "a test row"]);
+    assert_eq!(code, Some(0), "{said}");
+    s.until_state(&mut daemon, "streaming").await;
+    s.caught_up(&daemon).await;
+    assert_eq!(
+        s.replica_rows("SELECT id::text FROM notes").await,
+        [row(["1"]), row(["30"])],
+        "the whole transaction is passed by, and only it"
+    );
+    assert_eq!(s.replica_one("SELECT count(*) FROM leads").await, "1");
+    let ended = errors(&s, "", true);
+    assert_eq!(ended[0]["state"], "skipped");
+    assert_eq!(ended[0]["reason"], "a test row");
+    assert_eq!(ended[0]["kept_changes"], 3);
+    let (_, hidden) = verb(&s, "", &["errors", "show", &id]);
+    assert!(
+        hidden.contains("insert public.leads") && !hidden.contains("far too long"),
+        "{hidden}"
+    );
+    let (_, shown) = verb(&s, "", &["errors", "show", &id, "--values"]);
+    assert!(shown.contains("far too long a name"), "{shown}");
+    // Once: the same again is an error again, and the skipped one has ended.
+    s.on_source(
+        "DELETE FROM leads WHERE id = 1; INSERT INTO leads VALUES (3, 'far too long again')",
+    )
+    .await;
+    s.until_state(&mut daemon, "failed").await;
+    let (code, said) = verb(&s, "", &["errors", "retry", &id]);
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("has ended"), "{said}");
+}
+
+#[tokio::test]
+async fn one_table_is_set_aside_and_the_others_go_on() {
+    let s = scenario("poison_aside").await;
+    let mut daemon = s.start(QUARANTINE).await;
+    s.on_source(POISON).await;
+    until_set_aside(&daemon).await;
+    s.on_source("UPDATE leads SET name = 'again' WHERE id = 1; INSERT INTO notes VALUES (3, 'on')")
+        .await;
+    s.until_state(&mut daemon, "streaming").await;
+    let others = &ALL[1..];
+    s.in_step(&daemon, others).await;
+    assert_eq!(
+        s.replica_rows("SELECT name FROM leads").await,
+        [row(["first"])],
+        "as it was before the transaction"
+    );
+    let kept = "pglockstep_changes_quarantined_total{table=\"public.leads\"}";
+    until(&daemon, kept, 2.0).await;
+    let ready = daemon.http_get("/readyz").await.unwrap();
+    assert_eq!(ready.status, 503);
+    assert!(ready.body.contains("public.leads"), "{}", ready.body);
+    let listed = daemon.http_get("/admin/errors").await.unwrap().body;
+    assert!(listed.contains("22001"), "{listed}");
+    let found = errors(&s, QUARANTINE, false);
+    assert_eq!(found[0]["state"], "quarantined");
+    let id = found[0]["id"].to_string();
+    // Tried again too early, it stays set aside.
+    assert_eq!(verb(&s, QUARANTINE, &["errors", "retry", &id]).0, Some(0));
+    eventually(
+        "a second attempt",
+        || daemon.stderr(),
+        async || (errors(&s, QUARANTINE, false)[0]["attempts"].as_i64()? > 1).then_some(()),
+    )
+    .await;
+    // And over a restart.
+    assert!(daemon.terminate().success());
+    s.on_source("DELETE FROM leads WHERE id = 1; INSERT INTO leads VALUES (4, 'short')")
+        .await;
+    daemon = s.start(QUARANTINE).await;
+    until_set_aside(&daemon).await;
+    s.on_source("TRUNCATE notes, leads; INSERT INTO leads VALUES (5, 'last')")
+        .await;
+    s.in_step(&daemon, others).await;
+    // Mended: what was kept is applied, in its order.
+    s.on_replica("ALTER TABLE leads ALTER name TYPE varchar(40)")
+        .await;
+    assert_eq!(verb(&s, QUARANTINE, &["errors", "retry", &id]).0, Some(0));
+    until(&daemon, SET_ASIDE, 0.0).await;
+    until(&daemon, OPEN, 0.0).await;
+    s.until_state(&mut daemon, "streaming").await;
+    s.in_step(&daemon, &ALL).await;
+    assert_eq!(errors(&s, QUARANTINE, true)[0]["state"], "applied");
+    let left = s.replica_one("SELECT count(*) FROM pglockstep.kept_changes");
+    assert_eq!(left.await, "0");
+    s.on_source("INSERT INTO leads VALUES (6, 'on as before')")
+        .await;
+    s.in_step(&daemon, &ALL).await;
+    assert_eq!(daemon.http_get("/readyz").await.unwrap().status, 200);
+    assert!(daemon.terminate().success());
+}
+
+#[tokio::test]
+async fn a_table_set_aside_loses_one_transaction_on_an_operators_word() {
+    let s = scenario("poison_aside_skip").await;
+    let mut daemon = s.start(QUARANTINE).await;
+    s.on_source(POISON).await;
+    s.on_source("INSERT INTO leads VALUES (3, 'short')").await;
+    until_set_aside(&daemon).await;
+    let id = errors(&s, QUARANTINE, false)[0]["id"].to_string();
+    let skip = ["errors", "skip", &id, "--reason", "no lead at all"];
+    assert_eq!(verb(&s, QUARANTINE, &skip).0, Some(0));
+    until(&daemon, OPEN, 0.0).await;
+    s.until_state(&mut daemon, "streaming").await;
+    s.in_step(&daemon, &ALL[1..]).await;
+    assert_eq!(
+        s.replica_rows("SELECT id::text FROM leads").await,
+        [row(["1"]), row(["3"])]
+    );
+    let (_, shown) = verb(&s, QUARANTINE, &["errors", "show", &id, "--values"]);
+    assert!(
+        shown.contains("skipped") && shown.contains("far too long a name"),
+        "{shown}"
+    );
+    assert!(daemon.terminate().success());
+}
+
+#[tokio::test]
+async fn a_resync_mends_what_was_set_aside_and_what_has_drifted() {
+    let s = scenario("poison_resync").await;
+    let mut daemon = s.start(QUARANTINE).await;
+    s.on_source(POISON).await;
+    until_set_aside(&daemon).await;
+    s.on_source("DELETE FROM leads WHERE id = 1").await;
+    s.on_replica(
+        "ALTER TABLE leads ALTER name TYPE varchar(40); INSERT INTO leads VALUES (99, 'stray'); \
+         DELETE FROM notes; INSERT INTO journal VALUES ('stray')",
+    )
+    .await;
+    let unknown = verb(&s, QUARANTINE, &["resync", "public.leads", "public.ghosts"]);
+    assert_eq!(unknown.0, Some(2), "{}", unknown.1);
+    assert!(unknown.1.contains("nothing was changed"), "{}", unknown.1);
+    let tables = ["resync", "public.leads", "public.notes", "public.journal"];
+    assert_eq!(verb(&s, QUARANTINE, &tables).0, Some(0));
+    until(&daemon, SET_ASIDE, 0.0).await;
+    until(&daemon, OPEN, 0.0).await;
+    s.until_state(&mut daemon, "streaming").await;
+    s.on_source("INSERT INTO leads VALUES (7, 'after'); INSERT INTO journal VALUES ('after')")
+        .await;
+    s.in_step(&daemon, &ALL).await;
+    assert_eq!(errors(&s, QUARANTINE, true)[0]["state"], "resynced");
+    // Rows that only the replica has stay where that is wanted.
+    s.on_replica("INSERT INTO notes VALUES (98, 'own')").await;
+    let keep = ["resync", "--keep-extra", "public.notes"];
+    assert_eq!(verb(&s, QUARANTINE, &keep).0, Some(0));
+    let copied = "SELECT state FROM pglockstep.tables WHERE source_table = 'notes'";
+    s.replica_eventually(copied, "copied").await;
+    s.caught_up(&daemon).await;
+    assert_eq!(
+        s.replica_rows("SELECT id::text FROM notes").await,
+        [row(["1"]), row(["2"]), row(["98"])]
+    );
+    assert!(daemon.terminate().success());
+}
