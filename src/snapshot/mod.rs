@@ -24,6 +24,7 @@ pub use statement::{CopyFormat, CopyStatements, CtidRange, copy_statements};
 
 use crate::catalog::TableKind;
 use crate::conn::{ConnError, Pool};
+use crate::faults::Fault;
 use crate::mapping::{ExistingRows, ExtraRows, TableMapping};
 use crate::pg::{Disposition, Lsn, QualifiedName, ServerError, TypeNames};
 use crate::progress::{ProgressError, Store, TableRecord, TableState};
@@ -88,6 +89,12 @@ pub enum SnapshotError {
     /// A worker ended without a word.
     #[error("a copy worker ended unexpectedly")]
     Worker(#[source] tokio::task::JoinError),
+}
+
+impl From<Fault> for SnapshotError {
+    fn from(fault: Fault) -> Self {
+        Self::Progress(fault.into())
+    }
 }
 
 impl SnapshotError {
