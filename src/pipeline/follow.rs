@@ -19,6 +19,7 @@ use super::publication_watch::PublicationWatch;
 use super::receive::{Chunk, Event, Inbox};
 use super::relations::Relations;
 use crate::apply::{Applier, ApplyError, Batch, Settings, Written};
+use crate::faults;
 use crate::pg::{Change, Disposition, Lsn};
 use crate::pgoutput::Message;
 use crate::progress::{Durability, Positions};
@@ -177,6 +178,7 @@ impl<'a> Follower<'a> {
         let mut next = Some(chunk);
         let committed = self.state.positions.applied;
         while let Some(chunk) = next {
+            faults::at("follow.taken").await?;
             self.state.in_hand.hold(chunk.bytes);
             for event in chunk.events {
                 self.take(event).await?;
@@ -296,6 +298,7 @@ impl<'a> Follower<'a> {
         let written = written.map_err(|source| PipelineError::Apply { at, source })?;
         self.state.written.extend(written);
         self.telemetry.progressed();
+        faults::at("follow.part_written").await?;
         Ok(())
     }
 
@@ -310,7 +313,9 @@ impl<'a> Follower<'a> {
         self.write_and_commit(whole.batch, end, durability)
             .await
             .map_err(|source| PipelineError::Apply { at: end, source })?;
+        faults::at("follow.committed").await?;
         self.committed(end, durability);
+        faults::at("follow.told").await?;
         self.tell_written(whole.commit_times_us.len() as u64, started);
         for time_us in whole.commit_times_us {
             self.telemetry.observe_end_to_end(seconds_since(time_us));
@@ -341,6 +346,7 @@ impl<'a> Follower<'a> {
     async fn commit_position(&mut self, end: Lsn) -> Result<(), PipelineError> {
         let committed = self.applier.commit(end, Durability::Durable).await;
         committed.map_err(|source| PipelineError::Apply { at: end, source })?;
+        faults::at("follow.settled").await?;
         self.committed(end, Durability::Durable);
         Ok(())
     }

@@ -24,7 +24,7 @@ pub use statement::{CopyFormat, CopyStatements, CtidRange, copy_statements};
 
 use crate::catalog::TableKind;
 use crate::conn::{ConnError, Pool};
-use crate::faults::Fault;
+use crate::faults::{self, Fault};
 use crate::mapping::{ExistingRows, ExtraRows, TableMapping};
 use crate::pg::{Disposition, Lsn, QualifiedName, ServerError, TypeNames};
 use crate::progress::{ProgressError, Store, TableRecord, TableState};
@@ -212,6 +212,7 @@ impl SnapshotCopy<'_> {
     pub async fn run(&self, tables: &[CopyTable]) -> Result<(), SnapshotError> {
         let destinations = existing::check(self.control, tables, self.store.pipeline()).await?;
         self.begin(tables, &destinations).await?;
+        faults::at("copy.begun").await?;
         let sizes: Vec<Size> = tables.iter().map(size_of_table).collect();
         let pieces = plan::plan(&sizes, self.settings.split_from, self.ignores_foreign_keys);
         let mut left = vec![0usize; tables.len()];
@@ -404,8 +405,10 @@ impl SnapshotCopy<'_> {
         };
         let records: Vec<TableRecord> = tables.iter().map(|table| record(table, state)).collect();
         self.store.record_tables(self.control, &records).await?;
+        faults::at("copy.table_finishing").await?;
         let committed = self.control.batch_execute("COMMIT").await;
         committed.map_err(SnapshotError::on(&first.mapping.replica, "finish"))?;
+        faults::at("copy.table_marked").await?;
         for table in tables {
             table.telemetry.set_copy_progress(1.0);
             table.telemetry.set_state(TableStateLabel::CatchingUp);
