@@ -15,7 +15,7 @@ demo:
 
 test:
 	@tests/install-postgres.sh
-	$(CARGO) test
+	$(CARGO) test --features faults
 	@echo "make test: all tests passed"
 
 figures:
@@ -25,6 +25,7 @@ figures:
 lint: check-deploy
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets -- -D warnings
+	$(CARGO) clippy --all-targets --features faults -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --quiet
 
 check-deploy:

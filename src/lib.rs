@@ -31,6 +31,8 @@
 //! 9. The source is only read.
 //! 10. Every queue has a bound in bytes.
 
+/// Places where the tests make the work fail, and mistakes they plant; nothing in a release.
+pub mod faults;
 /// The nouns: `Lsn`, `Relation`, `Tuple`, `Change`, names and their quoting. No I/O.
 pub mod pg;
 /// What the daemon tells of itself: the `Status`, every metric's name, logging.
@@ -65,3 +67,6 @@ pub mod daemon;
 pub mod demo;
 /// The verbs, thin.
 pub mod cli;
+
+#[cfg(all(feature = "faults", not(debug_assertions)))]
+compile_error!("the feature `faults` is for tests, and no release can be built with it");

@@ -5,6 +5,8 @@
 
 mod architecture;
 mod cluster;
+#[cfg(feature = "faults")]
+mod fail_points;
 mod golden;
 mod kills;
 mod scenarios;

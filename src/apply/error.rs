@@ -2,6 +2,7 @@
 
 use super::array::ElementError;
 use super::statement::ShapeError;
+use crate::faults::Fault;
 use crate::mapping::TableMapping;
 use crate::pg::{Disposition, QualifiedName, ServerError};
 use crate::progress::ProgressError;
@@ -80,6 +81,15 @@ pub enum ApplyError {
         #[source]
         source: ServerError,
     },
+}
+
+impl From<Fault> for ApplyError {
+    fn from(fault: Fault) -> Self {
+        Self::Transaction {
+            what: "go on",
+            source: fault.into(),
+        }
+    }
 }
 
 impl ApplyError {

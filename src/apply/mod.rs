@@ -36,6 +36,7 @@ pub use preview::{TableStatement, table_statements, try_statements};
 pub use settings::{OnError, Settings};
 pub use statement::ShapeError;
 
+use crate::faults;
 use crate::mapping::TableMapping;
 use crate::pg::{ConflictKind, Lsn, QualifiedName};
 use crate::progress::{Durability, Store};
@@ -44,7 +45,10 @@ use resolve::{Conflicts, Resolver};
 use session::ReplicaSession;
 use stage::{Balance, StageContext};
 use std::collections::{BTreeMap, HashMap};
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use tokio_postgres::Client;
 
 /// What applying a batch came to for one table.
@@ -144,6 +148,7 @@ impl Applier {
         match self.write_in_order_of_cost(batch).await {
             Ok(outcome) => {
                 self.transaction = Transaction::Open;
+                faults::at("apply.written").await?;
                 Ok(tell(batch, &outcome))
             }
             Err(error) => {
@@ -187,12 +192,13 @@ impl Applier {
             self.rollback().await;
             return Err(error.into());
         }
+        faults::at("apply.position_moved").await?;
         self.transaction = Transaction::None;
         let sql = match durability {
             Durability::Durable => "COMMIT",
             Durability::Later => "SET LOCAL synchronous_commit = off; COMMIT",
         };
-        let committed = self.session.client.batch_execute(sql).await;
+        let committed = answered(self.session.client.batch_execute(sql)).await?;
         committed.map_err(ApplyError::transaction("commit"))
     }
 
@@ -204,6 +210,7 @@ impl Applier {
     }
 
     async fn write_in_order_of_cost(&mut self, batch: &Batch) -> Result<Outcome, ApplyError> {
+        faults::at("apply.begun").await?;
         let is_part = self.transaction == Transaction::Open;
         let begin = match (is_part, self.ignores_foreign_keys) {
             (true, _) => "SAVEPOINT part",
@@ -333,6 +340,22 @@ impl Applier {
             .map(|table| place(table).unwrap_or_default())
             .collect()
     }
+}
+
+/// The answer to a request; between the two its outcome is unknown.
+async fn answered<T>(request: impl Future<Output = T>) -> Result<T, faults::Fault> {
+    let mut request = pin!(request);
+    // A request goes out when it is first polled.
+    let sent = poll_fn(|context| match request.as_mut().poll(context) {
+        Poll::Ready(answer) => Poll::Ready(Some(answer)),
+        Poll::Pending => Poll::Ready(None),
+    });
+    let early = sent.await;
+    faults::at("apply.commit_sent").await?;
+    Ok(match early {
+        Some(answer) => answer,
+        None => request.await,
+    })
 }
 
 /// Counts a batch's changes by table and kind, and adds what became of them.

@@ -1,6 +1,7 @@
 //! Files as people write them, right and wrong; every problem with its place.
 
 use super::*;
+use crate::apply::OnError;
 use crate::mapping::{ConflictPolicy, ExistingRows, ExtraRows};
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -124,7 +125,7 @@ fn every_key_is_taken() {
     assert_eq!((config.snapshot.workers, config.replica.pool_max), (2, 12));
     assert_eq!(config.apply.batch_bytes_max, 1 << 20);
     assert_eq!(config.apply.memory_max, 2 << 20);
-    assert_eq!(config.apply.on_error, crate::apply::OnError::Quarantine);
+    assert_eq!(config.apply.on_error, OnError::Quarantine);
     assert_eq!(config.http.listen, "[::1]:0".parse::<SocketAddr>().unwrap());
     assert_eq!(config.http.ready.lag_seconds_max, Some(5.0));
     assert_eq!(config.http.ready.lag_bytes_max, Some(1 << 30));

@@ -6,6 +6,7 @@
 //! constraint, column or table.
 
 use super::{Disposition, QualifiedName, sqlstate_disposition};
+use crate::faults::Fault;
 use std::fmt;
 use tokio_postgres::error::{DbError, SqlState};
 
@@ -71,6 +72,12 @@ impl From<tokio_postgres::Error> for ServerError {
             Some(refusal) => Self::Refused(Box::new(Refusal::from(refusal))),
             None => Self::Lost(chain(&error)),
         }
+    }
+}
+
+impl From<Fault> for ServerError {
+    fn from(fault: Fault) -> Self {
+        Self::Lost(fault.to_string())
     }
 }
 

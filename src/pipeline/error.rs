@@ -3,6 +3,7 @@
 use crate::apply::ApplyError;
 use crate::catalog::CatalogError;
 use crate::conn::ConnError;
+use crate::faults::Fault;
 use crate::pg::{Disposition, Lsn, Side};
 use crate::pgoutput::DecodeError;
 use crate::progress::ProgressError;
@@ -116,6 +117,12 @@ pub enum PipelineError {
     /// The task that receives ended without a word.
     #[error("the receiver ended unexpectedly")]
     ReceiverGone,
+}
+
+impl From<Fault> for PipelineError {
+    fn from(fault: Fault) -> Self {
+        Self::Waiting(fault.to_string())
+    }
 }
 
 impl PipelineError {

@@ -21,6 +21,7 @@ use super::receive::{Chunk, Event, Inbox};
 use super::relations::Relations;
 use super::trouble::Trouble;
 use crate::apply::{Applier, ApplyError, Batch, Settings, Written};
+use crate::faults;
 use crate::pg::{Change, Lsn, RelationId};
 use crate::pgoutput::Message;
 use crate::progress::{Durability, Positions};
@@ -213,6 +214,7 @@ impl<'a> Follower<'a> {
         let mut next = Some(chunk);
         let committed = self.state.positions.applied;
         while let Some(chunk) = next {
+            faults::at("follow.taken").await?;
             self.state.in_hand.hold(chunk.bytes);
             for event in chunk.events {
                 self.take(event).await?;
@@ -342,6 +344,7 @@ impl<'a> Follower<'a> {
             source,
         })?;
         self.telemetry.progressed();
+        faults::at("follow.part_written").await?;
         Ok(())
     }
 
@@ -358,7 +361,9 @@ impl<'a> Follower<'a> {
             is_alone: whole.commit_times_us.len() == 1,
             source,
         })?;
+        faults::at("follow.committed").await?;
         self.committed(whole.end, durability);
+        faults::at("follow.told").await?;
         self.tell_written(whole.commit_times_us.len() as u64, started);
         for time_us in whole.commit_times_us {
             self.telemetry.observe_end_to_end(seconds_since(time_us));
@@ -400,6 +405,7 @@ impl<'a> Follower<'a> {
             is_alone: false,
             source,
         })?;
+        faults::at("follow.settled").await?;
         self.committed(end, Durability::Durable);
         Ok(())
     }

@@ -13,6 +13,7 @@
 use super::PipelineError;
 use super::lag::Unapplied;
 use super::listener::{Listener, Pace};
+use crate::faults;
 use crate::pg::Lsn;
 use crate::pgoutput::{Decoder, Message};
 use crate::progress::Positions;
@@ -172,10 +173,13 @@ impl Receiver {
                     let Some((place, room)) = place else { break };
                     let Gathered { events, bytes } = waiting.take().unwrap_or_default();
                     place.send(Chunk { events, bytes, _room: room });
+                    faults::at("receive.queued").await?;
                 }
                 heard = self.stream.receive(), if waiting.is_none() => {
                     let mut gathered = Gathered::default();
-                    self.gather(heard?, &mut gathered).await?;
+                    let heard = heard?;
+                    faults::at("receive.read").await?;
+                    self.gather(heard, &mut gathered).await?;
                     waiting = Some(gathered);
                 }
             }
@@ -198,6 +202,7 @@ impl Receiver {
         let mut wants_reply = false;
         while let Some(message) = next {
             wants_reply |= self.take(message, now, gathered)?;
+            faults::at("receive.decoded").await?;
             if gathered.bytes >= CHUNK_BYTES || gathered.events.len() >= CHUNK_EVENTS {
                 break;
             }
@@ -291,13 +296,15 @@ impl Receiver {
         positions.receive(self.received);
         let feedback = positions.feedback();
         self.last_status = Instant::now();
+        faults::at("receive.status_due").await?;
         let update = StandbyStatusUpdate {
             write: feedback.write,
             flush: feedback.flush,
             apply: feedback.apply,
             reply_requested,
         };
-        self.stream.send_status(update).await
+        self.stream.send_status(update).await?;
+        Ok(faults::at("receive.status_sent").await?)
     }
 }
 

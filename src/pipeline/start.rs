@@ -28,6 +28,7 @@ use super::trouble::Trouble;
 use crate::apply::Applier;
 use crate::catalog::{Server, fetch_server};
 use crate::conn::{Pool, Session};
+use crate::faults;
 use crate::mapping::{ExistingRows, ExtraRows};
 use crate::pg::{Lsn, QualifiedName, Side};
 use crate::pgoutput::{Decoder, Streaming};
@@ -87,6 +88,7 @@ pub(crate) async fn start<'a>(
         ));
     }
     queue(&writer, config, telemetry).await?;
+    faults::at("start.locked").await?;
     let source_pool = config
         .source
         .pool(Session::SourceRead, config.copy.workers + 2)?;
@@ -111,6 +113,7 @@ pub(crate) async fn start<'a>(
     // Everything was looked at; from here on things change.
     Store::ensure_schema(&writer).await?;
     let store = Store::claim(&writer, &config.name).await?;
+    faults::at("start.claimed").await?;
     let places = plan.parents_first();
     let applier = Applier::new(writer, store.clone(), places.clone())
         .await
@@ -187,6 +190,7 @@ impl<'a> Start<'a> {
                 self.store
                     .record_timeline(&self.control, history.timeline)
                     .await?;
+                faults::at("start.resumed").await?;
                 self.copy_missing().await?;
                 (connection, applied)
             }
@@ -227,6 +231,7 @@ impl<'a> Start<'a> {
         self.store
             .intend_slot(&self.control, &self.identity())
             .await?;
+        faults::at("slot.intended").await?;
         let timeline = connection.identify_system().await?.timeline;
         let options = SlotOptions {
             temporary: false,
@@ -234,10 +239,12 @@ impl<'a> Start<'a> {
             lock_timeout_ms: self.config.slot_lock_timeout_ms,
         };
         let exported = create_slot(&mut connection, slot_name, options).await?;
+        faults::at("slot.made").await?;
         tracing::info!(slot = %slot_name, at = %exported.consistent_point, "slot created");
         self.store
             .record_slot(&self.control, exported.consistent_point, timeline)
             .await?;
+        faults::at("slot.recorded").await?;
         self.copy(&tables, &exported.name, exported.consistent_point)
             .await?;
         Ok((connection, exported.consistent_point))
@@ -298,6 +305,7 @@ impl<'a> Start<'a> {
         };
         let started = std::time::Instant::now();
         copy.run(tables).await?;
+        faults::at("copy.done").await?;
         tracing::info!(
             tables = tables.len(),
             seconds = started.elapsed().as_secs_f64(),
@@ -348,10 +356,13 @@ impl<'a> Start<'a> {
             protocol_version: 1,
             ..StreamOptions::new(self.source_server.version_num, publications)
         };
+        faults::at("stream.asked").await?;
         let stream = from.connection.start(&from.slot_name, applied, &options);
+        let stream = stream.await?;
+        faults::at("stream.started").await?;
         let inbox = Inbox::open(
             self.listener,
-            stream.await?,
+            stream,
             Decoder::new(1, Streaming::Off),
             applied,
             self.config.queue_bytes_max(),

@@ -7,6 +7,7 @@
 
 use super::schema::{BOOKKEEPING, BOOKKEEPING_TABLES, bookkeeping_sql};
 use super::{TableRecord, TableState};
+use crate::faults::Fault;
 use crate::pg::{Disposition, Lsn, QualifiedName, ServerError};
 use tokio_postgres::{Client, GenericClient};
 
@@ -49,6 +50,15 @@ pub enum ProgressError {
         /// The word found.
         state: String,
     },
+}
+
+impl From<Fault> for ProgressError {
+    fn from(fault: Fault) -> Self {
+        Self::Statement {
+            what: "go on",
+            source: fault.into(),
+        }
+    }
 }
 
 impl ProgressError {

@@ -2,6 +2,7 @@
 
 use super::wire::WireError;
 use crate::conn::{ConnError, ErrorResponse};
+use crate::faults::Fault;
 use crate::pg::Disposition;
 use std::fmt;
 use std::io;
@@ -96,6 +97,12 @@ pub enum ReplicationError {
         /// The source's version.
         server_version_num: u32,
     },
+}
+
+impl From<Fault> for ReplicationError {
+    fn from(fault: Fault) -> Self {
+        Self::Lost(io::Error::other(fault))
+    }
 }
 
 impl ReplicationError {

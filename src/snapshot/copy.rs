@@ -7,6 +7,7 @@ use super::statement::copy_statements;
 use super::{CopyTable, SnapshotError};
 use crate::catalog::TableKind;
 use crate::conn::Pool;
+use crate::faults;
 use crate::pg::{QualifiedName, quote_literal};
 use crate::progress::Store;
 use crate::snapshot::statement::CtidRange;
@@ -101,12 +102,15 @@ impl Pipe {
             .await
             .map_err(SnapshotError::on(name, "begin to copy into"))?;
         store.prove_ownership(client).await?;
+        faults::at("copy.range_begun").await?;
         self.pump(table, &statements.copy_out, &statements.copy_in)
             .await?;
+        faults::at("copy.range_written").await?;
         // Again, now that the table is locked: whoever took over since cannot have emptied it.
         store.prove_ownership(client).await?;
         let committed = while_it_works(table, client.batch_execute("COMMIT")).await;
-        committed.map_err(SnapshotError::on(name, "copy into"))
+        committed.map_err(SnapshotError::on(name, "copy into"))?;
+        Ok(faults::at("copy.range_committed").await?)
     }
 
     async fn pump(

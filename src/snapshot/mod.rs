@@ -24,6 +24,7 @@ pub use statement::{CopyFormat, CopyStatements, CtidRange, copy_statements};
 
 use crate::catalog::TableKind;
 use crate::conn::{ConnError, Pool};
+use crate::faults::{self, Fault};
 use crate::mapping::{ExistingRows, ExtraRows, TableMapping};
 use crate::pg::{Disposition, Lsn, QualifiedName, ServerError, TypeNames};
 use crate::progress::{ProgressError, Store, TableRecord, TableState};
@@ -88,6 +89,12 @@ pub enum SnapshotError {
     /// A worker ended without a word.
     #[error("a copy worker ended unexpectedly")]
     Worker(#[source] tokio::task::JoinError),
+}
+
+impl From<Fault> for SnapshotError {
+    fn from(fault: Fault) -> Self {
+        Self::Progress(fault.into())
+    }
 }
 
 impl SnapshotError {
@@ -205,6 +212,7 @@ impl SnapshotCopy<'_> {
     pub async fn run(&self, tables: &[CopyTable]) -> Result<(), SnapshotError> {
         let destinations = existing::check(self.control, tables, self.store.pipeline()).await?;
         self.begin(tables, &destinations).await?;
+        faults::at("copy.begun").await?;
         let sizes: Vec<Size> = tables.iter().map(size_of_table).collect();
         let pieces = plan::plan(&sizes, self.settings.split_from, self.ignores_foreign_keys);
         let mut left = vec![0usize; tables.len()];
@@ -400,8 +408,10 @@ impl SnapshotCopy<'_> {
         };
         let records: Vec<TableRecord> = tables.iter().map(|table| record(table, state)).collect();
         self.store.record_tables(self.control, &records).await?;
+        faults::at("copy.table_finishing").await?;
         let committed = self.control.batch_execute("COMMIT").await;
         committed.map_err(SnapshotError::on(&first.mapping.replica, "finish"))?;
+        faults::at("copy.table_marked").await?;
         for table in tables {
             table.telemetry.set_copy_progress(1.0);
             table.telemetry.set_state(TableStateLabel::CatchingUp);

@@ -9,8 +9,8 @@ use tokio::task::JoinHandle;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, NoTls};
 
-use super::random::Random;
 use super::tables::{ACCOUNTS, TICKETS, WRITERS};
+use crate::support::Random;
 
 pub struct Load {
     writers: Vec<JoinHandle<()>>,

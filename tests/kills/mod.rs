@@ -11,7 +11,6 @@
 //! repeats one, as far as the machine's own timing allows.
 
 mod load;
-mod random;
 mod tables;
 mod watch;
 
@@ -19,9 +18,8 @@ use std::time::Duration;
 
 use pglockstep::demo::cluster::ClusterOptions;
 
-use crate::support::{DATABASE, Daemon, Pair, PairOptions, eventually};
+use crate::support::{DATABASE, Daemon, Pair, PairOptions, Random, eventually, seed};
 use load::Load;
-use random::Random;
 use watch::{Readers, Watcher};
 
 const KILLS_A_LOOP: u32 = 5;
@@ -51,15 +49,6 @@ async fn the_replica_is_killed() {
 fn kills(default: u32) -> u32 {
     let wanted = std::env::var("PGLOCKSTEP_KILLS");
     wanted.map_or(default, |n| n.parse().unwrap())
-}
-
-fn seed() -> u64 {
-    let clock = || {
-        let since = std::time::UNIX_EPOCH.elapsed().unwrap();
-        u64::from(since.subsec_nanos()) ^ since.as_secs()
-    };
-    let wanted = std::env::var("PGLOCKSTEP_SEED");
-    wanted.map_or_else(|_| clock(), |n| n.parse().unwrap())
 }
 
 async fn run(victim: Victim, kills: u32) {

@@ -6,6 +6,7 @@
 
 mod daemon;
 mod pair;
+mod random;
 mod rows;
 mod scenario;
 mod types;
@@ -13,6 +14,7 @@ mod wait;
 
 pub use daemon::{Daemon, Response, free_port, run_verb};
 pub use pair::{DATABASE, Pair, PairOptions};
+pub use random::{Random, seed};
 pub use rows::{Digest, Row, assert_same_rows, digest, fetch_rows, row_differences};
 pub use scenario::{Family, Scenario, row, samples};
 pub use types::{TYPES_SETUP_SQL, TypeCase, type_cases};

@@ -20,3 +20,13 @@ impl Random {
         u32::try_from(self.next() % u64::from(bound)).unwrap()
     }
 }
+
+/// `PGLOCKSTEP_SEED`, or a new one.
+pub fn seed() -> u64 {
+    let clock = || {
+        let since = std::time::UNIX_EPOCH.elapsed().unwrap();
+        u64::from(since.subsec_nanos()) ^ since.as_secs()
+    };
+    let wanted = std::env::var("PGLOCKSTEP_SEED");
+    wanted.map_or_else(|_| clock(), |n| n.parse().unwrap())
+}

@@ -1,0 +1,287 @@
+//! Fail points and planted bugs: for the tests only, and nothing at all in a release.
+//!
+//! ```text
+//!  PGLOCKSTEP_FAULTS="apply.commit=kill@3;receive.read=delay(1s)"    point = what [@ at which passage]
+//!  PGLOCKSTEP_PLANTED="skip_epoch_check"                            a bug, by its name
+//! ```
+//!
+//! A fail point stands between two steps of the work: `error` ends the work there by a transient
+//! error of the fitting type, `kill` the process by SIGKILL, `delay(…)` waits. What was done is said
+//! on stderr. A planted bug is a mistake that the tests must notice; see `pipeline/simulation`.
+
+use std::fmt;
+
+/// The work ended at a fail point. Without the feature there is no such value.
+#[derive(Clone, Copy, Debug)]
+pub struct Fault {
+    point: &'static str,
+    #[cfg(not(feature = "faults"))]
+    _never: std::convert::Infallible,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the fail point {} was told to fail", self.point)
+    }
+}
+
+impl std::error::Error for Fault {}
+
+/// A mistake that can be made on purpose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bug {
+    /// The source is told of one byte more than is flushed.
+    AcknowledgeOneMore,
+    /// A keepalive counts in the middle of a transaction.
+    AcknowledgeWithinTransaction,
+    /// What is committed is told as durable.
+    CommittedIsDurable,
+    /// The position moves in a transaction of its own, before the data's.
+    PositionApart,
+    /// The stream resumes from the slot's position.
+    ResumeFromSlot,
+    /// A slot that is ahead of the replica is followed all the same.
+    IgnoreGap,
+    /// Whoever lost the pipeline goes on writing.
+    SkipEpochCheck,
+    /// TRUNCATE is passed by.
+    DropTruncate,
+    /// What follows the last commit in a batch is forgotten.
+    ForgetTail,
+    /// A commit at the copy's own position counts as copied.
+    WantsOneLater,
+    /// Of several updates of a row the first one stands.
+    KeepFirstUpdate,
+    /// Unchanged TOAST becomes NULL.
+    NullForToast,
+    /// A statement may touch any number of rows.
+    IgnoreRowCount,
+    /// Sessions render values as the databases' settings say.
+    SettingsNotPinned,
+}
+
+impl Bug {
+    /// Every bug, with its name in `PGLOCKSTEP_PLANTED`.
+    pub const ALL: [(Self, &'static str); 14] = [
+        (Self::AcknowledgeOneMore, "acknowledge_one_more"),
+        (
+            Self::AcknowledgeWithinTransaction,
+            "acknowledge_within_transaction",
+        ),
+        (Self::CommittedIsDurable, "committed_is_durable"),
+        (Self::PositionApart, "position_apart"),
+        (Self::ResumeFromSlot, "resume_from_slot"),
+        (Self::IgnoreGap, "ignore_gap"),
+        (Self::SkipEpochCheck, "skip_epoch_check"),
+        (Self::DropTruncate, "drop_truncate"),
+        (Self::ForgetTail, "forget_tail"),
+        (Self::WantsOneLater, "wants_one_later"),
+        (Self::KeepFirstUpdate, "keep_first_update"),
+        (Self::NullForToast, "null_for_toast"),
+        (Self::IgnoreRowCount, "ignore_row_count"),
+        (Self::SettingsNotPinned, "settings_not_pinned"),
+    ];
+}
+
+/// A step of the work: `room.step`.
+///
+/// # Errors
+/// When it was told to fail here.
+#[cfg(not(feature = "faults"))]
+#[inline]
+pub async fn at(_point: &'static str) -> Result<(), Fault> {
+    Ok(())
+}
+
+/// Whether the bug is planted: never.
+#[cfg(not(any(test, feature = "faults")))]
+#[inline]
+#[must_use]
+pub const fn planted(_bug: Bug) -> bool {
+    false
+}
+
+#[cfg(feature = "faults")]
+pub use orders::at;
+#[cfg(any(test, feature = "faults"))]
+pub use plot::planted;
+#[cfg(test)]
+pub(crate) use plot::with_planted;
+
+#[cfg(feature = "faults")]
+mod orders {
+    //! What the environment orders, read once.
+
+    use super::Fault;
+    use std::sync::OnceLock;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::time::Duration;
+
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    enum Act {
+        Error,
+        Kill,
+        Delay(Duration),
+    }
+
+    #[derive(Debug)]
+    struct Order {
+        point: String,
+        act: Act,
+        /// Passages left; it is carried out when none is.
+        left: AtomicU32,
+    }
+
+    /// A step of the work: `room.step`.
+    ///
+    /// # Errors
+    /// When it was told to fail here.
+    pub async fn at(point: &'static str) -> Result<(), Fault> {
+        static ORDERS: OnceLock<Vec<Order>> = OnceLock::new();
+        let orders = ORDERS.get_or_init(|| {
+            let text = std::env::var("PGLOCKSTEP_FAULTS").unwrap_or_default();
+            read(&text)
+        });
+        for order in orders.iter().filter(|order| order.point == point) {
+            // At 1 it is this passage's turn; below, it has been.
+            let is_turn = order
+                .left
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1))
+                == Ok(1);
+            if !is_turn {
+                continue;
+            }
+            eprintln!("fail point {point}: {:?}", order.act);
+            match order.act {
+                Act::Error => return Err(Fault { point }),
+                Act::Kill => kill(),
+                Act::Delay(time) => tokio::time::sleep(time).await,
+            }
+        }
+        Ok(())
+    }
+
+    fn kill() -> ! {
+        let me = rustix::process::getpid();
+        // A signal that cannot be sent leaves the next line.
+        let _ = rustix::process::kill_process(me, rustix::process::Signal::KILL);
+        std::process::abort()
+    }
+
+    fn read(text: &str) -> Vec<Order> {
+        let orders = text.split(';').filter(|order| !order.is_empty());
+        orders
+            .filter_map(|text| {
+                let order = order(text);
+                if order.is_none() {
+                    eprintln!("PGLOCKSTEP_FAULTS: {text:?} is no order");
+                }
+                order
+            })
+            .collect()
+    }
+
+    fn order(text: &str) -> Option<Order> {
+        let (point, what) = text.trim().split_once('=')?;
+        let (act, passage) = match what.split_once('@') {
+            Some((act, passage)) => (act, passage.parse().ok()?),
+            None => (what, 1),
+        };
+        let act = match act {
+            "error" => Act::Error,
+            "kill" => Act::Kill,
+            act => {
+                let time = act.strip_prefix("delay(")?.strip_suffix(')')?;
+                Act::Delay(humantime::parse_duration(time).ok()?)
+            }
+        };
+        Some(Order {
+            point: point.to_owned(),
+            act,
+            left: AtomicU32::new(passage),
+        })
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        #[test]
+        fn orders_are_read() {
+            let orders = read("a.b=kill@3;c=delay(2s);d=error");
+            let acts: Vec<(&str, Act, u32)> = orders
+                .iter()
+                .map(|o| (o.point.as_str(), o.act, o.left.load(Ordering::Relaxed)))
+                .collect();
+            let delay = Act::Delay(Duration::from_secs(2));
+            assert_eq!(
+                acts,
+                [("a.b", Act::Kill, 3), ("c", delay, 1), ("d", Act::Error, 1)]
+            );
+            for wrong in ["a", "a=", "a=die", "a=error@x", "a=delay(2)"] {
+                assert!(order(wrong).is_none(), "{wrong}");
+            }
+        }
+    }
+}
+
+#[cfg(any(test, feature = "faults"))]
+mod plot {
+    //! Which bug is planted: in the program by its environment, in a test by the test.
+
+    use super::Bug;
+    #[cfg(test)]
+    use std::cell::Cell;
+
+    #[cfg(test)]
+    thread_local! {
+        static PLANTED: Cell<Option<Bug>> = const { Cell::new(None) };
+    }
+
+    /// Whether the bug is planted.
+    #[cfg(test)]
+    #[must_use]
+    pub fn planted(bug: Bug) -> bool {
+        PLANTED.get() == Some(bug)
+    }
+
+    /// Plants a bug in this thread while `work` lasts.
+    #[cfg(test)]
+    pub(crate) fn with_planted<T>(bug: Option<Bug>, work: impl FnOnce() -> T) -> T {
+        PLANTED.set(bug);
+        let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+        PLANTED.set(None);
+        done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+
+    /// Whether the bug is planted.
+    #[cfg(not(test))]
+    #[must_use]
+    pub fn planted(bug: Bug) -> bool {
+        use std::sync::OnceLock;
+        static PLANTED: OnceLock<Option<Bug>> = OnceLock::new();
+        let named = || {
+            let name = std::env::var("PGLOCKSTEP_PLANTED").ok()?;
+            let known = Bug::ALL.iter().find(|(_, known)| *known == name);
+            match known {
+                Some(_) => eprintln!("planted: {name}"),
+                None => eprintln!("PGLOCKSTEP_PLANTED: {name:?} is no bug"),
+            }
+            known.map(|(bug, _)| *bug)
+        };
+        *PLANTED.get_or_init(named) == Some(bug)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bug_is_planted_for_as_long_as_the_work() {
+        let is_there = || planted(Bug::DropTruncate);
+        assert!(with_planted(Some(Bug::DropTruncate), is_there));
+        assert!(!with_planted(Some(Bug::ForgetTail), is_there));
+        assert!(!is_there());
+    }
+}
