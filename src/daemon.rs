@@ -128,6 +128,8 @@ pub fn pipeline_config(config: &Config) -> Result<PipelineConfig, PipelineError>
         copy: config.snapshot,
         apply: config.apply,
         retry: config.retry,
+        slot_budget: config.slot_budget,
+        holdback: config.holdback,
     })
 }
 

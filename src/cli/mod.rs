@@ -4,12 +4,14 @@
 //! variant of `Verb` and its line in `Verb::run`.
 
 mod check;
+mod confirm;
 mod copy_progress;
 mod demo;
 mod errors;
 mod human;
 mod mapping;
 mod output;
+mod rebase;
 mod resync;
 mod run;
 mod settings;
@@ -91,6 +93,8 @@ enum Verb {
     Errors(errors::Args),
     /// Copies tables again and merges; the replica stays readable.
     Resync(resync::Args),
+    /// Looks whether the pipeline can go on; where it cannot, begins anew and merges every table.
+    Rebase(rebase::Args),
     /// Drops the replication slot and the bookkeeping schema, after asking.
     Teardown(teardown::Args),
 }
@@ -113,6 +117,7 @@ impl Verb {
             Self::Mapping(args) => mapping::run(load()?, args).await,
             Self::Errors(args) => errors::run(load()?, args).await,
             Self::Resync(args) => resync::run(load()?, args).await,
+            Self::Rebase(args) => rebase::run(load()?, args).await,
             Self::Teardown(args) => teardown::run(load()?, args).await,
         }
     }
@@ -209,6 +214,7 @@ mod tests {
             (&["errors", "skip", "3"], Some(Outcome::Misused)),
             (&["resync", "public.leads", "public.clients"], None),
             (&["resync"], Some(Outcome::Misused)),
+            (&["rebase", "--apply", "--yes", "--json"], None),
             (&["teardown", "--yes"], None),
             (&["--help"], Some(Outcome::Fine)),
             (&["--version"], Some(Outcome::Fine)),

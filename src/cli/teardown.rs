@@ -3,6 +3,7 @@
 //! The slot goes first: interrupted in between, the books still know that there was one, and
 //! a second `teardown` does the rest. A slot that the books do not know is left alone.
 
+use super::confirm::confirmed;
 use super::{Outcome, output, settings};
 use crate::config::Config;
 use crate::conn::Session;
@@ -11,7 +12,6 @@ use crate::pipeline::PipelineConfig;
 use crate::progress::{BOOKKEEPING_SCHEMA, BOOKKEEPING_TABLES, Store};
 use crate::replication::{ReplicationConnection, ReplicationSlot, SlotName, drop_slot, fetch_slot};
 use anyhow::{Context, bail};
-use std::io::{BufRead, IsTerminal};
 use tokio_postgres::Client;
 
 /// The arguments.
@@ -204,19 +204,6 @@ fn describe(config: &PipelineConfig, remains: &Remains) -> Vec<String> {
         );
     }
     lines
-}
-
-fn confirmed() -> anyhow::Result<bool> {
-    if !std::io::stdin().is_terminal() {
-        bail!("nothing was changed: say --yes where nobody can be asked");
-    }
-    output::complain("Go on? Type yes:");
-    let mut answer = String::new();
-    std::io::stdin()
-        .lock()
-        .read_line(&mut answer)
-        .context("cannot read the answer")?;
-    Ok(answer.trim() == "yes")
 }
 
 async fn carry_out(

@@ -28,6 +28,7 @@ use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// The prefix of all names, here and on the servers.
 pub const PREFIX: &str = "pglockstep";
@@ -49,6 +50,10 @@ pub struct Config {
     pub snapshot: snapshot::Settings,
     /// Applying changes.
     pub apply: apply::Settings,
+    /// How much log the source may keep for the slot.
+    pub slot_budget: pipeline::SlotBudget,
+    /// How long the slot stays behind the replica.
+    pub holdback: Duration,
     /// Trying again.
     pub retry: pipeline::RetrySettings,
     /// The endpoints.

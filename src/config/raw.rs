@@ -17,6 +17,7 @@ pub(super) struct RawConfig {
     pub(super) apply: RawApply,
     pub(super) http: RawHttp,
     pub(super) retry: RawRetry,
+    pub(super) slot: RawSlot,
     pub(super) tables: Vec<RawTable>,
     /// Sections that are known and not done by this version.
     pub(super) has_verify: bool,
@@ -86,6 +87,14 @@ pub(super) struct RawRetry {
     pub(super) delay_max: Option<Duration>,
 }
 
+/// `[slot]`
+pub(super) struct RawSlot {
+    pub(super) warn_beyond: Option<u64>,
+    pub(super) critical_beyond: Option<u64>,
+    pub(super) drop_beyond: Option<u64>,
+    pub(super) holdback: Option<Duration>,
+}
+
 /// `[[tables]]`
 pub(super) struct RawTable {
     /// `tables[3]`: what its keys' names begin with.
@@ -127,6 +136,7 @@ impl RawConfig {
         let apply = root.take_section("apply", report);
         let http = root.take_section("http", report);
         let retry = root.take_section("retry", report);
+        let slot = root.take_section("slot", report);
         let tables = root.take_sections("tables", report);
         let raw = Self {
             name,
@@ -136,6 +146,7 @@ impl RawConfig {
             apply: RawApply::read(apply, report),
             http: RawHttp::read(http, report),
             retry: RawRetry::read(retry, report),
+            slot: RawSlot::read(slot, report),
             tables: tables
                 .into_iter()
                 .map(|table| RawTable::read(table, report))
@@ -232,6 +243,19 @@ impl RawRetry {
         let raw = Self {
             delay_min: section.take("delay_min", report),
             delay_max: section.take("delay_max", report),
+        };
+        section.finish(report);
+        raw
+    }
+}
+
+impl RawSlot {
+    fn read(mut section: Section, report: &mut Report) -> Self {
+        let raw = Self {
+            warn_beyond: take_bytes(&mut section, "warn_beyond", report),
+            critical_beyond: take_bytes(&mut section, "critical_beyond", report),
+            drop_beyond: take_bytes(&mut section, "drop_beyond", report),
+            holdback: section.take("holdback", report),
         };
         section.finish(report);
         raw

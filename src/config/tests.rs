@@ -95,6 +95,11 @@ ready_lag_bytes_max = "1GiB"
 [retry]
 delay_min = "50ms"
 delay_max = "2m"
+[slot]
+warn_beyond = "1GiB"
+critical_beyond = "2GiB"
+drop_beyond = "3GiB"
+holdback = "30s"
 [[tables]]
 source = "public.*"
 replica = "crm.*"
@@ -125,6 +130,13 @@ fn every_key_is_taken() {
     assert_eq!((config.snapshot.workers, config.replica.pool_max), (2, 12));
     assert_eq!(config.apply.batch_bytes_max, 1 << 20);
     assert_eq!(config.apply.memory_max, 2 << 20);
+    let budget = pipeline::SlotBudget {
+        warning_bytes: 1 << 30,
+        critical_bytes: 2 << 30,
+        drop_bytes: Some(3 << 30),
+    };
+    assert_eq!(config.slot_budget, budget);
+    assert_eq!(config.holdback, Duration::from_secs(30));
     assert_eq!(config.apply.on_error, OnError::Quarantine);
     assert_eq!(config.http.listen, "[::1]:0".parse::<SocketAddr>().unwrap());
     assert_eq!(config.http.ready.lag_seconds_max, Some(5.0));

@@ -2,7 +2,8 @@
 
 use super::problems::Report;
 use super::raw::{
-    RawApply, RawConfig, RawCopy, RawHttp, RawReplica, RawRetry, RawSource, RawUrl, SchemaChanges,
+    RawApply, RawConfig, RawCopy, RawHttp, RawReplica, RawRetry, RawSlot, RawSource, RawUrl,
+    SchemaChanges,
 };
 use super::tables::{parse_policy, validate_tables};
 use super::{Config, ReplicaConfig, SourceConfig, UrlSource, derived_name};
@@ -25,6 +26,7 @@ pub(super) fn validate(raw: RawConfig, report: &mut Report) -> Option<Config> {
     let pool_max = validate_pool(&raw.replica, snapshot.workers, report);
     let retry = validate_retry(&raw.retry, report);
     let http = validate_http(&raw.http, report);
+    let slot_budget = validate_slot(&raw.slot, report);
     let defaults = mapping::Settings {
         rules: Vec::new(),
         existing_rows: raw.copy.existing_rows.unwrap_or_default(),
@@ -59,6 +61,8 @@ pub(super) fn validate(raw: RawConfig, report: &mut Report) -> Option<Config> {
         snapshot,
         apply,
         retry,
+        slot_budget,
+        holdback: raw.slot.holdback.unwrap_or_default(),
         http,
         mapping,
     })
@@ -281,6 +285,29 @@ fn validate_retry(raw: &RawRetry, report: &mut Report) -> pipeline::RetrySetting
         report.add(key, "delay_max must not be below delay_min");
     }
     settings
+}
+
+fn validate_slot(raw: &RawSlot, report: &mut Report) -> pipeline::SlotBudget {
+    let default = pipeline::SlotBudget::default();
+    let warning_bytes = raw.warn_beyond.unwrap_or(default.warning_bytes);
+    let budget = pipeline::SlotBudget {
+        warning_bytes,
+        critical_bytes: raw
+            .critical_beyond
+            .unwrap_or(default.critical_bytes.max(warning_bytes)),
+        drop_bytes: raw.drop_beyond,
+    };
+    if budget.critical_bytes < budget.warning_bytes {
+        report.add("slot.critical_beyond", "must not be below warn_beyond");
+    }
+    if budget
+        .drop_bytes
+        .is_some_and(|bytes| bytes < budget.warning_bytes)
+    {
+        let message = "must not be below warn_beyond: nobody would be told before the slot goes";
+        report.add("slot.drop_beyond", message);
+    }
+    budget
 }
 
 fn validate_http(raw: &RawHttp, report: &mut Report) -> http::Settings {

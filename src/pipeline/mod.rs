@@ -36,12 +36,14 @@ pub use error::PipelineError;
 pub use lacks::{Lack, replica_lacks, source_lacks};
 pub use look::partial_publication;
 pub use resume::{SourceHistory, resume_position};
-pub use settings::RetrySettings;
+pub use settings::{RetrySettings, SlotBudget, Spending};
+pub use start::ask_history;
 pub use supervise::supervise;
 pub use tables::{PlanProblem, PlannedTable, TablePlan, fetch_plan, survey_tables};
 
 use crate::conn::Endpoint;
 use crate::{apply, mapping, snapshot};
+use std::time::Duration;
 
 /// What a pipeline is made of.
 #[derive(Clone, Debug)]
@@ -70,6 +72,10 @@ pub struct PipelineConfig {
     pub apply: apply::Settings,
     /// `[retry]`.
     pub retry: RetrySettings,
+    /// `[slot]`.
+    pub slot_budget: SlotBudget,
+    /// How long the slot stays behind the replica.
+    pub holdback: Duration,
 }
 
 impl PipelineConfig {

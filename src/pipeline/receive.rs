@@ -16,7 +16,7 @@ use super::listener::{Listener, Pace};
 use crate::faults;
 use crate::pg::Lsn;
 use crate::pgoutput::{Decoder, Message};
-use crate::progress::Positions;
+use crate::progress::{Holdback, Positions};
 use crate::replication::{
     ReplicationError, ReplicationMessage, ReplicationStream, StandbyStatusUpdate,
 };
@@ -60,6 +60,15 @@ pub(crate) struct Chunk {
     _room: OwnedSemaphorePermit,
 }
 
+/// What an operator sets of it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    /// Bytes at most that wait to be applied.
+    pub(crate) queue_bytes_max: usize,
+    /// How long the slot stays behind the replica.
+    pub(crate) holdback: Duration,
+}
+
 /// The receiving task's other end.
 pub(crate) struct Inbox {
     pub(crate) chunks: mpsc::Receiver<Chunk>,
@@ -70,19 +79,21 @@ pub(crate) struct Inbox {
 }
 
 impl Inbox {
-    /// Starts to listen, on the thread the stream was opened on. At most `queue_bytes_max` bytes wait to be applied.
+    /// Starts to listen, on the thread the stream was opened on.
     pub(crate) fn open(
         listener: Listener,
         stream: ReplicationStream,
         decoder: Decoder,
         resumed_at: Lsn,
-        queue_bytes_max: usize,
+        bounds: Bounds,
         telemetry: Telemetry,
     ) -> Self {
         let (sender, chunks) = mpsc::channel(CHUNKS_QUEUED);
         let (positions, heard) = watch::channel(Positions::resumed_at(resumed_at));
         let stop = CancellationToken::new();
-        let room_max = queue_bytes_max.clamp(CHUNK_BYTES, Semaphore::MAX_PERMITS);
+        let room_max = bounds
+            .queue_bytes_max
+            .clamp(CHUNK_BYTES, Semaphore::MAX_PERMITS);
         let give_up_after = stream.wal_sender_timeout().unwrap_or_default();
         let give_up_after = give_up_after.max(GIVE_UP_AFTER);
         let receiver = Receiver {
@@ -100,6 +111,7 @@ impl Inbox {
             last_heard: Instant::now(),
             last_status: Instant::now(),
             pace: Pace::new(Instant::now()),
+            holdback: Holdback::new(bounds.holdback),
             telemetry,
         };
         let task = listener.spawn(receiver.run(stop.clone()));
@@ -145,6 +157,7 @@ struct Receiver {
     last_heard: Instant,
     last_status: Instant,
     pace: Pace,
+    holdback: Holdback,
     telemetry: Telemetry,
 }
 
@@ -299,7 +312,9 @@ impl Receiver {
         faults::at("receive.status_due").await?;
         let update = StandbyStatusUpdate {
             write: feedback.write,
-            flush: feedback.flush,
+            flush: self
+                .holdback
+                .pass(Instant::now().into_std(), feedback.flush),
             apply: feedback.apply,
             reply_requested,
         };

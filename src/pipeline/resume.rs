@@ -33,7 +33,7 @@ pub fn resume_position(
     let stop = |message: String| {
         Err(PipelineError::Definite {
             message,
-            advice: "changes may be missing and nothing was skipped: run `pglockstep teardown`, then start again with existing_rows = \"merge\" to copy every table under a new slot".into(),
+            advice: "changes may be missing, and nothing was skipped: `pglockstep rebase` compares both sides and, with --apply, has every table merged under a new slot".into(),
         })
     };
     if record.identity != *identity {
@@ -53,14 +53,14 @@ pub fn resume_position(
     if let Some(problem) = history.and_then(|history| gap(record.timeline, history, applied)) {
         return stop(problem);
     }
+    if let Some(why) = &record.given_up {
+        return stop(why.clone());
+    }
     let Some(slot) = slot else {
         return stop(format!("the source's slot {} is gone", identity.slot));
     };
-    if slot.wal_status == Some(SlotWalStatus::Lost) {
-        return stop(format!(
-            "the source's slot {} is lost: the source has removed WAL it still needed",
-            slot.name
-        ));
+    if slot.wal_status == Some(SlotWalStatus::Lost) || slot.invalidation_reason.is_some() {
+        return stop(lost(slot));
     }
     match slot.confirmed_flush_lsn {
         Some(confirmed) if confirmed > applied => stop(format!(
@@ -69,6 +69,20 @@ pub fn resume_position(
         )),
         _ => Ok(applied),
     }
+}
+
+/// Why the source gave the slot up (`pg_replication_slots.invalidation_reason`, 16 and later).
+fn lost(slot: &ReplicationSlot) -> String {
+    let why = match slot.invalidation_reason.as_deref() {
+        Some("rows_removed") => "rows of the catalogue that it needed were vacuumed away",
+        Some("wal_level_insufficient") => "wal_level of its primary was set below logical",
+        Some("idle_timeout") => "nobody used it for idle_replication_slot_timeout",
+        // wal_removed; or the version does not say.
+        _ => {
+            "the source has removed log that it still needed (raise max_slot_wal_keep_size, or find out why the slot did not move)"
+        }
+    };
+    format!("the source's slot {} is lost: {why}", slot.name)
 }
 
 /// What the replica has and this source never had, or may not have had.
@@ -160,6 +174,21 @@ mod tests {
     }
 
     #[test]
+    fn each_reason_for_a_lost_slot_is_told() {
+        for (reason, words) in [
+            (Some("wal_removed"), "max_slot_wal_keep_size"),
+            (Some("rows_removed"), "vacuumed"),
+            (Some("wal_level_insufficient"), "wal_level"),
+            (Some("idle_timeout"), "idle_replication_slot_timeout"),
+            (None, "removed log"),
+        ] {
+            let mut slot = slot(100, SlotWalStatus::Lost);
+            slot.invalidation_reason = reason.map(str::to_owned);
+            assert!(lost(&slot).contains(words), "{reason:?}");
+        }
+    }
+
+    #[test]
     fn only_the_same_history_goes_on() {
         use SlotWalStatus::{Lost, Reserved};
         let record = PipelineRecord {
@@ -167,6 +196,7 @@ mod tests {
             timeline: Some(3),
             slot_born_at: Some(lsn(10)),
             applied: Some(lsn(100)),
+            given_up: None,
         };
         let behind = resume_position(
             &record,

@@ -1,12 +1,16 @@
 //! Looks at the slot for as long as there is a pipeline, whatever state it is in: the log that
-//! a slot keeps grows most when nobody streams, and it is the master's disk.
+//! a slot keeps grows most when nobody streams, and it is the master's disk. Where the operator
+//! would rather lose the slot than the master, it is dropped beyond a bound, and never made
+//! anew by itself: the replica stays as it is, the state says so, `rebase` begins anew.
 
 use super::exhaustion::Exhaustion;
-use super::{PipelineConfig, PipelineError};
+use super::{PipelineConfig, PipelineError, SlotBudget, Spending};
 use crate::conn::Session;
-use crate::replication::{ReplicationSlot, SlotWalStatus, fetch_slot};
-use crate::telemetry::{SlotHealth, Telemetry};
-use std::convert::Infallible;
+use crate::progress::Store;
+use crate::replication::{
+    ReplicationConnection, ReplicationSlot, SlotWalStatus, drop_slot, fetch_slot,
+};
+use crate::telemetry::{Chain, PipelineState, SlotBounds, SlotHealth, Telemetry};
 use std::time::Duration;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tokio_postgres::Client;
@@ -15,38 +19,130 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Later than a start that is refused.
 const FIRST_LOOK_AFTER: Duration = Duration::from_secs(1);
 
-/// Never ends. It has a session of its own; what keeps it from looking is told by the attempts
-/// of the pipeline, and the last look stands.
+/// Ends only when the slot was dropped to save the source. It has a session of its own; what
+/// keeps it from looking is told by the attempts of the pipeline, and the last look stands.
 pub(super) async fn watch_slot(
     configure: &impl Fn() -> Result<PipelineConfig, PipelineError>,
     telemetry: &Telemetry,
-) -> Infallible {
+) -> GivenUp {
     let mut looks = interval_at(Instant::now() + FIRST_LOOK_AFTER, LOOK_EVERY);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut session = None;
     let mut exhaustion = Exhaustion::default();
+    let mut stood = Spending::Within;
     loop {
         looks.tick().await;
-        match look(configure, &mut session).await {
-            Ok(slot) => telemetry.set_slot(slot.map(|slot| {
-                let safe_bytes = slot.safe_wal_bytes;
-                health(&slot, exhaustion.look(Instant::now(), safe_bytes))
-            })),
-            Err(_) => session = None,
+        let Ok((slot, budget)) = look(configure, &mut session).await else {
+            session = None;
+            continue;
+        };
+        telemetry.set_slot_bounds(SlotBounds {
+            warning_bytes: budget.warning_bytes,
+            critical_bytes: budget.critical_bytes,
+            drop_bytes: budget.drop_bytes,
+        });
+        let retained_bytes = slot.as_ref().and_then(|slot| slot.retained_bytes);
+        telemetry.set_slot(slot.map(|slot| {
+            let safe_bytes = slot.safe_wal_bytes;
+            health(&slot, exhaustion.look(Instant::now(), safe_bytes))
+        }));
+        let retained_bytes = retained_bytes.unwrap_or_default();
+        let stands = budget.judge(retained_bytes);
+        if stands != stood {
+            tell(stands, retained_bytes);
+            stood = stands;
         }
+        // Whoever waits at the door leaves that to who is inside.
+        let is_standby = telemetry.status().state == PipelineState::Standby;
+        if stands == Spending::Exceeded && !is_standby {
+            return GivenUp { retained_bytes };
+        }
+    }
+}
+
+/// The slot keeps more than it may: it is to be dropped.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct GivenUp {
+    pub(super) retained_bytes: u64,
+}
+
+impl GivenUp {
+    /// Notes it and drops the slot, as often as it takes; returns what was noted.
+    pub(super) async fn carry_out(
+        self,
+        configure: &impl Fn() -> Result<PipelineConfig, PipelineError>,
+    ) -> String {
+        let why = format!(
+            "the slot kept {} bytes of the source's log, more than [slot] drop_beyond: it was dropped to save the source",
+            self.retained_bytes
+        );
+        loop {
+            match drop_noted(configure, &why).await {
+                Ok(()) => return why,
+                Err(error) => {
+                    tracing::error!(error = %Chain(&error), "the slot cannot be dropped yet");
+                    tokio::time::sleep(LOOK_EVERY).await;
+                }
+            }
+        }
+    }
+}
+
+/// Where the replica cannot be written, the slot goes all the same: its absence says enough.
+async fn drop_noted(
+    configure: &impl Fn() -> Result<PipelineConfig, PipelineError>,
+    why: &str,
+) -> Result<(), PipelineError> {
+    let config = configure()?;
+    let noted = async {
+        let replica = config.replica.connect(Session::ReplicaWrite).await?;
+        Store::give_up(&replica, &config.name, why).await?;
+        Ok::<(), PipelineError>(())
+    };
+    if let Err(error) = noted.await {
+        tracing::warn!(error = %Chain(&error), "that the slot is given up could not be noted");
+    }
+    let name = config.slot.parse()?;
+    let source = config.source.connect(Session::SourceRead).await?;
+    if fetch_slot(&source, &name).await?.is_some() {
+        let mut connection = ReplicationConnection::connect(&config.source).await?;
+        drop_slot(&mut connection, &name).await?;
+        connection.close().await;
+    }
+    Ok(())
+}
+
+fn tell(stands: Spending, retained_bytes: u64) {
+    match stands {
+        Spending::Within => {
+            tracing::info!(retained_bytes, "the slot is within its budget again");
+        }
+        Spending::Warning => tracing::warn!(
+            retained_bytes,
+            "the source keeps more log for the slot than [slot] warn_beyond"
+        ),
+        Spending::Critical => tracing::error!(
+            retained_bytes,
+            "the source keeps more log for the slot than [slot] critical_beyond"
+        ),
+        Spending::Exceeded => tracing::error!(
+            retained_bytes,
+            "the source keeps more log for the slot than [slot] drop_beyond"
+        ),
     }
 }
 
 async fn look(
     configure: &impl Fn() -> Result<PipelineConfig, PipelineError>,
     session: &mut Option<Client>,
-) -> Result<Option<ReplicationSlot>, PipelineError> {
+) -> Result<(Option<ReplicationSlot>, SlotBudget), PipelineError> {
     let config = configure()?;
     let client = match session {
         Some(client) => client,
         None => session.insert(config.source.connect(Session::SourceRead).await?),
     };
-    Ok(fetch_slot(client, &config.slot.parse()?).await?)
+    let slot = fetch_slot(client, &config.slot.parse()?).await?;
+    Ok((slot, config.slot_budget))
 }
 
 fn health(slot: &ReplicationSlot, exhaustion_seconds: Option<f64>) -> SlotHealth {

@@ -20,7 +20,7 @@ use super::look::{
 };
 use super::publication_watch::PublicationWatch;
 use super::quarantine::{self, Books, Replay};
-use super::receive::Inbox;
+use super::receive::{Bounds, Inbox};
 use super::relations::Relations;
 use super::resume::{SourceHistory, resume_position};
 use super::tables::{PlannedTable, TablePlan, fetch_plan};
@@ -150,8 +150,11 @@ async fn queue(
     Ok(())
 }
 
-/// `fed_from`: the timeline that the replica knows.
-async fn ask_history(
+/// What the source says of its past; `fed_from` is the timeline that the replica knows.
+///
+/// # Errors
+/// The source cannot be asked.
+pub async fn ask_history(
     connection: &mut ReplicationConnection,
     fed_from: Option<u32>,
 ) -> Result<SourceHistory, PipelineError> {
@@ -221,7 +224,7 @@ impl<'a> Start<'a> {
                 advice: "another pipeline may use it: choose another [source] slot, or, if it is a left-over, SELECT pg_drop_replication_slot() it".into(),
             });
         }
-        let tables = self.copy_tables(self.plan.tables.values(), &[]);
+        let tables = self.copy_tables(self.plan.tables.values(), &[]).await?;
         check_existing_rows(&self.control, &tables, &self.config.name).await?;
         let mut connection = self.replication().await?;
         if found.is_some() {
@@ -262,7 +265,7 @@ impl<'a> Start<'a> {
             records.iter().filter(is_copy).any(|r| table.is_of(r))
         };
         let missing = self.plan.tables.values().filter(|table| !is_copied(table));
-        let tables = self.copy_tables(missing, &records);
+        let tables = self.copy_tables(missing, &records).await?;
         if tables.is_empty() {
             return Ok(());
         }
@@ -347,6 +350,7 @@ impl<'a> Start<'a> {
             }
             relations.add(table, state, telemetry);
         }
+        self.store.end_rebase(&self.control).await?;
         let books = self
             .work_through_errors(&mut applier, &mut relations, applied)
             .await?;
@@ -365,7 +369,10 @@ impl<'a> Start<'a> {
             stream,
             Decoder::new(1, Streaming::Off),
             applied,
-            self.config.queue_bytes_max(),
+            Bounds {
+                queue_bytes_max: self.config.queue_bytes_max(),
+                holdback: self.config.holdback,
+            },
             self.telemetry.clone(),
         );
         let streams = Streams {
@@ -415,16 +422,20 @@ impl<'a> Start<'a> {
         })
     }
 
-    fn copy_tables<'t>(
+    async fn copy_tables<'t>(
         &self,
         tables: impl Iterator<Item = &'t PlannedTable>,
         records: &[TableRecord],
-    ) -> Vec<CopyTable> {
+    ) -> Result<Vec<CopyTable>, PipelineError> {
+        let is_rebasing = Store::is_rebasing(&self.control, &self.config.name).await?;
         let state = |table: &PlannedTable| {
             let record = records.iter().find(|record| table.is_of(record));
-            record.map_or(TableState::Init, |r| r.state)
+            match record.map_or(TableState::Init, |r| r.state) {
+                TableState::Init if is_rebasing => TableState::Resync { keep_extra: false },
+                state => state,
+            }
         };
-        tables
+        let tables = tables
             .map(|table| CopyTable {
                 mapping: Arc::clone(&table.mapping),
                 types: Arc::clone(&self.plan.types),
@@ -452,7 +463,8 @@ impl<'a> Start<'a> {
                     .telemetry
                     .table(&table.source.name, &table.replica.name),
             })
-            .collect()
+            .collect();
+        Ok(tables)
     }
 
     /// On the thread that will listen, should this connection be the one that streams.

@@ -39,7 +39,16 @@ pub async fn supervise(
 ) -> Result<(), PipelineError> {
     tokio::select! {
         done = Box::pin(try_again(&configure, retry, telemetry, shutdown)) => done,
-        never = watch_slot(&configure, telemetry) => match never {},
+        given_up = watch_slot(&configure, telemetry) => {
+            // The attempt is dropped by now, and its sessions with it.
+            let why = given_up.carry_out(&configure).await;
+            let advice = "mend what held the pipeline up, then `pglockstep rebase`".to_owned();
+            tracing::error!(error = why, advice, "the pipeline has failed");
+            telemetry.set_state(PipelineState::Failed, Some(why.clone()));
+            telemetry.set_last_error(why, Some(advice));
+            shutdown.cancelled().await;
+            Ok(())
+        }
     }
 }
 

@@ -19,13 +19,16 @@
 //! `copied` once the applied position is beyond.
 
 mod errors;
+mod holdback;
 mod kept;
 mod position;
+mod rebase;
 mod schema;
 mod store;
 mod table_state;
 
 pub use errors::{BookedError, ErrorState, Failure, Request};
+pub use holdback::Holdback;
 pub use kept::{KeptChange, KeptRow};
 pub use position::{Durability, Feedback, Positions};
 pub use schema::{BOOKKEEPING_SCHEMA, BOOKKEEPING_TABLES, bookkeeping_sql};

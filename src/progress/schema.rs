@@ -16,6 +16,8 @@ CREATE TABLE IF NOT EXISTS "pglockstep"."pipelines" (
   slot_born_at pg_lsn,
   applied_lsn pg_lsn,
   epoch bigint NOT NULL DEFAULT 0,
+  given_up text,
+  rebasing boolean NOT NULL DEFAULT false,
   updated_at timestamptz NOT NULL DEFAULT pg_catalog.now()
 ) WITH (fillfactor = 10);
 CREATE TABLE IF NOT EXISTS "pglockstep"."tables" (

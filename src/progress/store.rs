@@ -111,6 +111,8 @@ pub struct PipelineRecord {
     pub slot_born_at: Option<Lsn>,
     /// Everything before it is on the replica.
     pub applied: Option<Lsn>,
+    /// Why this daemon dropped the slot, if it did.
+    pub given_up: Option<String>,
 }
 
 /// One pipeline's bookkeeping, written under one epoch.
@@ -208,7 +210,7 @@ impl Store {
         pipeline: &str,
     ) -> Result<Option<PipelineRecord>, ProgressError> {
         let sql = "SELECT system_id, database_oid, slot, slot_born_at, applied_lsn, \
-                   timeline FROM pglockstep.pipelines WHERE name = $1 AND slot <> ''";
+                   timeline, given_up FROM pglockstep.pipelines WHERE name = $1 AND slot <> ''";
         let row = client
             .query_opt(sql, &[&pipeline])
             .await
@@ -222,6 +224,7 @@ impl Store {
             timeline: narrow(row.get(5)),
             slot_born_at: row.get(3),
             applied: row.get(4),
+            given_up: row.get(6),
         }))
     }
 
@@ -236,7 +239,7 @@ impl Store {
         identity: &PipelineIdentity,
     ) -> Result<(), ProgressError> {
         let sql = "UPDATE pglockstep.pipelines SET system_id = $3, database_oid = $4, slot = $5, \
-                   slot_born_at = NULL, applied_lsn = NULL, updated_at = pg_catalog.now() \
+                   slot_born_at = NULL, applied_lsn = NULL, given_up = NULL, updated_at = pg_catalog.now() \
                    WHERE name = $1 AND epoch = $2";
         let database_oid = i64::from(identity.database_oid);
         let touched = client
@@ -469,7 +472,7 @@ impl Store {
         self.epoch
     }
 
-    fn expect_one(&self, touched: u64) -> Result<(), ProgressError> {
+    pub(super) fn expect_one(&self, touched: u64) -> Result<(), ProgressError> {
         if touched == 1 {
             Ok(())
         } else {

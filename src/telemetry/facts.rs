@@ -80,6 +80,17 @@ impl SlotHealth {
     }
 }
 
+/// `[slot]`: how much log the source may keep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlotBounds {
+    /// Beyond this somebody should look.
+    pub warning_bytes: u64,
+    /// Beyond this somebody must act.
+    pub critical_bytes: u64,
+    /// Beyond this the slot is dropped; none: never.
+    pub drop_bytes: Option<u64>,
+}
+
 /// Sessions of the replica's pool.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PoolHealth {
@@ -143,6 +154,7 @@ pub(super) struct Slow {
     were_connected: Vec<Side>,
     /// The health, and since when its `wal_status` is what it is.
     pub(super) slot: Option<Phase<SlotHealth>>,
+    pub(super) slot_bounds: Option<SlotBounds>,
     pub(super) pool: Option<PoolHealth>,
     pub(super) lag_bytes: Option<u64>,
     lag_seconds: Option<(f64, Instant)>,
@@ -234,6 +246,7 @@ impl Facts {
             replica: Phase::new(ConnectionState::Connecting),
             were_connected: Vec::new(),
             slot: None,
+            slot_bounds: None,
             pool: None,
             lag_bytes: None,
             lag_seconds: None,
@@ -315,7 +328,13 @@ const OPEN_ERRORS: Family = Family::gauge(
     &[],
     "Changes that could not be applied and wait for somebody.",
 );
-const FAMILIES: [&Family; 12] = [
+const SLOT_BUDGET: Family = Family::gauge(
+    "pglockstep_slot_budget_bytes",
+    &["budget"],
+    "Log that the source may keep for the slot: warning, critical; and beyond which it is dropped: drop.",
+);
+const FAMILIES: [&Family; 13] = [
+    &SLOT_BUDGET,
     &OPEN_ERRORS,
     &STATE,
     &LAG_BYTES,
@@ -363,7 +382,16 @@ impl Collector for FactsCollector {
                 ("waiting", pool.waiting),
             ]
         });
+        let bounds = slow.slot_bounds.iter().flat_map(|bounds| {
+            [
+                ("warning", Some(bounds.warning_bytes)),
+                ("critical", Some(bounds.critical_bytes)),
+                ("drop", bounds.drop_bytes),
+            ]
+        });
+        let bounds = bounds.filter_map(|(name, bytes)| Some((vec![name], bytes? as f64)));
         vec![
+            SLOT_BUDGET.samples(bounds),
             OPEN_ERRORS.single(Some(slow.open_errors.len() as f64)),
             STATE.samples(Family::one_hot(&[], states, slow.state.state.as_str())),
             LAG_BYTES.single(slow.lag_bytes.map(|bytes| bytes as f64)),

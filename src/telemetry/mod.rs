@@ -20,7 +20,7 @@ mod progress_clock;
 mod status;
 mod table;
 
-pub use facts::{Endpoint, ErrorStatus, LastError, PoolHealth, SlotHealth};
+pub use facts::{Endpoint, ErrorStatus, LastError, PoolHealth, SlotBounds, SlotHealth};
 pub use health::{Health, Part, PartState, ReadyBounds, STALL};
 pub use labels::{ConnectionState, ErrorCategory, Op, PipelineState, Severity, TableStateLabel};
 pub use logging::{Chain, FILTER_VARIABLE, LogFormat, LoggingError, init_logging};
@@ -116,6 +116,11 @@ impl Telemetry {
     /// The slot, as last looked at; `None` when there is none.
     pub fn set_slot(&self, health: Option<SlotHealth>) {
         self.0.facts.slow().set_slot(health);
+    }
+
+    /// How much log the source may keep for the slot.
+    pub fn set_slot_bounds(&self, bounds: SlotBounds) {
+        self.0.facts.slow().slot_bounds = Some(bounds);
     }
 
     /// The replica's pool, as last looked at.

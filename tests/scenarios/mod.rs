@@ -13,5 +13,6 @@ mod quarantine;
 mod conflicts;
 mod timelines;
 mod types;
+mod rebase;
 mod restart;
 mod service;

@@ -67,7 +67,7 @@ async fn the_same_history_goes_on_and_another_does_not() {
         .await;
     let said = s.refused("").await;
     assert!(
-        said.contains("has left timeline 2") && said.contains("teardown"),
+        said.contains("has left timeline 2") && said.contains("rebase"),
         "{said}"
     );
     assert_eq!(s.replica_one("SELECT count(*) FROM t").await, "3");

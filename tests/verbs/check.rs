@@ -317,6 +317,6 @@ async fn a_pipeline_that_runs_and_a_slot_that_is_not_ours() {
         finding(&findings, "source.slot", "pglockstep_it"),
         "error",
         "is gone",
-        "teardown",
+        "rebase",
     );
 }

@@ -54,6 +54,14 @@ const BAD_ADDITIONS: &[(&str, &str)] = &[
         "line 8, apply.schema_changes: only pause is supported yet by this version: a change of a table's shape that does not fit stops the pipeline",
     ),
     (
+        "[slot]\nwarn_beyond = \"2GiB\"\ncritical_beyond = \"1GiB\"",
+        "line 9, slot.critical_beyond: must not be below warn_beyond",
+    ),
+    (
+        "[slot]\ndrop_beyond = \"1GiB\"",
+        "line 8, slot.drop_beyond: must not be below warn_beyond: nobody would be told before the slot goes",
+    ),
+    (
         "[verify]\nevery = \"1h\"",
         "line 7, verify: not supported yet by this version; remove it",
     ),

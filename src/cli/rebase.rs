@@ -1,0 +1,246 @@
+//! `rebase`: a new beginning where the history is over, after a look at both sides.
+//!
+//! The slot is gone, was lost or used by somebody else, or the source is another one than the
+//! replica was fed from: restored, upgraded, promoted from a standby that was behind. Nothing
+//! can be skipped then, and nothing has to be thrown away either: every table is merged anew.
+
+use super::confirm::confirmed;
+use super::{Outcome, human, output, settings};
+use crate::catalog::fetch_server;
+use crate::config::Config;
+use crate::conn::{Endpoint, Session};
+use crate::pg::{ServerError, quote_ident};
+use crate::pipeline::{
+    PipelineConfig, PipelineError, PlannedTable, TablePlan, ask_history, fetch_plan,
+    resume_position,
+};
+use crate::progress::{PipelineIdentity, Store};
+use crate::replication::{ReplicationConnection, ReplicationSlot, SlotName, drop_slot, fetch_slot};
+use anyhow::{Context, bail};
+use tokio_postgres::Client;
+
+/// The arguments.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Ends the old history; the daemon merges every table when it starts next.
+    #[arg(long)]
+    apply: bool,
+    /// With --apply: do not ask.
+    #[arg(long)]
+    yes: bool,
+    /// Leaves the comparison out, which reads every row of both sides.
+    #[arg(long)]
+    no_compare: bool,
+    /// A JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+/// What was found and done, as `--json` prints it.
+#[derive(Debug, serde::Serialize)]
+struct Report {
+    /// Why the pipeline cannot go on; `None`: it can.
+    over: Option<String>,
+    /// Where the replica is in the old history.
+    applied_lsn: Option<crate::pg::Lsn>,
+    /// Each table, as both sides are now.
+    tables: Vec<Compared>,
+    /// The old history was ended.
+    done: bool,
+}
+
+#[derive(Debug, serde::Serialize)]
+struct Compared {
+    table: String,
+    replica_table: String,
+    source_rows: i64,
+    replica_rows: i64,
+    /// All rows, by a hash of their text.
+    same: bool,
+}
+
+/// Both sides, looked at.
+struct Sides {
+    config: PipelineConfig,
+    source: Client,
+    replica: Client,
+    slot_name: SlotName,
+    slot: Option<ReplicationSlot>,
+}
+
+pub(super) async fn run(config: Config, args: Args) -> anyhow::Result<Outcome> {
+    let config = settings::pipeline_config(&config)?;
+    let slot_name: SlotName = config.slot.parse()?;
+    let source = connect(&config.source, Session::SourceRead).await?;
+    let replica = connect(&config.replica, Session::ReplicaWrite).await?;
+    let slot = fetch_slot(&source, &slot_name).await?;
+    let mut sides = Sides {
+        config,
+        source,
+        replica,
+        slot_name,
+        slot,
+    };
+    let mut report = sides.look(!args.no_compare).await?;
+    let say = |text: &str| {
+        if args.json {
+            Ok(())
+        } else {
+            output::line(text)
+        }
+    };
+    say(&render(&report))?;
+    if report.over.is_some() && args.apply {
+        if args.yes || confirmed()? {
+            sides.end_history().await?;
+            report.done = true;
+            say("done: start the daemon; it makes a new slot and merges every table")?;
+        } else {
+            say("nothing was changed")?;
+        }
+    }
+    if args.json {
+        output::line(&serde_json::to_string_pretty(&report)?)?;
+    }
+    Ok(if report.over.is_none() || report.done {
+        Outcome::Fine
+    } else {
+        Outcome::Found
+    })
+}
+
+async fn connect(endpoint: &Endpoint, session: Session) -> anyhow::Result<Client> {
+    let connected = endpoint.connect(session).await;
+    connected.map_err(|error| anyhow::anyhow!("{error}; {}", error.advice()))
+}
+
+impl Sides {
+    async fn look(&self, compares: bool) -> anyhow::Result<Report> {
+        let pipeline = &self.config.name;
+        if !Store::has_books(&self.replica).await? {
+            bail!("the replica has no books of this version: there is no history to end");
+        }
+        if Store::is_rebasing(&self.replica, pipeline).await? {
+            bail!("a rebase is under way: start the daemon, it goes on");
+        }
+        let record = Store::fetch_record(&self.replica, pipeline).await?;
+        let record = record.with_context(|| {
+            format!("the books know no history of the pipeline {pipeline}: start the daemon")
+        })?;
+        let server = fetch_server(&self.source).await?;
+        let identity = PipelineIdentity {
+            system_id: server.system_id,
+            database_oid: server.database_oid,
+            slot: self.config.slot.clone(),
+        };
+        let mut connection = ReplicationConnection::connect(&self.config.source).await?;
+        let history = ask_history(&mut connection, record.timeline).await?;
+        connection.close().await;
+        let over = match resume_position(&record, &identity, self.slot.as_ref(), Some(history)) {
+            Ok(_) => None,
+            Err(PipelineError::Definite { message, .. }) => Some(message),
+            Err(error) => return Err(error.into()),
+        };
+        let mut tables = Vec::new();
+        if over.is_some() && compares {
+            let (publication, rules) = (&self.config.publication, &self.config.mapping);
+            let plan = fetch_plan(&self.source, &self.replica, publication, rules).await?;
+            for table in plan.tables.values() {
+                tables.push(self.compare(&plan, table).await?);
+            }
+            tables.sort_by(|a, b| a.table.cmp(&b.table));
+        }
+        Ok(Report {
+            over,
+            applied_lsn: record.applied,
+            tables,
+            done: false,
+        })
+    }
+
+    /// Counts and hashes, whatever the order of the rows.
+    async fn compare(&self, plan: &TablePlan, table: &PlannedTable) -> anyhow::Result<Compared> {
+        const SUM: &str = "SELECT pg_catalog.count(*), COALESCE(pg_catalog.sum(\
+                           pg_catalog.hashtextextended(s::pg_catalog.text, 0)), 0)::text";
+        let on_source = format!(
+            "{SUM} FROM ({}) AS s",
+            table.copy_statements(&plan.types).select
+        );
+        let mapping = &table.mapping;
+        let names: Vec<String> = mapping
+            .columns
+            .iter()
+            .map(|column| quote_ident(&column.name))
+            .collect();
+        let on_replica = format!(
+            "{SUM} FROM (SELECT {} FROM {}) AS s",
+            names.join(", "),
+            mapping.replica_rows()
+        );
+        let fetch = async |client: &Client, sql: &str| {
+            let row = client.query_one(sql, &[]).await.map_err(ServerError::from);
+            let row = row.with_context(|| format!("cannot compare {}", table.source.name))?;
+            Ok::<(i64, String), anyhow::Error>((row.get(0), row.get(1)))
+        };
+        let source = fetch(&self.source, &on_source).await?;
+        let replica = fetch(&self.replica, &on_replica).await?;
+        Ok(Compared {
+            table: table.source.name.to_string(),
+            replica_table: mapping.replica.to_string(),
+            source_rows: source.0,
+            replica_rows: replica.0,
+            same: source == replica,
+        })
+    }
+
+    /// The slot first: interrupted in between, a second `rebase` finds it gone and goes on.
+    async fn end_history(&mut self) -> anyhow::Result<()> {
+        let pipeline = self.config.name.clone();
+        if !Store::try_lock(&self.replica, &pipeline).await? {
+            bail!(
+                "a daemon holds the pipeline {pipeline} on the replica: stop it first; nothing was changed"
+            );
+        }
+        if let Some(slot) = &self.slot {
+            if let Some(pid) = slot.active_pid {
+                bail!(
+                    "the slot {} is in use (walsender {pid} of the source): by another daemon? Nothing was changed",
+                    self.slot_name
+                );
+            }
+            let mut connection = ReplicationConnection::connect(&self.config.source).await?;
+            drop_slot(&mut connection, &self.slot_name).await?;
+            connection.close().await;
+        }
+        Store::rebase(&mut self.replica, &pipeline).await?;
+        Ok(())
+    }
+}
+
+fn render(report: &Report) -> String {
+    let Some(over) = &report.over else {
+        return "the pipeline can go on from where it is: there is nothing to rebase".to_owned();
+    };
+    let mut lines = vec![format!("the pipeline cannot go on: {over}")];
+    if !report.tables.is_empty() {
+        let row = |table: &Compared| {
+            vec![
+                table.table.clone(),
+                table.replica_table.clone(),
+                table.source_rows.to_string(),
+                table.replica_rows.to_string(),
+                if table.same { "same" } else { "different" }.to_owned(),
+            ]
+        };
+        let rows: Vec<Vec<String>> = report.tables.iter().map(row).collect();
+        let header = ["TABLE", "REPLICA", "SOURCE ROWS", "REPLICA ROWS", "CONTENT"];
+        lines.push(human::table(&header, &rows));
+        lines.push("as both sides are now; a source in use is ahead".to_owned());
+    }
+    lines.push(
+        "with --apply: drops the slot if it is there, and has every table merged under a new one; \
+         rows that only the replica has go, readers see rows all the while"
+            .to_owned(),
+    );
+    lines.join("\n")
+}

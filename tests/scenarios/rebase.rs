@@ -1,0 +1,268 @@
+//! Where a history is over, nothing is skipped and nothing thrown away: the operator is shown
+//! both sides, and every table is merged under a new slot.
+
+use crate::support::{Daemon, Family, Pair, PairOptions, Scenario, eventually, run_verb};
+use pglockstep::demo::cluster::StopMode;
+use serde_json::Value;
+
+static FAMILY: Family = Family::const_new();
+
+const TABLES: &str =
+    "CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE journal (what text)";
+const FILL: &str = "INSERT INTO t SELECT g, 'first' FROM generate_series(1, 20) g; \
+                    INSERT INTO journal VALUES ('first')";
+const ALL: [&str; 2] = ["SELECT * FROM t", "SELECT * FROM journal"];
+
+async fn scenario(name: &str) -> Scenario<'static> {
+    let s = Scenario::new(&FAMILY, name).await;
+    s.on_both(TABLES).await;
+    s.on_source(FILL).await;
+    s.publish_all().await;
+    s
+}
+
+fn rebase(s: &Scenario<'_>, more: &[&str]) -> (Option<i32>, Value, String) {
+    let arguments: Vec<&str> = ["rebase", "--json"].iter().chain(more).copied().collect();
+    let output = run_verb(&s.config(""), &arguments);
+    let said = String::from_utf8(output.stderr).unwrap();
+    let report = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    (output.status.code(), report, said)
+}
+
+/// Shows what is over, changes nothing, then begins anew.
+async fn goes_on_after_rebase(s: &Scenario<'_>, why: &str) {
+    let said = s.refused("").await;
+    assert!(said.contains(why) && said.contains("rebase"), "{said}");
+    let books = "SELECT md5(string_agg(t::text, ',' ORDER BY t::text)) FROM pglockstep.tables t";
+    let before = s.replica_one(books).await;
+    let (code, report, said) = rebase(s, &[]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(report["over"].as_str().unwrap().contains(why), "{report}");
+    assert_eq!(report["tables"][0]["table"], "public.journal");
+    assert_eq!(report["tables"][0]["same"], true, "{report}");
+    assert_eq!(report["tables"][1]["same"], false, "{report}");
+    let (code, _, said) = rebase(s, &["--apply"]);
+    assert_eq!(code, Some(2));
+    assert!(said.contains("--yes"), "{said}");
+    assert_eq!(s.replica_one(books).await, before, "nothing was changed");
+    let (code, report, said) = rebase(s, &["--apply", "--yes"]);
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(report["done"], true);
+    let mut daemon = s.start("").await;
+    s.on_source("INSERT INTO t VALUES (1000, 'after')").await;
+    s.in_step(&daemon, &ALL).await;
+    let (code, _, said) = rebase(s, &["--apply", "--yes"]);
+    assert_eq!(code, Some(0), "nothing to rebase: {said}");
+    s.on_source("INSERT INTO t VALUES (1001, 'and on')").await;
+    s.in_step(&daemon, &ALL).await;
+    assert!(daemon.terminate().success());
+}
+
+#[tokio::test]
+async fn a_slot_that_was_dropped() {
+    let s = scenario("rebase_dropped").await;
+    let mut daemon = s.start("").await;
+    s.in_step(&daemon, &ALL).await;
+    assert!(daemon.terminate().success());
+    s.on_source(&format!("SELECT pg_drop_replication_slot('{}')", s.slot()))
+        .await;
+    s.on_source("DELETE FROM t WHERE id = 1; UPDATE t SET v = 'unseen' WHERE id = 2")
+        .await;
+    s.on_replica("INSERT INTO t VALUES (99, 'stray')").await;
+    goes_on_after_rebase(&s, "is gone").await;
+}
+
+#[tokio::test]
+async fn a_slot_that_somebody_moved_on() {
+    let s = scenario("rebase_moved").await;
+    let mut daemon = s.start("").await;
+    s.in_step(&daemon, &ALL).await;
+    assert!(daemon.terminate().success());
+    s.on_source("UPDATE t SET v = 'unseen' WHERE id = 2").await;
+    let slot = s.slot();
+    s.on_source(&format!(
+        "SELECT pg_replication_slot_advance('{slot}', pg_current_wal_lsn())"
+    ))
+    .await;
+    goes_on_after_rebase(&s, "beyond what this replica has applied").await;
+}
+
+#[tokio::test]
+async fn a_source_that_was_restored_into_another_database() {
+    let s = scenario("rebase_restored").await;
+    let mut daemon = s.start("").await;
+    s.in_step(&daemon, &ALL).await;
+    assert!(daemon.terminate().success());
+    let (pair, name) = (s.pair, s.name.clone());
+    s.on_source(&format!("SELECT pg_drop_replication_slot('{}')", s.slot()))
+        .await;
+    drop(s);
+    let rename = format!("ALTER DATABASE {name} RENAME TO {name}_old");
+    eventually(
+        "the old database to be left",
+        || pair.logs(),
+        async || pair.source.execute("postgres", &rename).await.ok(),
+    )
+    .await;
+    pair.source.create_database(&name).await.unwrap();
+    let s = Scenario::again(pair, &name).await;
+    // Other object ids, and one row less.
+    s.on_source("CREATE TABLE before_it (id int); DROP TABLE before_it")
+        .await;
+    s.on_source(TABLES).await;
+    s.on_source(FILL).await;
+    s.on_source("DELETE FROM t WHERE id = 7").await;
+    s.publish_all().await;
+    goes_on_after_rebase(&s, "was fed from").await;
+}
+
+#[tokio::test]
+async fn a_slot_over_its_budget_is_dropped_where_that_is_wanted() {
+    let s = scenario("budget_drop").await;
+    let budget = "[slot]\nwarn_beyond = \"16MiB\"\ndrop_beyond = \"32MiB\"";
+    let mut daemon = s.start(budget).await;
+    s.in_step(&daemon, &ALL).await;
+    let stuck = s.pair.replica.connect(&s.name).await.unwrap();
+    stuck
+        .batch_execute("BEGIN; LOCK TABLE t IN SHARE MODE")
+        .await
+        .unwrap();
+    let lots =
+        "INSERT INTO t SELECT g, repeat(md5(g::text), 30) FROM generate_series(2000, 42000) g";
+    s.on_source(lots).await;
+    s.until_failed(&mut daemon, &["drop_beyond", "dropped to save the source"])
+        .await;
+    let slots = format!(
+        "SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{}'",
+        s.slot()
+    );
+    assert_eq!(s.one(&slots).await, "0");
+    stuck.batch_execute("ROLLBACK").await.unwrap();
+    assert!(daemon.terminate().success());
+    assert_eq!(s.replica_one("SELECT count(*) FROM t").await, "20");
+    goes_on_after_rebase(&s, "dropped to save the source").await;
+}
+
+#[tokio::test]
+async fn a_slot_over_its_budget_is_held_where_nothing_else_is_said() {
+    let s = scenario("budget_hold").await;
+    let budget = "[slot]\nwarn_beyond = \"1MiB\"\ncritical_beyond = \"2MiB\"";
+    let mut daemon = s.start(budget).await;
+    let stuck = s.pair.replica.connect(&s.name).await.unwrap();
+    stuck
+        .batch_execute("BEGIN; LOCK TABLE t IN SHARE MODE")
+        .await
+        .unwrap();
+    let lots =
+        "INSERT INTO t SELECT g, repeat(md5(g::text), 30) FROM generate_series(2000, 7000) g";
+    s.on_source(lots).await;
+    let critical = "pglockstep_slot_budget_bytes{budget=\"critical\"}";
+    eventually(
+        "the budget to be spent",
+        || daemon.stderr(),
+        async || {
+            let kept = daemon.metric("pglockstep_slot_retained_bytes").await?;
+            let is_told = daemon.stderr().contains("critical_beyond");
+            (is_told && kept > daemon.metric(critical).await?).then_some(())
+        },
+    )
+    .await;
+    stuck.batch_execute("ROLLBACK").await.unwrap();
+    s.in_step(&daemon, &ALL).await;
+    assert!(daemon.terminate().success());
+}
+
+/// A replica that goes back, as to a standby that lacked the last transactions.
+#[tokio::test]
+async fn a_held_back_slot_still_has_what_a_replica_lost_in_a_failover() {
+    let mut pair = Pair::start_with(PairOptions::default()).await;
+    pair.on_both(TABLES).await;
+    pair.on_source(FILL).await;
+    pair.on_source("CREATE PUBLICATION pglockstep_it FOR ALL TABLES")
+        .await;
+    for (holdback, goes_on) in [("10m", true), ("0s", false)] {
+        let more = format!(
+            "[retry]\ndelay_max = \"500ms\"\n[slot]\nholdback = \"{holdback}\"\n\
+             [copy]\nexisting_rows = \"merge\"\nextra_rows = \"delete\""
+        );
+        let daemon = Daemon::start(&pair.config(&more));
+        same_rows(&pair).await;
+        pair.replica.stop(StopMode::Fast).await.unwrap();
+        let data = pair.replica.data_dir();
+        let standby = data.with_extension(format!("standby_{holdback}"));
+        run(
+            "cp",
+            &["-a", data.to_str().unwrap(), standby.to_str().unwrap()],
+        );
+        pair.replica.restart().await.unwrap();
+        pair.on_source(
+            "INSERT INTO t SELECT max(id) + 1, 'lost' FROM t; INSERT INTO journal VALUES ('lost')",
+        )
+        .await;
+        same_rows(&pair).await;
+        let flushed = "pglockstep_flushed_lsn";
+        let applied = "pglockstep_applied_lsn";
+        eventually(
+            "all to be durable",
+            || daemon.stderr(),
+            async || (daemon.metric(flushed).await? >= daemon.metric(applied).await?).then_some(()),
+        )
+        .await;
+        // The source is told every second.
+        let told = "SELECT count(*) FROM pg_replication_slots \
+                    WHERE confirmed_flush_lsn >= (SELECT pg_current_wal_insert_lsn() - 1000)";
+        if !goes_on {
+            let (source, _) = pair.clients().await;
+            eventually(
+                "the slot to move",
+                || daemon.stderr(),
+                async || {
+                    let row = source.query_one(told, &[]).await.unwrap();
+                    (row.get::<_, i64>(0) > 0).then_some(())
+                },
+            )
+            .await;
+        }
+        pair.replica.kill9();
+        run("rm", &["-rf", data.to_str().unwrap()]);
+        run("mv", &[standby.to_str().unwrap(), data.to_str().unwrap()]);
+        pair.replica.restart().await.unwrap();
+        if goes_on {
+            same_rows(&pair).await;
+            drop(daemon);
+            let (source, replica) = pair.clients().await;
+            let slot = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots";
+            eventually(
+                "the slot to be free",
+                || pair.logs(),
+                async || source.batch_execute(slot).await.ok(),
+            )
+            .await;
+            let books = "DROP SCHEMA pglockstep CASCADE; TRUNCATE journal";
+            replica.batch_execute(books).await.unwrap();
+        } else {
+            eventually(
+                "a gap to be found",
+                || daemon.stderr(),
+                async || {
+                    daemon
+                        .stderr()
+                        .contains("beyond what this replica has applied")
+                        .then_some(())
+                },
+            )
+            .await;
+        }
+    }
+}
+
+async fn same_rows(pair: &Pair) {
+    for sql in ALL {
+        pair.eventually_same_rows(sql, sql).await;
+    }
+}
+
+fn run(program: &str, arguments: &[&str]) {
+    let done = std::process::Command::new(program).args(arguments).status();
+    assert!(done.unwrap().success(), "{program} {arguments:?}");
+}
