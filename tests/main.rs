@@ -5,6 +5,7 @@
 
 mod architecture;
 mod cluster;
+mod faults;
 mod golden;
 mod kills;
 mod scenarios;

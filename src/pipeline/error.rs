@@ -91,6 +91,11 @@ pub enum PipelineError {
     /// A state of affairs that is likely to pass.
     #[error("{0}")]
     Waiting(String),
+    /// The source does not answer on the stream.
+    #[error(
+        "the source has said nothing for {} s though it was asked: the connection is taken for dead", .0.as_secs()
+    )]
+    SourceSilent(std::time::Duration),
     /// Tables joined the publication: the pipeline starts again and copies them.
     #[error("{0} has joined the publication: starting again to copy it")]
     TableJoined(String),
@@ -119,9 +124,11 @@ impl PipelineError {
             Self::Snapshot(error) => error.disposition(),
             Self::Apply { source, .. } | Self::Prepare(source) => source.disposition(),
             Self::Select { source, .. } => source.disposition(),
-            Self::Waiting(_) | Self::TableJoined(_) | Self::TableLeft(_) | Self::ReceiverGone => {
-                Disposition::Transient
-            }
+            Self::Waiting(_)
+            | Self::SourceSilent(_)
+            | Self::TableJoined(_)
+            | Self::TableLeft(_)
+            | Self::ReceiverGone => Disposition::Transient,
             Self::Decode(_)
             | Self::OutOfOrder(_)
             | Self::SlotName(_)
@@ -139,10 +146,12 @@ impl PipelineError {
             Self::Conn(error)
             | Self::Snapshot(SnapshotError::Conn(error))
             | Self::Replication(ReplicationError::Connect(error)) => Some(error.side()),
-            Self::Replication(ReplicationError::Lost(_)) | Self::Waiting(_) => Some(Side::Source),
-            Self::Snapshot(SnapshotError::CopyOut { source, .. }) if source.is_session_lost() => {
-                Some(Side::Source)
-            }
+            Self::SourceSilent(_) => Some(Side::Source),
+            Self::Replication(error) if error.is_session_lost() => Some(Side::Source),
+            Self::Snapshot(
+                SnapshotError::CopyOut { source, .. } | SnapshotError::Snapshot(source),
+            ) if source.is_session_lost() => Some(Side::Source),
+            Self::Snapshot(SnapshotError::Progress(error)) => on_replica(error.is_session_lost()),
             Self::Snapshot(SnapshotError::Table { source, .. }) => {
                 on_replica(source.is_session_lost())
             }
@@ -205,13 +214,16 @@ impl PipelineError {
     #[must_use]
     pub fn category(&self) -> ErrorCategory {
         match self {
-            Self::Conn(error) | Self::Replication(ReplicationError::Connect(error))
+            Self::Conn(error)
+            | Self::Snapshot(SnapshotError::Conn(error))
+            | Self::Replication(ReplicationError::Connect(error))
                 if error.is_refused_login() =>
             {
                 ErrorCategory::Authentication
             }
             Self::Lacking { .. } => ErrorCategory::Authentication,
-            Self::Conn(_) | Self::Replication(_) | Self::Waiting(_) => ErrorCategory::Network,
+            Self::Conn(_) | Self::Waiting(_) | Self::SourceSilent(_) => ErrorCategory::Network,
+            _ if self.lost_side().is_some() => ErrorCategory::Network,
             Self::Mapping { .. } | Self::Select { .. } => ErrorCategory::Mapping,
             Self::Definite { .. } | Self::Configuration { .. } | Self::SlotName(_) => {
                 ErrorCategory::Validation
@@ -221,7 +233,9 @@ impl PipelineError {
             | Self::TableJoined(_)
             | Self::TableLeft(_)
             | Self::ReceiverGone => ErrorCategory::System,
-            Self::Catalog(_)
+            Self::Replication(error) if error.code().is_none() => ErrorCategory::Network,
+            Self::Replication(_)
+            | Self::Catalog(_)
             | Self::Progress(_)
             | Self::Snapshot(_)
             | Self::Apply { .. }

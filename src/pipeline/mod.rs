@@ -24,6 +24,7 @@ mod publication_watch;
 mod receive;
 mod relations;
 mod resume;
+mod rhythm;
 mod settings;
 mod slot_watch;
 mod start;

@@ -25,6 +25,7 @@ fn nothing_is_told_before_it_is_measured() {
         "slot_",
         "pool_",
         "copy_progress",
+        "certificate_expiry",
     ] {
         assert!(
             !text.contains(&format!("\npglockstep_{absent}")),
@@ -87,7 +88,24 @@ fn what_was_told_is_scraped() {
         wal_status: Some("extended".into()),
         exhaustion_seconds: None,
     }));
+    let expired = CertificateExpiry {
+        server: Some(1_000_000_000),
+        client: None,
+    };
+    telemetry.set_certificates(Side::Source, expired);
     let text = telemetry.render();
+    let left = |certificate: &str| {
+        let labels = format!("{{side=\"source\",certificate=\"{certificate}\"}}");
+        series(
+            &text,
+            &format!("pglockstep_certificate_expiry_seconds{labels}"),
+        )
+    };
+    assert!(
+        left("server").is_some_and(|seconds| seconds < -700_000_000.0),
+        "{text}"
+    );
+    assert_eq!(left("client"), None);
     for (name, value) in [
         ("state{state=\"streaming\"}", 1.0),
         ("state{state=\"starting\"}", 0.0),

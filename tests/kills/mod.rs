@@ -11,7 +11,7 @@
 //! repeats one, as far as the machine's own timing allows.
 
 mod load;
-mod random;
+pub mod random;
 mod tables;
 mod watch;
 
@@ -53,7 +53,7 @@ fn kills(default: u32) -> u32 {
     wanted.map_or(default, |n| n.parse().unwrap())
 }
 
-fn seed() -> u64 {
+pub fn seed() -> u64 {
     let clock = || {
         let since = std::time::UNIX_EPOCH.elapsed().unwrap();
         u64::from(since.subsec_nanos()) ^ since.as_secs()
