@@ -28,6 +28,14 @@ async fn errors(daemon: &Daemon, category: &str) -> f64 {
         .sum()
 }
 
+/// It is tried again as a matter of course, and nobody has to come.
+async fn assert_not_failed(daemon: &Daemon) {
+    let failed = daemon.metric("pglockstep_state{state=\"failed\"}").await;
+    assert_eq!(failed, Some(0.0), "{}", daemon.stderr());
+    assert_eq!(daemon.http_get("/health").await.unwrap().status, 200);
+    assert_eq!(daemon.http_get("/readyz").await.unwrap().status, 503);
+}
+
 /// The last error as every endpoint shows it.
 async fn last_error(daemon: &Daemon) -> String {
     let body = daemon

@@ -9,7 +9,7 @@ use tokio::sync::OnceCell;
 use tokio_postgres::Client;
 
 use super::load::{Load, is_fed, prepare, reconnected, reconnects};
-use super::{errors, last_error, says};
+use super::{assert_not_failed, errors, last_error, says};
 use crate::support::{Family, Pair, PairOptions, Scenario, eventually};
 
 static FAMILY: Family = OnceCell::const_new();
@@ -226,6 +226,8 @@ async fn a_deadlock_that_we_lose_is_tried_again() {
             .unwrap();
     });
     says(&daemon, "40P01").await;
+    let failed = daemon.metric("pglockstep_state{state=\"failed\"}").await;
+    assert_eq!(failed, Some(0.0), "{}", daemon.stderr());
     theirs.await.unwrap();
     s.until_state(&mut daemon, "streaming").await;
     s.in_step(&daemon, &["SELECT * FROM t"]).await;
@@ -276,6 +278,7 @@ async fn no_place_left_on_a_server() {
     let taken = take_all(&pair).await;
     let mut daemon = s.launch("");
     says(&daemon, "53300").await;
+    assert_not_failed(&daemon).await;
     assert!(
         last_error(&daemon)
             .await
