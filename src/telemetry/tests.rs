@@ -56,6 +56,25 @@ fn nothing_is_told_before_it_is_measured() {
 }
 
 #[test]
+fn certificates_count_down_below_zero() {
+    let telemetry = Telemetry::new("crm");
+    let expired = CertificateExpiry {
+        server: Some(1_000_000_000),
+        client: None,
+    };
+    telemetry.set_certificates(Side::Source, expired);
+    let text = telemetry.render();
+    let left = |certificate: &str| {
+        let labels = format!("{{side=\"source\",certificate=\"{certificate}\"}}");
+        let name = format!("pglockstep_certificate_expiry_seconds{labels}");
+        series(&text, &name)
+    };
+    let is_long_ago = |seconds| seconds < -700_000_000.0;
+    assert!(left("server").is_some_and(is_long_ago), "{text}");
+    assert_eq!(left("client"), None);
+}
+
+#[test]
 fn what_was_told_is_scraped() {
     let telemetry = Telemetry::new("crm");
     telemetry.set_state(PipelineState::Streaming, None);
@@ -88,24 +107,7 @@ fn what_was_told_is_scraped() {
         wal_status: Some("extended".into()),
         exhaustion_seconds: None,
     }));
-    let expired = CertificateExpiry {
-        server: Some(1_000_000_000),
-        client: None,
-    };
-    telemetry.set_certificates(Side::Source, expired);
     let text = telemetry.render();
-    let left = |certificate: &str| {
-        let labels = format!("{{side=\"source\",certificate=\"{certificate}\"}}");
-        series(
-            &text,
-            &format!("pglockstep_certificate_expiry_seconds{labels}"),
-        )
-    };
-    assert!(
-        left("server").is_some_and(|seconds| seconds < -700_000_000.0),
-        "{text}"
-    );
-    assert_eq!(left("client"), None);
     for (name, value) in [
         ("state{state=\"streaming\"}", 1.0),
         ("state{state=\"starting\"}", 0.0),
