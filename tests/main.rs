@@ -7,6 +7,7 @@ mod architecture;
 mod cluster;
 #[cfg(feature = "faults")]
 mod fail_points;
+mod faults;
 mod golden;
 mod kills;
 mod scenarios;

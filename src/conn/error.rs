@@ -66,9 +66,18 @@ impl ErrorResponse {
         self
     }
 
+    /// A pooler's, which does not know what only a server needs to know. PgBouncer answers so to
+    /// `replication` and to `options`.
+    fn is_pooler_s(&self) -> bool {
+        self.code == "08P01" && self.message.starts_with("unsupported startup parameter")
+    }
+
     /// Whether the same request may pass later.
     #[must_use]
     pub fn disposition(&self) -> Disposition {
+        if self.is_pooler_s() {
+            return Disposition::Definite;
+        }
         sqlstate_disposition(&self.code)
     }
 }
@@ -132,6 +141,11 @@ pub enum ConnFailure {
     /// No session from the pool.
     #[error("{0}")]
     Pool(String),
+    /// Sessions do not keep their server processes.
+    #[error(
+        "a session had another server process in its next transaction: this is a pooler in transaction mode"
+    )]
+    Pooler,
     /// The password file cannot be used.
     #[error("passfile {} {why}", .path.display())]
     Passfile {
@@ -195,7 +209,7 @@ impl ConnFailure {
             | Self::Pool(_) => Disposition::Transient,
             Self::Tls(error) => error.disposition(),
             Self::Server(error) => error.disposition(),
-            Self::Authentication(_) | Self::Protocol(_) | Self::Passfile { .. } => {
+            Self::Authentication(_) | Self::Protocol(_) | Self::Passfile { .. } | Self::Pooler => {
                 Disposition::Definite
             }
         }
@@ -217,6 +231,8 @@ impl ConnFailure {
                 "check routes and firewalls, or raise connect_timeout in the URL".to_owned()
             }
             Self::Tls(error) => error.advice().to_owned(),
+            Self::Pooler => pooler_advice(side),
+            Self::Server(error) if error.is_pooler_s() => pooler_advice(side),
             Self::Server(error) => server_advice(error, side, user, database),
             Self::Authentication(error) => error.advice(side).to_owned(),
             Self::SessionAttrs { .. } => {
@@ -252,6 +268,10 @@ impl AuthError {
             }
         }
     }
+}
+
+fn pooler_advice(side: Side) -> String {
+    format!("connect to the server itself, not to a pooler: set host and port in [{side}] url")
 }
 
 fn server_advice(error: &ErrorResponse, side: Side, user: &str, database: &str) -> String {
@@ -344,7 +364,10 @@ impl ConnError {
     pub fn is_refused_login(&self) -> bool {
         match self.failure() {
             Some(ConnFailure::Authentication(_) | ConnFailure::Passfile { .. }) => true,
-            Some(ConnFailure::Server(error)) => error.code.starts_with("28"),
+            // 42501: the role may not connect to this database, or not replicate.
+            Some(ConnFailure::Server(error)) => {
+                error.code.starts_with("28") || error.code == "42501"
+            }
             _ => false,
         }
     }

@@ -17,6 +17,8 @@ mod login;
 mod parameters;
 mod passfile;
 mod pool;
+mod pooler;
+mod pulse;
 mod socket;
 mod sql;
 mod tls;
@@ -32,5 +34,6 @@ pub use url::{
 };
 
 pub(crate) use login::{Login, SERVER_KIND_SQL, ServerKind, connect};
+pub(crate) use pulse::{Pulse, Silence};
 pub(crate) use socket::ServerStream;
 pub(crate) use sql::pins_sql;

@@ -15,13 +15,16 @@
 //! auto-tuning, and a unix socket is bounded by the sender's buffer.
 
 use super::hosts::{Host, HostAddress};
+use super::pulse::{Attention, Silence};
 use super::tls::{TlsError, handshake};
 use super::trust::end_point_hash;
 use super::url::{ConnectionUrl, SslNegotiation, TcpSettings};
 use super::{AuthError, ConnFailure};
+use crate::telemetry::CertificateExpiry;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
@@ -77,7 +80,9 @@ pub(super) async fn resolve(host: &Host) -> Result<Vec<Place>, ConnFailure> {
 pub(crate) struct ServerStream {
     transport: Transport,
     end_point_hash: Option<Vec<u8>>,
+    certificate_expiry: CertificateExpiry,
     first: FirstBytes,
+    attention: Attention,
 }
 
 /// The beginning of what the server says, watched while a password could leak.
@@ -148,14 +153,14 @@ impl ServerStream {
             HostAddress::Tcp { name, .. } => name.as_str(),
             HostAddress::Unix(_) => "",
         };
-        let stream = handshake(stream, &url.tls, name).await?;
+        let (stream, expiry) = handshake(stream, &url.tls, name).await?;
         let certificates = stream.get_ref().1.peer_certificates();
         let end_point_hash = certificates.and_then(<[_]>::first).and_then(end_point_hash);
-        Ok(Self::new(
-            Transport::Tls(Box::new(stream)),
-            end_point_hash,
-            false,
-        ))
+        let transport = Transport::Tls(Box::new(stream));
+        Ok(Self {
+            certificate_expiry: expiry,
+            ..Self::new(transport, end_point_hash, false)
+        })
     }
 
     /// `on_network`: others could read along.
@@ -167,13 +172,25 @@ impl ServerStream {
         Self {
             transport,
             end_point_hash,
+            certificate_expiry: CertificateExpiry::default(),
             first,
+            attention: Attention::default(),
         }
+    }
+
+    /// For how long an answer has been waited for; it outlives the stream's being handed on.
+    pub(crate) fn silence(&self) -> Arc<Silence> {
+        self.attention.silence()
     }
 
     /// Whether TLS protects the connection.
     pub(crate) fn is_encrypted(&self) -> bool {
         matches!(self.transport, Transport::Tls(_))
+    }
+
+    /// When the certificates of both ends expire; nothing without TLS.
+    pub(crate) fn certificate_expiry(&self) -> CertificateExpiry {
+        self.certificate_expiry
     }
 
     /// `tls-server-end-point`, for SCRAM's channel binding.
@@ -232,10 +249,19 @@ impl AsyncRead for ServerStream {
             Transport::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
         };
         match outcome {
-            Poll::Ready(Ok(())) if this.first.watched => {
-                Poll::Ready(this.first.watch(&buf.filled()[before..]))
+            Poll::Pending => {
+                this.attention.waits();
+                Poll::Pending
             }
-            outcome => outcome,
+            Poll::Ready(Ok(())) => {
+                let read = &buf.filled()[before..];
+                this.attention.heard(read);
+                if this.first.watched {
+                    return Poll::Ready(this.first.watch(read));
+                }
+                Poll::Ready(Ok(()))
+            }
+            failed => failed,
         }
     }
 }
@@ -246,11 +272,16 @@ impl AsyncWrite for ServerStream {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        match &mut self.get_mut().transport {
+        let this = self.get_mut();
+        let outcome = match &mut this.transport {
             Transport::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
             Transport::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
             Transport::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+        };
+        if matches!(outcome, Poll::Ready(Ok(_))) {
+            this.attention.asked();
         }
+        outcome
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -273,6 +304,39 @@ impl AsyncWrite for ServerStream {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_dead_peer_is_noticed_as_the_url_says() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        for (parameters, wanted) in [
+            ("", Some([30, 10, 3, 60])),
+            (
+                "?keepalives_idle=7&keepalives_interval=2&keepalives_count=5&tcp_user_timeout=9000",
+                Some([7, 2, 5, 9]),
+            ),
+            ("?keepalives=0", None),
+        ] {
+            let url = format!("postgres://a@localhost/b{parameters}");
+            let url = ConnectionUrl::parse(&url.into()).unwrap();
+            let stream = TcpStream::connect(address).await.unwrap();
+            keep_alive(&stream, &url.tcp).unwrap();
+            let socket = socket2::SockRef::from(&stream);
+            assert!(socket.tcp_nodelay().unwrap());
+            assert_eq!(
+                socket.keepalive().unwrap(),
+                wanted.is_some(),
+                "{parameters}"
+            );
+            let set = [
+                socket.tcp_keepalive_time().unwrap().as_secs(),
+                socket.tcp_keepalive_interval().unwrap().as_secs(),
+                socket.tcp_keepalive_retries().unwrap().into(),
+                socket.tcp_user_timeout().unwrap().unwrap().as_secs(),
+            ];
+            assert_eq!(set, wanted.unwrap_or(set), "{parameters}");
+        }
+    }
 
     #[test]
     fn a_request_for_the_password_in_clear_is_seen_however_it_is_cut() {

@@ -6,18 +6,22 @@
 
 use super::login::{Login, SERVER_KIND_SQL, ServerKind, connect};
 use super::pool::Pool;
+use super::pulse::{Pulse, Silence, watch};
 use super::socket::ServerStream;
 use super::url::{self, ConnectionUrl};
 use super::{AuthError, ConnError, ConnFailure};
 use crate::pg::{Side, quote_literal};
+use crate::telemetry::Telemetry;
 use secrecy::{ExposeSecret, SecretString};
 use std::convert::Infallible;
 use std::future::{Ready, poll_fn, ready};
 use std::io;
+use std::sync::Arc;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 use tokio_postgres::config::{SslMode, SslNegotiation};
 use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
-use tokio_postgres::{AsyncMessage, Client, Connection, SimpleQueryMessage};
+use tokio_postgres::{AsyncMessage, Client, Connection, SimpleQueryMessage, SimpleQueryRow};
 use tracing::Instrument;
 
 /// One database of ours, and how to reach it.
@@ -31,6 +35,8 @@ pub struct Endpoint {
     pub application_name: String,
     /// Pinned `lock_timeout`; 0 waits for ever.
     pub lock_timeout_ms: u32,
+    /// Who is told of certificates.
+    pub telemetry: Option<Telemetry>,
 }
 
 /// What a session is for.
@@ -53,6 +59,7 @@ impl Endpoint {
             url,
             application_name: application_name.into(),
             lock_timeout_ms: 0,
+            telemetry: None,
         }
     }
 
@@ -84,16 +91,38 @@ impl Endpoint {
         &self,
         session: Session,
     ) -> Result<(Client, JoinHandle<()>), ConnError> {
-        let (client, task) = connect(self, &SqlLogin { endpoint: self }).await?;
-        let pinned = client
-            .batch_execute(&pins_sql(session, self.lock_timeout_ms))
-            .await;
-        pinned.map_err(|error| self.failed(failure(error)))?;
+        let (client, task, pulse) = self.connect_unwatched(session).await?;
+        watch(pulse, task.abort_handle());
         Ok((client, task))
+    }
+
+    /// The session by which a [`Pulse`] asks is not itself watched.
+    pub(super) async fn connect_unwatched(
+        &self,
+        session: Session,
+    ) -> Result<(Client, JoinHandle<()>, Pulse), ConnError> {
+        let (client, task, silence) = connect(self, &SqlLogin { endpoint: self }).await?;
+        let sql = pins_sql(session, self.lock_timeout_ms);
+        let limit = self.url.connect_timeout;
+        let pinned = match timeout(limit, client.simple_query(&sql)).await {
+            Ok(answer) => answer.map_err(|error| self.failed(failure(error)))?,
+            Err(_) => return Err(self.failed(ConnFailure::Timeout(limit))),
+        };
+        let pid = row(&pinned)
+            .and_then(|row| row.get(1)?.parse().ok())
+            .ok_or_else(|| self.failed(no_row()))?;
+        Ok((client, task, Pulse::new(self.clone(), pid, silence)))
     }
 
     pub(super) fn failed(&self, failure: ConnFailure) -> ConnError {
         ConnError::new(self.side, &self.url, vec![(self.url.hosts_text(), failure)])
+    }
+
+    /// Whoever logs in by this stream tells when its certificates expire.
+    pub(crate) fn tell_certificates(&self, stream: &ServerStream) {
+        if let Some(telemetry) = &self.telemetry {
+            telemetry.set_certificates(self.side, stream.certificate_expiry());
+        }
     }
 
     /// What the server is to show for our sessions.
@@ -133,7 +162,8 @@ const PINS: [(&str, &str); 22] = [
     ("default_transaction_deferrable", "off"),
 ];
 
-/// One statement, one round trip, no error for a setting that the server does not know.
+/// One statement, one round trip, no error for a setting that the server does not know. Yields
+/// their number, and the process id of the server's end.
 pub(crate) fn pins_sql(session: Session, lock_timeout_ms: u32) -> String {
     let lock_timeout = lock_timeout_ms.to_string();
     let special: &[(&str, &str)] = match session {
@@ -151,8 +181,8 @@ pub(crate) fn pins_sql(session: Session, lock_timeout_ms: u32) -> String {
         .map(|(name, value)| format!("({}, {})", quote_literal(name), quote_literal(value)))
         .collect();
     format!(
-        "SELECT pg_catalog.count(pg_catalog.set_config(s.name, pin.value, false)) \
-         FROM pg_catalog.pg_settings AS s JOIN (VALUES {}) AS pin (name, value) \
+        "SELECT pg_catalog.count(pg_catalog.set_config(s.name, pin.value, false)), \
+         pg_catalog.pg_backend_pid() FROM pg_catalog.pg_settings AS s JOIN (VALUES {}) AS pin (name, value) \
          ON s.name OPERATOR(pg_catalog.=) pin.name",
         values.join(", ")
     )
@@ -163,7 +193,7 @@ struct SqlLogin<'a> {
 }
 
 impl Login for SqlLogin<'_> {
-    type Session = (Client, JoinHandle<()>);
+    type Session = (Client, JoinHandle<()>, Arc<Silence>);
 
     async fn log_in(
         &self,
@@ -193,11 +223,13 @@ impl Login for SqlLogin<'_> {
         } else {
             config.ssl_mode(SslMode::Disable);
         }
+        self.endpoint.tell_certificates(&stream);
+        let silence = stream.silence();
         let connected = config.connect_raw(stream, AlreadyEncrypted).await;
         let (client, connection) = connected.map_err(failure)?;
         let span = tracing::debug_span!("sql session", side = %self.endpoint.side);
         let task = tokio::spawn(drive(connection).instrument(span));
-        Ok((client, task))
+        Ok((client, task, silence))
     }
 
     async fn server_kind(&self, session: &mut Self::Session) -> Result<ServerKind, ConnFailure> {
@@ -206,13 +238,22 @@ impl Login for SqlLogin<'_> {
             .simple_query(SERVER_KIND_SQL)
             .await
             .map_err(failure)?;
-        let row = answer.iter().find_map(|message| match message {
-            SimpleQueryMessage::Row(row) => Some(row),
-            _ => None,
-        });
-        row.and_then(|row| ServerKind::from_row(row.get(0), row.get(1)))
-            .ok_or_else(|| ConnFailure::Protocol("no row where one was asked for".to_owned()))
+        row(&answer)
+            .and_then(|row| ServerKind::from_row(row.get(0), row.get(1)))
+            .ok_or_else(no_row)
     }
+}
+
+/// The first row of an answer.
+fn row(answer: &[SimpleQueryMessage]) -> Option<&SimpleQueryRow> {
+    answer.iter().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => Some(row),
+        _ => None,
+    })
+}
+
+fn no_row() -> ConnFailure {
+    ConnFailure::Protocol("no row where one was asked for".to_owned())
 }
 
 /// Carries bytes between client and server until either ends.
@@ -234,7 +275,7 @@ async fn drive(mut connection: Connection<ServerStream, ServerStream>) {
 }
 
 /// What went wrong during login, in our words.
-fn failure(error: tokio_postgres::Error) -> ConnFailure {
+pub(super) fn failure(error: tokio_postgres::Error) -> ConnFailure {
     if let Some(error) = error.as_db_error() {
         return ConnFailure::Server(error.into());
     }

@@ -12,9 +12,10 @@
 //! under a running daemon. The provider is named, never the process' default.
 
 use super::ConnFailure;
-use super::trust::ServerTrust;
+use super::trust::{ServerTrust, expires_at};
 use super::url::{RootCertificates, SslMode, SslNegotiation, TlsSettings};
 use crate::pg::Disposition;
+use crate::telemetry::CertificateExpiry;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{CertificateError, ClientConfig, RootCertStore};
@@ -155,7 +156,7 @@ pub(super) async fn handshake(
     stream: TcpStream,
     settings: &TlsSettings,
     host: &str,
-) -> Result<TlsStream<TcpStream>, ConnFailure> {
+) -> Result<(TlsStream<TcpStream>, CertificateExpiry), ConnFailure> {
     use super::ConnFailure::Tls;
     let name = match ServerName::try_from(host.to_owned()) {
         Ok(name) => name,
@@ -163,19 +164,48 @@ pub(super) async fn handshake(
         // Nobody verifies or needs it; rustls wants one.
         Err(_) => ServerName::IpAddress(std::net::Ipv4Addr::UNSPECIFIED.into()),
     };
-    let config = client_config(settings).await.map_err(Tls)?;
+    let identity = client_identity(settings).await.map_err(Tls)?;
+    let own = identity.as_ref().and_then(|(chain, _)| chain.first());
+    let client = own.and_then(expires_at);
+    let config = client_config(settings, identity).await.map_err(Tls)?;
     let stream = TlsConnector::from(Arc::new(config))
         .connect(name, stream)
         .await
         .map_err(ConnFailure::from_io)?;
-    let agreed = stream.get_ref().1.alpn_protocol();
+    let session = stream.get_ref().1;
+    let presented = session.peer_certificates().and_then(<[_]>::first);
+    let expiry = CertificateExpiry {
+        server: presented.and_then(expires_at),
+        client,
+    };
+    let agreed = session.alpn_protocol();
     if settings.negotiation == SslNegotiation::Direct && agreed != Some(ALPN) {
         return Err(Tls(TlsError::Alpn));
     }
-    Ok(stream)
+    Ok((stream, expiry))
 }
 
-async fn client_config(settings: &TlsSettings) -> Result<ClientConfig, TlsError> {
+type Identity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+
+/// Our own certificate with its key, as the files hold them now.
+async fn client_identity(settings: &TlsSettings) -> Result<Option<Identity>, TlsError> {
+    let Some((cert, key)) = &settings.client_identity else {
+        return Ok(None);
+    };
+    let chain = read_certificates("sslcert", cert).await?;
+    let pem = read_file("sslkey", key).await?;
+    let secret = PrivateKeyDer::from_pem_slice(&pem).map_err(|_| TlsError::File {
+        what: "sslkey",
+        path: key.clone(),
+        why: "holds no unencrypted private key in PEM form".to_owned(),
+    })?;
+    Ok(Some((chain, secret)))
+}
+
+async fn client_config(
+    settings: &TlsSettings,
+    identity: Option<Identity>,
+) -> Result<ClientConfig, TlsError> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let roots = match &settings.roots {
         Some(roots) if settings.mode >= SslMode::Require => Some(load_roots(roots).await?),
@@ -191,21 +221,19 @@ async fn client_config(settings: &TlsSettings) -> Result<ClientConfig, TlsError>
         .map_err(TlsError::Protocol)?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(trust));
-    let mut config = match &settings.client_identity {
+    let mut config = match identity {
         None => builder.with_no_client_auth(),
-        Some((cert, key)) => {
-            let file = |why: String| TlsError::File {
-                what: "sslkey",
-                path: key.clone(),
-                why,
+        Some((chain, key)) => {
+            let does_not_fit = |error| {
+                let files = settings.client_identity.as_ref();
+                TlsError::File {
+                    what: "sslkey",
+                    path: files.map_or_else(PathBuf::new, |(_, key)| key.clone()),
+                    why: format!("does not fit the certificate in sslcert: {error}"),
+                }
             };
-            let chain = read_certificates("sslcert", cert).await?;
-            let pem = read_file("sslkey", key).await?;
-            let key = PrivateKeyDer::from_pem_slice(&pem)
-                .map_err(|_| file("holds no unencrypted private key in PEM form".to_owned()))?;
-            builder.with_client_auth_cert(chain, key).map_err(|error| {
-                file(format!("does not fit the certificate in sslcert: {error}"))
-            })?
+            let with_identity = builder.with_client_auth_cert(chain, key);
+            with_identity.map_err(does_not_fit)?
         }
     };
     config.enable_sni = settings.send_server_name;

@@ -112,6 +112,13 @@ fn check_validity(certificate: &CertificateDer<'_>, now: UnixTime) -> Result<(),
     Ok(())
 }
 
+/// When a certificate ends to be valid, in seconds since 1970.
+pub(super) fn expires_at(certificate: &CertificateDer<'_>) -> Option<u64> {
+    let parsed = Certificate::from_der(certificate).ok()?;
+    let not_after = parsed.tbs_certificate().validity().not_after;
+    Some(not_after.to_unix_duration().as_secs())
+}
+
 /// `tls-server-end-point` (RFC 5929): the certificate's hash, by the digest of its own signature.
 ///
 /// `None` where the signature has no such digest (Ed25519) or an unknown one: the

@@ -106,6 +106,11 @@ pub enum PipelineError {
     /// An operator has left something to do.
     #[error("starting again, as an operator wants something done")]
     Requested,
+    /// The source does not answer on the stream.
+    #[error(
+        "the source has said nothing for {} s though it was asked: the connection is taken for dead", .0.as_secs()
+    )]
+    SourceSilent(std::time::Duration),
     /// Tables joined the publication: the pipeline starts again and copies them.
     #[error("{0} has joined the publication: starting again to copy it")]
     TableJoined(String),
@@ -145,6 +150,7 @@ impl PipelineError {
             | Self::TableLeft(_)
             | Self::SetAside { .. }
             | Self::Requested
+            | Self::SourceSilent(_)
             | Self::ReceiverGone => Disposition::Transient,
             Self::Decode(_)
             | Self::OutOfOrder(_)
@@ -163,10 +169,12 @@ impl PipelineError {
             Self::Conn(error)
             | Self::Snapshot(SnapshotError::Conn(error))
             | Self::Replication(ReplicationError::Connect(error)) => Some(error.side()),
-            Self::Replication(ReplicationError::Lost(_)) | Self::Waiting(_) => Some(Side::Source),
-            Self::Snapshot(SnapshotError::CopyOut { source, .. }) if source.is_session_lost() => {
-                Some(Side::Source)
-            }
+            Self::SourceSilent(_) => Some(Side::Source),
+            Self::Replication(error) if error.is_session_lost() => Some(Side::Source),
+            Self::Snapshot(
+                SnapshotError::CopyOut { source, .. } | SnapshotError::Snapshot(source),
+            ) if source.is_session_lost() => Some(Side::Source),
+            Self::Snapshot(SnapshotError::Progress(error)) => on_replica(error.is_session_lost()),
             Self::Snapshot(SnapshotError::Table { source, .. }) => {
                 on_replica(source.is_session_lost())
             }
@@ -241,13 +249,16 @@ impl PipelineError {
     #[must_use]
     pub fn category(&self) -> ErrorCategory {
         match self {
-            Self::Conn(error) | Self::Replication(ReplicationError::Connect(error))
+            Self::Conn(error)
+            | Self::Snapshot(SnapshotError::Conn(error))
+            | Self::Replication(ReplicationError::Connect(error))
                 if error.is_refused_login() =>
             {
                 ErrorCategory::Authentication
             }
             Self::Lacking { .. } => ErrorCategory::Authentication,
-            Self::Conn(_) | Self::Replication(_) | Self::Waiting(_) => ErrorCategory::Network,
+            Self::Conn(_) | Self::Waiting(_) | Self::SourceSilent(_) => ErrorCategory::Network,
+            _ if self.lost_side().is_some() => ErrorCategory::Network,
             Self::Mapping { .. } | Self::Select { .. } => ErrorCategory::Mapping,
             Self::Definite { .. } | Self::Configuration { .. } | Self::SlotName(_) => {
                 ErrorCategory::Validation
@@ -258,7 +269,9 @@ impl PipelineError {
             | Self::TableLeft(_)
             | Self::Requested
             | Self::ReceiverGone => ErrorCategory::System,
-            Self::Catalog(_)
+            Self::Replication(error) if error.code().is_none() => ErrorCategory::Network,
+            Self::Replication(_)
+            | Self::Catalog(_)
             | Self::Progress(_)
             | Self::Snapshot(_)
             | Self::SetAside { .. }

@@ -50,8 +50,11 @@ pub(super) fn check_servers(
         });
     }
     if !source.may_replicate {
-        return Err(PipelineError::Definite {
-            message: format!("the source's role {} may not replicate", source.role),
+        return Err(PipelineError::Lacking {
+            messages: vec![format!(
+                "the source's role {} may not replicate",
+                source.role
+            )],
             advice: format!(
                 "ALTER ROLE {} REPLICATION (on managed services: grant the provider's replication role)",
                 quote_ident(&source.role)

@@ -25,6 +25,7 @@ mod quarantine;
 mod receive;
 mod relations;
 mod resume;
+mod rhythm;
 mod settings;
 mod slot_watch;
 mod start;

@@ -13,6 +13,7 @@
 use super::PipelineError;
 use super::lag::Unapplied;
 use super::listener::{Listener, Pace};
+use super::rhythm::Rhythm;
 use crate::faults;
 use crate::pg::Lsn;
 use crate::pgoutput::{Decoder, Message};
@@ -27,16 +28,6 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
-/// How often the task looks at the clock; positions that moved are told this soon.
-const TICK: Duration = Duration::from_millis(200);
-/// A status goes out this often even when nothing moved.
-const STATUS_EVERY: Duration = Duration::from_secs(1);
-/// After this long without a word the source is asked for one.
-const ASK_AFTER: Duration = Duration::from_secs(10);
-/// After this long without a word the connection is given up, or after the source's own
-/// `wal_sender_timeout` if that is longer: a source that decodes a large transaction of which we
-/// get nothing answers only after half of it (walsender.c, `WalSndUpdateProgress`).
-const GIVE_UP_AFTER: Duration = Duration::from_secs(60);
 /// A chunk is handed on when it holds this much.
 const CHUNK_BYTES: usize = 256 * 1024;
 const CHUNK_EVENTS: usize = 4_096;
@@ -94,15 +85,14 @@ impl Inbox {
         let room_max = bounds
             .queue_bytes_max
             .clamp(CHUNK_BYTES, Semaphore::MAX_PERMITS);
-        let give_up_after = stream.wal_sender_timeout().unwrap_or_default();
-        let give_up_after = give_up_after.max(GIVE_UP_AFTER);
+        let rhythm = Rhythm::of(stream.wal_sender_timeout());
         let receiver = Receiver {
             stream,
             decoder,
             chunks: sender,
             positions: heard,
             received: resumed_at,
-            give_up_after,
+            rhythm,
             room: Arc::new(Semaphore::new(room_max)),
             room_max,
             unapplied: Unapplied::default(),
@@ -147,7 +137,7 @@ struct Receiver {
     chunks: mpsc::Sender<Chunk>,
     positions: watch::Receiver<Positions>,
     received: Lsn,
-    give_up_after: Duration,
+    rhythm: Rhythm,
     room: Arc<Semaphore>,
     room_max: usize,
     unapplied: Unapplied,
@@ -170,7 +160,7 @@ struct Gathered {
 
 impl Receiver {
     async fn run(mut self, stop: CancellationToken) -> Result<(), PipelineError> {
-        let mut tick = interval(TICK);
+        let mut tick = interval(self.rhythm.tick);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut waiting: Option<Gathered> = None;
         loop {
@@ -281,15 +271,12 @@ impl Receiver {
             self.last_heard = Instant::now();
         }
         let silent_for = self.last_heard.elapsed();
-        if silent_for >= self.give_up_after {
-            return Err(PipelineError::Waiting(format!(
-                "the source has said nothing for {} s though it was asked: the connection is taken for dead",
-                silent_for.as_secs()
-            )));
+        if silent_for >= self.rhythm.give_up_after {
+            return Err(PipelineError::SourceSilent(silent_for));
         }
-        let ask = silent_for >= ASK_AFTER;
+        let ask = silent_for >= self.rhythm.ask_after;
         if self.positions.has_changed().unwrap_or(false)
-            || self.last_status.elapsed() >= STATUS_EVERY
+            || self.last_status.elapsed() >= self.rhythm.status_every
         {
             self.send_status(ask).await?;
         }

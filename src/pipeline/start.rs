@@ -87,19 +87,26 @@ pub(crate) async fn start<'a>(
             "the replica is a standby and cannot be written".into(),
         ));
     }
+    // The session that applies is outside the pool.
+    let pooled = config.replica_pool_max.saturating_sub(1);
+    let replica_pool = config.replica.pool(Session::ReplicaWrite, pooled)?;
+    // Before a lock is taken, which a pooler would keep.
+    let second = replica_pool.get().await?;
+    config.replica.refuse_pooler(&writer, &second).await?;
+    drop(second);
     queue(&writer, config, telemetry).await?;
     faults::at("start.locked").await?;
     let source_pool = config
         .source
         .pool(Session::SourceRead, config.copy.workers + 2)?;
     let source = source_pool.get().await?;
+    let second = source_pool.get().await?;
+    config.source.refuse_pooler(&source, &second).await?;
+    drop(second);
     telemetry.set_connection(Side::Source, ConnectionState::Connected, None);
     let source_server = fetch_server(&source).await?;
     check_servers(&source_server, &replica_server, config)?;
     check_publication(&source, config).await?;
-    // The session that applies is outside the pool.
-    let pooled = config.replica_pool_max.saturating_sub(1);
-    let replica_pool = config.replica.pool(Session::ReplicaWrite, pooled)?;
     let control = replica_pool.get().await?;
     let plan = fetch_plan(&source, &control, &config.publication, &config.mapping).await?;
 

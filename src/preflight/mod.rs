@@ -29,7 +29,7 @@ pub use setup::{SetupSql, SetupStep, plan_setup};
 
 use crate::apply::ApplyError;
 use crate::catalog::{CatalogError, Server, fetch_server};
-use crate::conn::{Endpoint, Session};
+use crate::conn::{ConnError, Endpoint, Session};
 use crate::pg::ServerError;
 use crate::pipeline::{PipelineConfig, PipelineError, PlannedTable, TablePlan, survey_tables};
 use crate::progress::ProgressError;
@@ -155,7 +155,13 @@ async fn reach(
     findings: &mut Findings,
 ) -> Result<Option<Reached>, CheckError> {
     let side = endpoint.side;
-    let client = match endpoint.connect(Session::SourceRead).await {
+    let connected = async {
+        let client = endpoint.connect(Session::SourceRead).await?;
+        let second = endpoint.connect(Session::SourceRead).await?;
+        endpoint.refuse_pooler(&client, &second).await?;
+        Ok::<_, ConnError>(client)
+    };
+    let client = match connected.await {
         Ok(client) => client,
         Err(error) => {
             let (message, remedy) = (error.to_string(), error.advice());

@@ -13,14 +13,17 @@ use super::auth::{ServerParameters, log_in};
 use super::error::{ReplicationError, Request};
 use super::wire::{Incoming, Wire};
 use crate::conn::{
-    self, ConnFailure, ConnectionUrl, Endpoint, ErrorResponse, Login, SERVER_KIND_SQL, ServerKind,
-    ServerStream, Session,
+    self, ConnFailure, ConnectionUrl, Endpoint, ErrorResponse, Login, Pulse, SERVER_KIND_SQL,
+    ServerKind, ServerStream, Session, Silence,
 };
 use crate::pg::Lsn;
 use postgres_protocol::message::backend::{DataRowBody, Message};
 use postgres_protocol::message::frontend;
 use secrecy::SecretString;
+use std::io;
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::timeout;
 use tokio_postgres::fallible_iterator::FallibleIterator;
 
 /// Values of one row, as text.
@@ -29,6 +32,9 @@ pub type Row = Vec<Option<String>>;
 /// A session with a walsender, bound to one database, pinned and read-only as SQL sessions are.
 pub struct ReplicationConnection {
     pub(super) wire: Wire,
+    silence: Arc<Silence>,
+    /// None until pinned: the login has a limit of its own.
+    pulse: Option<Pulse>,
     parameters: ServerParameters,
     server_version_num: u32,
     wal_sender_timeout: Option<Duration>,
@@ -54,13 +60,15 @@ impl ReplicationConnection {
     /// [`ReplicationError::Connect`] with every server that was tried, or what the source
     /// answered when the session was pinned.
     pub async fn connect(endpoint: &Endpoint) -> Result<Self, ReplicationError> {
-        let login = ReplicationLogin {
-            application_name: endpoint.effective_application_name(),
-        };
-        let mut connection = conn::connect(endpoint, &login)
+        let mut connection = conn::connect(endpoint, &ReplicationLogin { endpoint })
             .await
             .map_err(ReplicationError::Connect)?;
-        connection.pin(endpoint).await?;
+        let limit = endpoint.url.connect_timeout;
+        let pinned = timeout(limit, connection.pin(endpoint)).await;
+        pinned.map_err(|_| ReplicationError::Timeout {
+            request: Request::Query,
+            after: limit,
+        })??;
         Ok(connection)
     }
 
@@ -135,7 +143,7 @@ impl ReplicationConnection {
     pub async fn close(mut self) {
         frontend::terminate(&mut self.wire.write);
         // A server that is gone need not be told.
-        let _ = tokio::time::timeout(Duration::from_secs(1), self.wire.send()).await;
+        let _ = timeout(Duration::from_secs(1), self.wire.send()).await;
     }
 
     pub(super) async fn run(
@@ -143,13 +151,13 @@ impl ReplicationConnection {
         request: Request,
         sql: &str,
     ) -> Result<Vec<Row>, ReplicationError> {
-        let unsendable = |error: std::io::Error| ReplicationError::Protocol(error.to_string());
+        let unsendable = |error: io::Error| ReplicationError::Protocol(error.to_string());
         frontend::query(sql, &mut self.wire.write).map_err(unsendable)?;
         self.wire.send().await?;
         let mut rows = Vec::new();
         let mut refused = None;
         loop {
-            match self.wire.next().await? {
+            match self.next().await? {
                 Incoming::Message(Message::DataRow(body)) => rows.push(row(&body)?),
                 Incoming::Message(Message::ErrorResponse(body)) => {
                     let error = ErrorResponse::from_wire(body.fields()).without_values();
@@ -171,6 +179,18 @@ impl ReplicationConnection {
         match refused {
             Some(error) => Err(ReplicationError::server(request, error)),
             None => Ok(rows),
+        }
+    }
+
+    /// The next message of an answer. An answer may take long, a dead connection is noticed.
+    pub(super) async fn next(&mut self) -> Result<Incoming, ReplicationError> {
+        let Some(pulse) = &self.pulse else {
+            return Ok(self.wire.next().await?);
+        };
+        tokio::select! {
+            biased;
+            incoming = self.wire.next() => Ok(incoming?),
+            why = pulse.lost() => Err(ReplicationError::Lost(io::Error::new(io::ErrorKind::TimedOut, why))),
         }
     }
 
@@ -217,6 +237,10 @@ impl ReplicationConnection {
         let wrong = |_| ReplicationError::Protocol("server_version_num is not a number".to_owned());
         self.server_version_num = version.parse().map_err(wrong)?;
         let timeout_ms = timeout_ms.parse().map_err(wrong)?;
+        let pid = rows
+            .first()
+            .and_then(|row| row.get(1)?.as_ref()?.parse().ok());
+        self.pulse = pid.map(|pid| Pulse::new(endpoint.clone(), pid, Arc::clone(&self.silence)));
         self.wal_sender_timeout = (timeout_ms > 0).then(|| Duration::from_millis(timeout_ms));
         Ok(())
     }
@@ -237,13 +261,13 @@ fn row(body: &DataRowBody) -> Result<Row, ReplicationError> {
     body.ranges()
         .map(value)
         .collect()
-        .map_err(|error: std::io::Error| {
+        .map_err(|error: io::Error| {
             ReplicationError::Protocol(format!("a row that is none: {error}"))
         })
 }
 
 struct ReplicationLogin<'a> {
-    application_name: &'a str,
+    endpoint: &'a Endpoint,
 }
 
 impl Login for ReplicationLogin<'_> {
@@ -255,11 +279,16 @@ impl Login for ReplicationLogin<'_> {
         url: &ConnectionUrl,
         password: Option<&SecretString>,
     ) -> Result<ReplicationConnection, ConnFailure> {
+        self.endpoint.tell_certificates(&stream);
+        let silence = stream.silence();
+        let application_name = self.endpoint.effective_application_name();
         let mut wire = Wire::new(stream);
-        let parameters = log_in(&mut wire, url, password, self.application_name).await?;
+        let parameters = log_in(&mut wire, url, password, application_name).await?;
         wire.accept_large_messages();
         Ok(ReplicationConnection {
             wire,
+            silence,
+            pulse: None,
             parameters,
             server_version_num: 0,
             wal_sender_timeout: None,

@@ -131,6 +131,16 @@ impl ReplicationError {
         }
     }
 
+    /// Whether the session is gone: cut off, ended by an administrator or with its server.
+    #[must_use]
+    pub fn is_session_lost(&self) -> bool {
+        match self {
+            Self::Lost(_) | Self::Ended | Self::Timeout { .. } => true,
+            Self::Server { error, .. } => error.code.starts_with("57P0"),
+            _ => false,
+        }
+    }
+
     /// The SQLSTATE, where the source gave one.
     #[must_use]
     pub fn code(&self) -> Option<&str> {

@@ -167,7 +167,7 @@ impl ReplicationConnection {
         frontend::query(&sql, &mut self.wire.write).map_err(unsendable)?;
         self.wire.send().await?;
         loop {
-            match self.wire.next().await? {
+            match self.next().await? {
                 Incoming::CopyBoth => return Ok(ReplicationStream { connection: self }),
                 Incoming::Message(Message::ErrorResponse(body)) => {
                     let error = ErrorResponse::from_wire(body.fields());

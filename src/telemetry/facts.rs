@@ -113,6 +113,15 @@ pub struct Endpoint {
     pub environment: Option<String>,
 }
 
+/// When the certificates of a connection expire, in seconds since 1970; none without TLS.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CertificateExpiry {
+    /// The server's.
+    pub server: Option<u64>,
+    /// Ours, where we show one.
+    pub client: Option<u64>,
+}
+
 /// The last thing that went wrong.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct LastError {
@@ -158,6 +167,8 @@ pub(super) struct Slow {
     pub(super) pool: Option<PoolHealth>,
     pub(super) lag_bytes: Option<u64>,
     lag_seconds: Option<(f64, Instant)>,
+    source_certificates: CertificateExpiry,
+    replica_certificates: CertificateExpiry,
     pub(super) endpoints: Option<(Endpoint, Endpoint)>,
     pub(super) last_error: Option<LastError>,
     pub(super) open_errors: Vec<ErrorStatus>,
@@ -206,6 +217,28 @@ impl Slow {
         was_there && was_lost
     }
 
+    pub(super) fn set_certificates(&mut self, side: Side, expiry: CertificateExpiry) {
+        match side {
+            Side::Source => self.source_certificates = expiry,
+            Side::Replica => self.replica_certificates = expiry,
+        }
+    }
+
+    /// Seconds that are left to each certificate, below zero once it has expired.
+    fn certificates_left(&self) -> Vec<(Vec<&'static str>, f64)> {
+        let now = unix_ms() as f64 / 1000.0;
+        let (source, replica) = (self.source_certificates, self.replica_certificates);
+        [
+            (["source", "server"], source.server),
+            (["source", "client"], source.client),
+            (["replica", "server"], replica.server),
+            (["replica", "client"], replica.client),
+        ]
+        .into_iter()
+        .filter_map(|(labels, at)| Some((labels.to_vec(), at? as f64 - now)))
+        .collect()
+    }
+
     pub(super) fn set_slot(&mut self, health: Option<SlotHealth>) {
         match (&mut self.slot, health) {
             (Some(phase), Some(health)) if phase.state.wal_status == health.wal_status => {
@@ -250,6 +283,8 @@ impl Facts {
             pool: None,
             lag_bytes: None,
             lag_seconds: None,
+            source_certificates: CertificateExpiry::default(),
+            replica_certificates: CertificateExpiry::default(),
             endpoints: None,
             last_error: None,
             open_errors: Vec::new(),
@@ -323,6 +358,11 @@ const POOL: Family = Family::gauge(
     &["state"],
     "Sessions of the replica's pool: in_use, idle; and callers that wait: waiting.",
 );
+const CERTIFICATES: Family = Family::gauge(
+    "pglockstep_certificate_expiry_seconds",
+    &["side", "certificate"],
+    "Time until the certificate of the last connection expires: the server's, and ours; absent without TLS.",
+);
 const OPEN_ERRORS: Family = Family::gauge(
     "pglockstep_open_errors",
     &[],
@@ -333,7 +373,7 @@ const SLOT_BUDGET: Family = Family::gauge(
     &["budget"],
     "Log that the source may keep for the slot: warning, critical; and beyond which it is dropped: drop.",
 );
-const FAMILIES: [&Family; 13] = [
+const FAMILIES: [&Family; 14] = [
     &SLOT_BUDGET,
     &OPEN_ERRORS,
     &STATE,
@@ -347,6 +387,7 @@ const FAMILIES: [&Family; 13] = [
     &SLOT_STATUS,
     &SLOT_EXHAUSTION,
     &POOL,
+    &CERTIFICATES,
 ];
 
 /// Makes the pipeline's gauges at a scrape.
@@ -407,6 +448,7 @@ impl Collector for FactsCollector {
             SLOT_STATUS.single(slot.and_then(SlotHealth::wal_status_number)),
             SLOT_EXHAUSTION.single(slot.and_then(|slot| slot.exhaustion_seconds)),
             POOL.samples(pool.map(|(state, count)| (vec![state], count as f64))),
+            CERTIFICATES.samples(slow.certificates_left()),
         ]
     }
 }

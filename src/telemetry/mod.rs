@@ -20,7 +20,9 @@ mod progress_clock;
 mod status;
 mod table;
 
-pub use facts::{Endpoint, ErrorStatus, LastError, PoolHealth, SlotBounds, SlotHealth};
+pub use facts::{
+    CertificateExpiry, Endpoint, ErrorStatus, LastError, PoolHealth, SlotBounds, SlotHealth,
+};
 pub use health::{Health, Part, PartState, ReadyBounds, STALL};
 pub use labels::{ConnectionState, ErrorCategory, Op, PipelineState, Severity, TableStateLabel};
 pub use logging::{Chain, FILTER_VARIABLE, LogFormat, LoggingError, init_logging};
@@ -89,6 +91,11 @@ impl Telemetry {
         if is_back {
             self.0.metrics.reconnect_counter(side).inc();
         }
+    }
+
+    /// When the certificates of the last connection with a side expire.
+    pub fn set_certificates(&self, side: Side, expiry: CertificateExpiry) {
+        self.0.facts.slow().set_certificates(side, expiry);
     }
 
     /// The stream arrived up to here.
@@ -218,6 +225,14 @@ impl Telemetry {
             clock: &self.0.clock,
             transactions_applied: self.0.metrics.transactions_applied.get(),
         }
+    }
+}
+
+impl std::fmt::Debug for Telemetry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Telemetry")
+            .field("pipeline", &self.0.pipeline)
+            .finish_non_exhaustive()
     }
 }
 

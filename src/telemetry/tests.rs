@@ -25,6 +25,7 @@ fn nothing_is_told_before_it_is_measured() {
         "slot_",
         "pool_",
         "copy_progress",
+        "certificate_expiry",
     ] {
         assert!(
             !text.contains(&format!("\npglockstep_{absent}")),
@@ -52,6 +53,25 @@ fn nothing_is_told_before_it_is_measured() {
     assert!(text.contains("pglockstep_build_info{"));
     assert!(text.contains("process_resident_memory_bytes"));
     assert_eq!(telemetry.status().lag_seconds, None);
+}
+
+#[test]
+fn certificates_count_down_below_zero() {
+    let telemetry = Telemetry::new("crm");
+    let expired = CertificateExpiry {
+        server: Some(1_000_000_000),
+        client: None,
+    };
+    telemetry.set_certificates(Side::Source, expired);
+    let text = telemetry.render();
+    let left = |certificate: &str| {
+        let labels = format!("{{side=\"source\",certificate=\"{certificate}\"}}");
+        let name = format!("pglockstep_certificate_expiry_seconds{labels}");
+        series(&text, &name)
+    };
+    let is_long_ago = |seconds| seconds < -700_000_000.0;
+    assert!(left("server").is_some_and(is_long_ago), "{text}");
+    assert_eq!(left("client"), None);
 }
 
 #[test]

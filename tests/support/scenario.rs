@@ -74,6 +74,16 @@ impl<'a> Scenario<'a> {
         }
     }
 
+    /// Lets the daemon reach the source by this connection string.
+    pub fn source_by(&mut self, url: String) {
+        self.source_url = url;
+    }
+
+    /// Lets the daemon reach the replica by this connection string.
+    pub fn replica_by(&mut self, url: String) {
+        self.replica_url = url;
+    }
+
     /// Lets the daemon log in to the replica as somebody else than the superuser.
     pub fn replica_role(&mut self, role: &str) {
         self.replica_url = self

@@ -34,8 +34,14 @@ impl Authority {
 
     /// A certificate and its key, for hosts or for a role.
     pub fn issue(&self, hosts: &[&str], common_name: &str) -> (String, String) {
+        self.issue_until(4096, hosts, common_name)
+    }
+
+    /// One that expires with the beginning of a year.
+    pub fn issue_until(&self, year: i32, hosts: &[&str], common_name: &str) -> (String, String) {
         let hosts: Vec<_> = hosts.iter().map(|host| (*host).to_owned()).collect();
         let mut params = CertificateParams::new(hosts).unwrap();
+        params.not_after = rcgen::date_time_ymd(year, 1, 1);
         params
             .distinguished_name
             .push(DnType::CommonName, common_name);

@@ -1,6 +1,6 @@
 //! Sessions and streams against real servers: every way to log in, every way to stream.
 
-mod authority;
+pub mod authority;
 mod hostile;
 mod login;
 mod refusals;

@@ -1,0 +1,253 @@
+//! Whether the server still works for a session that waits for its answer.
+//!
+//! TCP finds out within a minute that a peer is gone. It does not find one that is there and
+//! says nothing: a frozen server, or something in between that keeps our half of a connection
+//! and has lost the other. So who has waited for long asks, by another session:
+//!
+//! ```text
+//!  an answer is due, and not a byte for tcp_user_timeout ─▶ another session: what is the first one doing?
+//!     it works, it waits for a lock or for the rest of a COPY ─▶ wait on, ask again after as long
+//!     the server refuses us (all places taken, another password) ─▶ it lives: the same
+//!     it is not there; it is idle; nobody answers ─▶ a moment later once more ─▶ lost
+//! ```
+//!
+//! An idle one is then ended on the server, for it may hold locks that the next one needs.
+
+use super::sql::{Endpoint, Session};
+use super::{ConnError, ConnFailure};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, sleep, timeout};
+
+/// An answer may be on its way while we ask after it.
+const ANSWER_TRAVELS_MAX: Duration = Duration::from_secs(5);
+/// Between two looks at the clock.
+const LOOKS_EVERY_MAX: Duration = Duration::from_secs(5);
+
+/// The state of a session of ours, which an idle one may lose.
+const STATE_SQL: &str = "\
+SELECT a.state,
+       CASE WHEN $2::bool AND a.state LIKE 'idle%' THEN pg_catalog.pg_terminate_backend(a.pid) END
+  FROM pg_catalog.pg_stat_activity AS a
+ WHERE a.pid = $1 AND a.usename = current_user AND a.datname = pg_catalog.current_database()
+   AND a.application_name = pg_catalog.current_setting('application_name')";
+
+/// Since when a stream has waited in vain; written by the stream, read by who watches it.
+#[derive(Debug)]
+pub(crate) struct Silence {
+    origin: Instant,
+    /// Milliseconds since `origin`, and one; 0 while nothing is waited for.
+    since: AtomicU64,
+}
+
+impl Silence {
+    fn begin(&self) {
+        if self.since.load(Ordering::Relaxed) == 0 {
+            self.begin_anew();
+        }
+    }
+
+    fn begin_anew(&self) {
+        let now = u64::try_from(self.origin.elapsed().as_millis()).unwrap_or(u64::MAX - 1);
+        self.since.store(now + 1, Ordering::Relaxed);
+    }
+
+    fn end(&self) {
+        self.since.store(0, Ordering::Relaxed);
+    }
+
+    fn since(&self) -> Option<Instant> {
+        let ms = self.since.load(Ordering::Relaxed).checked_sub(1)?;
+        Some(self.origin + Duration::from_millis(ms))
+    }
+}
+
+/// A stream's own part: whether the server owes it an answer.
+#[derive(Debug)]
+pub(super) struct Attention {
+    silence: Arc<Silence>,
+    /// The last bytes heard.
+    tail: [u8; Self::READY_BYTES],
+    is_answer_due: bool,
+}
+
+impl Default for Attention {
+    fn default() -> Self {
+        Self {
+            silence: Arc::new(Silence {
+                origin: Instant::now(),
+                since: AtomicU64::new(0),
+            }),
+            tail: [0; Self::READY_BYTES],
+            is_answer_due: false,
+        }
+    }
+}
+
+impl Attention {
+    const READY_BYTES: usize = 6;
+    /// ReadyForQuery ends every answer; behind it is the state of the transaction.
+    const READY: [u8; 5] = [b'Z', 0, 0, 0, 5];
+
+    pub(super) fn silence(&self) -> Arc<Silence> {
+        Arc::clone(&self.silence)
+    }
+
+    /// Something was sent; it is to be answered, sooner or later.
+    pub(super) fn asked(&mut self) {
+        self.is_answer_due = true;
+        self.silence.begin_anew();
+    }
+
+    /// There is nothing to read, and somebody wants to.
+    pub(super) fn waits(&mut self) {
+        if self.is_answer_due {
+            self.silence.begin();
+        }
+    }
+
+    /// These bytes came. Nobody waits until they are dealt with.
+    pub(super) fn heard(&mut self, bytes: &[u8]) {
+        let known = Self::READY_BYTES.saturating_sub(bytes.len());
+        self.tail.copy_within(Self::READY_BYTES - known.., 0);
+        self.tail[known..].copy_from_slice(&bytes[bytes.len() - (Self::READY_BYTES - known)..]);
+        self.is_answer_due = !self.tail.starts_with(&Self::READY);
+        self.silence.end();
+    }
+}
+
+/// Finds out whether a session is lost.
+#[derive(Debug)]
+pub(crate) struct Pulse {
+    endpoint: Endpoint,
+    /// The server's end.
+    pid: i32,
+    silence: Arc<Silence>,
+}
+
+impl Pulse {
+    pub(crate) fn new(endpoint: Endpoint, pid: i32, silence: Arc<Silence>) -> Self {
+        Self {
+            endpoint,
+            pid,
+            silence,
+        }
+    }
+
+    /// Ends when the session is lost, with the reason.
+    pub(crate) async fn lost(&self) -> String {
+        let ask_after = self.endpoint.url.tcp.user_timeout;
+        let looks_every = (ask_after / 4).min(LOOKS_EVERY_MAX);
+        let mut answered_at = None;
+        loop {
+            sleep(looks_every).await;
+            let Some(since) = self.silence.since() else {
+                continue;
+            };
+            if answered_at
+                .max(Some(since))
+                .is_none_or(|at| at.elapsed() < ask_after)
+            {
+                continue;
+            }
+            let suspicious = self.ask(false).await.is_some();
+            sleep(ANSWER_TRAVELS_MAX.min(ask_after)).await;
+            answered_at = Some(Instant::now());
+            if !suspicious || self.silence.since() != Some(since) {
+                continue;
+            }
+            if let Some(why) = self.ask(true).await
+                && self.silence.since() == Some(since)
+            {
+                let seconds = since.elapsed().as_secs();
+                return format!("no answer for {seconds} s, and {why}");
+            }
+        }
+    }
+
+    /// What speaks against the session. Boxed, for a session that is opened has a pulse itself.
+    fn ask(&self, ends_idle: bool) -> Pin<Box<dyn Future<Output = Option<String>> + Send + '_>> {
+        Box::pin(async move {
+            let (client, task, _) = match self.endpoint.connect_unwatched(Session::SourceRead).await
+            {
+                Ok(connected) => connected,
+                Err(error) => return is_out_of_reach(&error).then(|| error.to_string()),
+            };
+            let limit = self.endpoint.url.connect_timeout;
+            let answer =
+                timeout(limit, client.query_opt(STATE_SQL, &[&self.pid, &ends_idle])).await;
+            task.abort();
+            match answer {
+                Ok(Ok(Some(row))) => match row.try_get::<_, Option<&str>>(0) {
+                    Ok(Some(state)) if state.starts_with("idle") => {
+                        Some(format!("the server's end (pid {}) is {state}", self.pid))
+                    }
+                    _ => None,
+                },
+                Ok(Ok(None)) => Some(format!("the server's end (pid {}) is gone", self.pid)),
+                Ok(Err(_)) | Err(_) => Some("another session is not answered either".to_owned()),
+            }
+        })
+    }
+}
+
+/// Whether nobody was there. A server that says no is alive.
+fn is_out_of_reach(error: &ConnError) -> bool {
+    matches!(
+        error.failure(),
+        Some(ConnFailure::Network(_) | ConnFailure::Timeout(_) | ConnFailure::Resolve(_))
+    )
+}
+
+/// Ends a session's task when the session is lost; ends with it.
+pub(super) fn watch(pulse: Pulse, session: AbortHandle) {
+    let ended = {
+        let session = session.clone();
+        let looks_every = pulse.endpoint.url.tcp.user_timeout.min(LOOKS_EVERY_MAX);
+        async move {
+            while !session.is_finished() {
+                sleep(looks_every).await;
+            }
+        }
+    };
+    tokio::spawn(async move {
+        tokio::select! {
+            () = ended => {}
+            why = pulse.lost() => {
+                tracing::warn!(side = %pulse.endpoint.side, reason = why, "session lost");
+                session.abort();
+            }
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_due_until_the_server_is_ready() {
+        let mut attention = Attention::default();
+        let silence = attention.silence();
+        attention.waits();
+        assert!(silence.since().is_none(), "nothing was asked");
+        attention.asked();
+        assert!(silence.since().is_some());
+        attention.heard(b"D\0\0\0\x0a\0\x01row");
+        assert!(silence.since().is_none(), "somebody has to read it first");
+        attention.waits();
+        assert!(silence.since().is_some(), "more is to come");
+        for cut in 0..=6 {
+            attention.asked();
+            attention.heard(b"C\0\0\0\x0dSELECT 1\0");
+            let (head, rest) = b"Z\0\0\0\x05T".split_at(cut);
+            attention.heard(head);
+            attention.heard(rest);
+            attention.waits();
+            assert!(silence.since().is_none(), "cut at {cut}");
+        }
+    }
+}
