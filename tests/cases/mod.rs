@@ -13,16 +13,25 @@
 mod a_rows_and_keys;
 mod b_toast;
 mod catalogue;
+mod d_transactions;
+mod e_truncate;
+mod f_ddl;
 mod ground;
 mod runner;
 
 use runner::{Case, run};
 
 fn all() -> Vec<&'static Case> {
-    [a_rows_and_keys::CASES, b_toast::CASES]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        a_rows_and_keys::CASES,
+        b_toast::CASES,
+        d_transactions::CASES,
+        e_truncate::CASES,
+        f_ddl::CASES,
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 #[tokio::test]

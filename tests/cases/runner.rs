@@ -2,6 +2,7 @@
 
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
+use std::time::Duration;
 
 use futures_util::{FutureExt, StreamExt, stream};
 use pglockstep::demo::cluster::ClusterOptions;
@@ -11,6 +12,9 @@ use crate::support::{Pair, PairOptions, eventually};
 
 /// Each has a daemon and a few sessions.
 const AT_ONCE: usize = 4;
+
+/// Far beyond what any takes; a case that waits for itself is to fail, not to hang.
+const CASE_SECONDS_MAX: Duration = Duration::from_secs(120);
 
 /// One case of the catalogue.
 #[derive(Debug)]
@@ -104,7 +108,9 @@ pub async fn run(source: u32, replica: u32) {
                 source,
                 replica,
             };
-            let run = AssertUnwindSafe((case.run)(ground)).catch_unwind().await;
+            let limited = tokio::time::timeout(CASE_SECONDS_MAX, (case.run)(ground));
+            let run = AssertUnwindSafe(async { limited.await.expect("it hangs") });
+            let run = run.catch_unwind().await;
             drop_slots(pair, case.database()).await;
             let panic = run.err()?;
             let text = panic.downcast_ref::<String>().map(String::as_str);
@@ -130,7 +136,7 @@ pub async fn run(source: u32, replica: u32) {
     );
 }
 
-async fn pair(source: u32, replica: u32) -> Pair {
+pub async fn pair(source: u32, replica: u32) -> Pair {
     let options = |major| {
         ClusterOptions::version(major)
             .with("max_connections", "200")
