@@ -192,6 +192,17 @@ fn server_advice(request: Request, error: &ErrorResponse) -> String {
             "the slot is missing: if it was dropped or lost in a failover, copy anew"
         }
         ("42704", Stream) => PUBLICATION_MISSING,
+        ("22021" | "22P05", Stream) => {
+            "a value of the source has no form in UTF8, in which it is sent (a database of encoding \
+             SQL_ASCII takes any bytes): correct it there, then drop the slot (`pglockstep teardown`), \
+             which cannot go beyond it, and copy anew"
+        }
+        // Nothing else in the stream computes with values.
+        (code, Stream) if code.starts_with("22") => {
+            "a row filter of the publication fails for a row: ALTER PUBLICATION … SET TABLE … WHERE a \
+             condition that cannot fail, then drop the slot (`pglockstep teardown`), which reads what \
+             was written by the old one, and copy anew"
+        }
         ("42710", CreateSlot) => "a slot of this name exists: choose another name, or drop it",
         ("42501" | "28000", _) => {
             "the role may not replicate: ALTER ROLE … REPLICATION (on RDS: GRANT rds_replication)"
@@ -258,6 +269,8 @@ mod tests {
                 "slot is missing",
             ),
             (Request::Stream, "42704", Definite, "CREATE PUBLICATION"),
+            (Request::Stream, "22012", Definite, "row filter"),
+            (Request::Stream, "22021", Definite, "UTF8"),
             (
                 Request::CreateSlot,
                 "55000",
