@@ -2,7 +2,7 @@
 
 use rustix::process::Signal;
 
-use crate::support::{Daemon, Pair, Scenario, fetch_rows};
+use crate::support::{Daemon, Pair, Scenario, fetch_rows, run_verb};
 
 /// Where a case runs. Nothing is made before the case asks for it.
 #[derive(Clone, Copy, Debug)]
@@ -42,6 +42,17 @@ impl<'a> Ground<'a> {
             cluster.execute("postgres", &sql).await.unwrap();
         }
         Scenario::again(self.pair, self.name).await
+    }
+
+    /// Takes slot and databases away, so that the case can have others of their name.
+    pub async fn clear(&self, s: Scenario<'a>) {
+        let torn_down = run_verb(&s.config(""), &["teardown", "--yes"]);
+        assert!(torn_down.status.success(), "{torn_down:?}");
+        drop(s);
+        for cluster in [&self.pair.source, &self.pair.replica] {
+            let sql = format!("DROP DATABASE {} WITH (FORCE)", self.name);
+            cluster.execute("postgres", &sql).await.unwrap();
+        }
     }
 
     /// The same tables on both sides, more on the source, all published, a running pipeline.

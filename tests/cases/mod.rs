@@ -16,7 +16,11 @@ mod catalogue;
 mod d_transactions;
 mod e_truncate;
 mod f_ddl;
+mod g_partitions;
 mod ground;
+mod h_filters;
+mod j_replica;
+mod k_names;
 mod runner;
 
 use runner::{Case, run};
@@ -28,6 +32,10 @@ fn all() -> Vec<&'static Case> {
         d_transactions::CASES,
         e_truncate::CASES,
         f_ddl::CASES,
+        g_partitions::CASES,
+        h_filters::CASES,
+        j_replica::CASES,
+        k_names::CASES,
     ]
     .into_iter()
     .flatten()
