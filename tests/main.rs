@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::too_many_lines)]
 
 mod architecture;
+mod cases;
 mod cluster;
 #[cfg(feature = "faults")]
 mod fail_points;

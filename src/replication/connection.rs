@@ -223,7 +223,8 @@ impl ReplicationConnection {
     /// Settings as for every SQL session, and what the version decides later.
     async fn pin(&mut self, endpoint: &Endpoint) -> Result<(), ReplicationError> {
         let sql = format!(
-            "{}; SELECT pg_catalog.current_setting('server_version_num'), (SELECT setting \
+            "{}; SET client_min_messages = warning; \
+             SELECT pg_catalog.current_setting('server_version_num'), (SELECT setting \
              FROM pg_catalog.pg_settings WHERE name OPERATOR(pg_catalog.=) 'wal_sender_timeout')",
             conn::pins_sql(Session::SourceRead, endpoint.lock_timeout_ms)
         );

@@ -64,6 +64,9 @@ pub enum ReplicationError {
         /// What it answered.
         error: Box<ErrorResponse>,
     },
+    /// The source left changes out because their publication was not there when they were written.
+    #[error("streaming changes left some out on the source: {0}")]
+    PublicationSkipped(String),
     /// The source sent what the protocol does not have at this place.
     #[error("the source does not follow the replication protocol: {0}")]
     Protocol(String),
@@ -125,9 +128,10 @@ impl ReplicationError {
                 "53400" | "58P01" => Disposition::Definite,
                 _ => error.disposition(),
             },
-            Self::Protocol(_) | Self::TooLarge { .. } | Self::Unsupported { .. } => {
-                Disposition::Definite
-            }
+            Self::PublicationSkipped(_)
+            | Self::Protocol(_)
+            | Self::TooLarge { .. }
+            | Self::Unsupported { .. } => Disposition::Definite,
         }
     }
 
@@ -168,6 +172,7 @@ impl ReplicationError {
                 "it is tried again; see the source's log if it persists".into()
             }
             Self::Server { request, error } => server_advice(*request, error),
+            Self::PublicationSkipped(_) => PUBLICATION_MISSING.into(),
             Self::Protocol(_) | Self::TooLarge { .. } => {
                 "check that [source] url leads to PostgreSQL itself and not to a pooler".into()
             }
@@ -180,6 +185,12 @@ impl ReplicationError {
         }
     }
 }
+
+/// Changes are read by the catalogue as it was when they were written.
+const PUBLICATION_MISSING: &str = "the publication was not there under its name when changes were \
+     written: CREATE PUBLICATION … FOR TABLE …, as `pglockstep setup` prints, if it is still missing; \
+     the slot cannot go beyond these changes, so drop it (`pglockstep teardown`) and copy anew, with \
+     existing_rows = \"merge\"";
 
 fn server_advice(request: Request, error: &ErrorResponse) -> String {
     use Request::{CreateSlot, StartReplication, Stream};
@@ -197,9 +208,17 @@ fn server_advice(request: Request, error: &ErrorResponse) -> String {
         ("42704", StartReplication) => {
             "the slot is missing: if it was dropped or lost in a failover, copy anew"
         }
-        ("42704", Stream) => {
-            "the publication is missing: CREATE PUBLICATION … FOR TABLE …, as `pglockstep setup` prints; \
-             a publication made after the slot is not seen by changes before it"
+        ("42704", Stream) => PUBLICATION_MISSING,
+        ("22021" | "22P05", Stream) => {
+            "a value of the source has no form in UTF8, in which it is sent (a database of encoding \
+             SQL_ASCII takes any bytes): correct it there, then drop the slot (`pglockstep teardown`), \
+             which cannot go beyond it, and copy anew"
+        }
+        // Nothing else in the stream computes with values.
+        (code, Stream) if code.starts_with("22") => {
+            "a row filter of the publication fails for a row: ALTER PUBLICATION … SET TABLE … WHERE a \
+             condition that cannot fail, then drop the slot (`pglockstep teardown`), which reads what \
+             was written by the old one, and copy anew"
         }
         ("42710", CreateSlot) => "a slot of this name exists: choose another name, or drop it",
         ("42501" | "28000", _) => {
@@ -267,6 +286,8 @@ mod tests {
                 "slot is missing",
             ),
             (Request::Stream, "42704", Definite, "CREATE PUBLICATION"),
+            (Request::Stream, "22012", Definite, "row filter"),
+            (Request::Stream, "22021", Definite, "UTF8"),
             (
                 Request::CreateSlot,
                 "55000",

@@ -287,6 +287,15 @@ impl ReplicationStream {
             Incoming::Message(Message::CopyDone | Message::CommandComplete(_)) => {
                 Err(ReplicationError::Ended)
             }
+            Incoming::Message(Message::NoticeResponse(body)) => {
+                let notice = ErrorResponse::from_wire(body.fields()).without_values();
+                // From 18 on a publication that was not there when a change was written is a
+                // warning, and the change is left out.
+                if notice.severity == "WARNING" && notice.code == "55000" {
+                    return Err(ReplicationError::PublicationSkipped(notice.message));
+                }
+                Ok(None)
+            }
             Incoming::Message(message) => self.connection.note(message).map(|()| None),
             Incoming::CopyBoth => Err(ReplicationError::Protocol("CopyBoth twice".to_owned())),
         }

@@ -1,0 +1,134 @@
+//! What a case stands on: a database on each side, and the few steps most cases consist of.
+
+use rustix::process::Signal;
+
+use crate::support::{Daemon, Pair, Scenario, fetch_rows, run_verb};
+
+/// Where a case runs. Nothing is made before the case asks for it.
+#[derive(Clone, Copy, Debug)]
+pub struct Ground<'a> {
+    pub pair: &'a Pair,
+    /// Of the database on both sides; the case's own.
+    pub name: &'static str,
+    /// Major version of the source.
+    pub source: u32,
+    /// Major version of the replica.
+    pub replica: u32,
+}
+
+/// Every table of a database but ours, with its columns as a list.
+const TABLES: &str = "SELECT format('SELECT %s FROM %s%I.%I', \
+         string_agg(quote_ident(a.attname), ', ' ORDER BY a.attname COLLATE \"C\"), \
+         CASE c.relkind WHEN 'p' THEN '' ELSE 'ONLY ' END, n.nspname, c.relname) \
+     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+     LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped \
+     WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p' \
+       AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pglockstep') \
+     GROUP BY c.oid, c.relkind, n.nspname, c.relname";
+
+impl<'a> Ground<'a> {
+    /// Two empty databases.
+    pub async fn scenario(&self) -> Scenario<'a> {
+        Scenario::on_pair(self.pair, self.name).await
+    }
+
+    /// Two empty databases of other encodings than UTF8.
+    pub async fn encoded(&self, source: &str, replica: &str) -> Scenario<'a> {
+        for (cluster, encoding) in [(&self.pair.source, source), (&self.pair.replica, replica)] {
+            let sql = format!(
+                "CREATE DATABASE {} ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0",
+                self.name
+            );
+            cluster.execute("postgres", &sql).await.unwrap();
+        }
+        Scenario::again(self.pair, self.name).await
+    }
+
+    /// Takes slot and databases away, so that the case can have others of their name.
+    pub async fn clear(&self, s: Scenario<'a>) {
+        let torn_down = run_verb(&s.config(""), &["teardown", "--yes"]);
+        assert!(torn_down.status.success(), "{torn_down:?}");
+        drop(s);
+        for cluster in [&self.pair.source, &self.pair.replica] {
+            let sql = format!("DROP DATABASE {} WITH (FORCE)", self.name);
+            cluster.execute("postgres", &sql).await.unwrap();
+        }
+    }
+
+    /// The same tables on both sides, more on the source, all published, a running pipeline.
+    pub async fn running(&self, both: &str, source: &str) -> (Scenario<'a>, Daemon) {
+        let s = self.scenario().await;
+        s.on_both(both).await;
+        s.on_source(source).await;
+        s.publish_all().await;
+        let daemon = s.start("").await;
+        (s, daemon)
+    }
+
+    /// The same tables on both sides; each statement alone, and all tables compared after it.
+    pub async fn follows(&self, both: &str, statements: &[&str]) -> (Scenario<'a>, Daemon) {
+        let (s, daemon) = self.running(both, "").await;
+        each(&s, &daemon, statements).await;
+        (s, daemon)
+    }
+
+    /// As `follows`, then all of it again as one batch. The statements begin with an insert.
+    pub async fn follows_twice(&self, both: &str, statements: &[&str]) -> (Scenario<'a>, Daemon) {
+        let (s, mut daemon) = self.follows(both, statements).await;
+        s.on_source("DELETE FROM t").await;
+        at_once(&s, &mut daemon, statements).await;
+        (s, daemon)
+    }
+}
+
+/// Each statement alone, and all tables compared after it.
+pub async fn each(s: &Scenario<'_>, daemon: &Daemon, statements: &[&str]) {
+    same(s, daemon).await;
+    for sql in statements {
+        s.on_source(sql).await;
+        same(s, daemon).await;
+    }
+}
+
+/// All of them while the daemon stands still: it gets them in one batch.
+pub async fn at_once(s: &Scenario<'_>, daemon: &mut Daemon, statements: &[&str]) {
+    daemon.signal(Signal::STOP);
+    for sql in statements {
+        s.on_source(sql).await;
+    }
+    daemon.signal(Signal::CONT);
+    same(s, daemon).await;
+}
+
+/// Waits until all is applied, then compares every table of the source under the same name.
+pub async fn same(s: &Scenario<'_>, daemon: &Daemon) {
+    let tables = fetch_rows(&s.source, TABLES).await;
+    let queries: Vec<String> = tables
+        .into_iter()
+        .flat_map(|mut row| row.swap_remove(0))
+        .collect();
+    assert!(!queries.is_empty(), "nothing to compare");
+    let queries: Vec<&str> = queries.iter().map(String::as_str).collect();
+    s.in_step(daemon, &queries).await;
+}
+
+/// The pipeline fails with these words; what the query on the replica yields has not changed.
+pub async fn fails(s: &Scenario<'_>, daemon: &mut Daemon, sql: &str, words: &[&str], kept: &str) {
+    let before = s.replica_rows(kept).await;
+    s.on_source(sql).await;
+    s.until_failed(daemon, words).await;
+    assert_eq!(s.replica_rows(kept).await, before, "after {sql}");
+}
+
+/// As `fails`; then the remedy on the replica, and it goes on with nothing lost.
+pub async fn fails_until(
+    s: &Scenario<'_>,
+    daemon: &mut Daemon,
+    (sql, words, kept): (&str, &[&str], &str),
+    remedy: &str,
+) {
+    fails(s, daemon, sql, words, kept).await;
+    s.on_replica(remedy).await;
+    s.until_state(daemon, "streaming").await;
+    same(s, daemon).await;
+}
