@@ -9,6 +9,7 @@ use super::pool::Pool;
 use super::socket::ServerStream;
 use super::url::{self, ConnectionUrl};
 use super::{AuthError, ConnError, ConnFailure};
+use crate::faults::{Bug, planted};
 use crate::pg::{Side, quote_literal};
 use secrecy::{ExposeSecret, SecretString};
 use std::convert::Infallible;
@@ -133,6 +134,15 @@ const PINS: [(&str, &str); 22] = [
     ("default_transaction_deferrable", "off"),
 ];
 
+/// Those of them that decide how a value is written.
+const RENDERING: [&str; 5] = [
+    "DateStyle",
+    "IntervalStyle",
+    "extra_float_digits",
+    "TimeZone",
+    "bytea_output",
+];
+
 /// One statement, one round trip, no error for a setting that the server does not know.
 pub(crate) fn pins_sql(session: Session, lock_timeout_ms: u32) -> String {
     let lock_timeout = lock_timeout_ms.to_string();
@@ -144,8 +154,11 @@ pub(crate) fn pins_sql(session: Session, lock_timeout_ms: u32) -> String {
         ],
         Session::Admin => &[("default_transaction_read_only", "off")],
     };
+    let renders =
+        |pin: &&(&str, &str)| !planted(Bug::SettingsNotPinned) || !RENDERING.contains(&pin.0);
     let values: Vec<String> = PINS
         .iter()
+        .filter(renders)
         .chain(special)
         .chain(&[("lock_timeout", lock_timeout.as_str())])
         .map(|(name, value)| format!("({}, {})", quote_literal(name), quote_literal(value)))

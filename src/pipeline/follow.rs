@@ -18,8 +18,8 @@ use super::lag::seconds_since;
 use super::publication_watch::PublicationWatch;
 use super::receive::{Chunk, Event, Inbox};
 use super::relations::Relations;
-use crate::apply::{Applier, ApplyError, Batch, Settings, Written};
-use crate::faults;
+use crate::apply::{Applier, ApplyError, Batch, ReplicaWriter, Settings, Written};
+use crate::faults::{self, Bug, planted};
 use crate::pg::{Change, Disposition, Lsn};
 use crate::pgoutput::Message;
 use crate::progress::{Durability, Positions};
@@ -32,17 +32,17 @@ use tokio_util::sync::CancellationToken;
 const IDLE_ADVANCE_EVERY: Duration = Duration::from_secs(10);
 
 /// What a start hands over.
-pub(crate) struct Streams {
+pub(crate) struct Streams<W = Applier> {
     pub(crate) inbox: Inbox,
-    pub(crate) applier: Applier,
+    pub(crate) applier: W,
     pub(crate) relations: Relations,
     pub(crate) watch: PublicationWatch,
 }
 
 /// The one owner of a running stream.
-pub(crate) struct Follower<'a> {
+pub(crate) struct Follower<'a, W = Applier> {
     inbox: Inbox,
-    applier: Applier,
+    applier: W,
     relations: Relations,
     watch: PublicationWatch,
     settings: &'a Settings,
@@ -73,9 +73,9 @@ struct State {
     written: Vec<Written>,
 }
 
-impl<'a> Follower<'a> {
+impl<'a, W: ReplicaWriter> Follower<'a, W> {
     pub(crate) fn new(
-        streams: Streams,
+        streams: Streams<W>,
         applied: Lsn,
         settings: &'a Settings,
         telemetry: &'a Telemetry,
@@ -198,7 +198,8 @@ impl<'a> Follower<'a> {
     async fn take(&mut self, event: Event) -> Result<(), PipelineError> {
         let message = match event {
             Event::SentUpTo(end) => {
-                if self.state.in_hand.is_between_transactions() {
+                let is_within = !self.state.in_hand.is_between_transactions();
+                if !is_within || planted(Bug::AcknowledgeWithinTransaction) {
                     self.state.idle_end = self.state.idle_end.max(Some(end));
                 }
                 return Ok(());
@@ -329,6 +330,9 @@ impl<'a> Follower<'a> {
         end: Lsn,
         durability: Durability,
     ) -> Result<(), ApplyError> {
+        if planted(Bug::PositionApart) && !self.state.in_hand.is_part_written() {
+            self.applier.commit(end, Durability::Durable).await?;
+        }
         if !batch.is_empty() {
             let written = self.applier.write(&batch).await?;
             self.state.written.extend(written);
@@ -362,11 +366,9 @@ impl<'a> Follower<'a> {
     /// With nothing in hand, all that the source has sent counts as applied. In memory at
     /// once; on the replica (and so for the slot) every now and then.
     async fn advance_idle(&mut self) -> Result<(), PipelineError> {
-        let Some(end) = self
-            .state
-            .idle_end
-            .filter(|_| self.state.in_hand.is_empty())
-        else {
+        let Some(end) = self.state.idle_end.filter(|_| {
+            self.state.in_hand.is_empty() || planted(Bug::AcknowledgeWithinTransaction)
+        }) else {
             return Ok(());
         };
         let Some(end) = self.state.positions.idle(end) else {

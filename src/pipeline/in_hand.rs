@@ -11,6 +11,7 @@
 use super::PipelineError;
 use super::relations::{Entry, Relations};
 use crate::apply::{Batch, RowChange, Settings};
+use crate::faults::{Bug, planted};
 use crate::pg::{Change, Lsn};
 
 #[derive(Default)]
@@ -113,7 +114,7 @@ impl InHand {
                         numbers.push(batch.table(&table.mapping));
                     }
                 }
-                if !numbers.is_empty() {
+                if !numbers.is_empty() && !planted(Bug::DropTruncate) {
                     batch.push_truncate(numbers, restart_identity);
                 }
                 Ok(())
@@ -174,6 +175,9 @@ impl InHand {
         let end = whole.end?;
         let mut batch = std::mem::take(&mut self.batch);
         self.batch = batch.split_off(whole.items, whole.bytes);
+        if planted(Bug::ForgetTail) {
+            self.batch = Batch::default();
+        }
         self.held_bytes = self.batch.bytes;
         self.is_part_written = false;
         Some(WholeBatch {

@@ -1,5 +1,6 @@
 //! Where one table is on its way to lockstep.
 
+use crate::faults::{Bug, planted};
 use crate::pg::{Lsn, QualifiedName};
 
 /// State of one table; all of it durable, written by the first copy.
@@ -32,6 +33,7 @@ impl TableState {
     pub fn wants(self, commit: Lsn) -> bool {
         match self {
             Self::Init | Self::Copying => false,
+            Self::Copied { at } if planted(Bug::WantsOneLater) => commit > at,
             Self::Copied { at } => commit >= at,
         }
     }
