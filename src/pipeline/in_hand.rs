@@ -60,6 +60,10 @@ pub(super) struct Received {
 impl InHand {
     /// A chunk has arrived.
     pub(super) fn hold(&mut self, bytes: usize) {
+        if self.batch.is_empty() {
+            // What came before is held by nothing.
+            self.held_bytes = 0;
+        }
         self.held_bytes += bytes;
     }
 
@@ -138,9 +142,11 @@ impl InHand {
         Ok(true)
     }
 
+    /// Never without rows, however much arrived: there would be nothing to write.
     pub(super) fn is_full(&self, settings: &Settings) -> bool {
-        self.batch.items.len() >= settings.batch_changes_max
-            || self.batch.bytes.max(self.held_bytes) >= settings.batch_bytes_max
+        let is_full = self.batch.items.len() >= settings.batch_changes_max
+            || self.batch.bytes.max(self.held_bytes) >= settings.batch_bytes_max;
+        is_full && self.has_rows()
     }
 
     pub(super) fn has_whole(&self) -> bool {
