@@ -25,6 +25,8 @@ mod receive;
 mod relations;
 mod resume;
 mod settings;
+#[cfg(test)]
+mod simulation;
 mod slot_watch;
 mod start;
 mod supervise;
