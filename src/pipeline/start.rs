@@ -274,6 +274,7 @@ impl<'a> Start<'a> {
             lock_timeout_ms: self.config.slot_lock_timeout_ms,
         };
         let exported = create_slot(&mut exporter, &name, options).await?;
+        faults::at("copy.slot_made").await?;
         // The exporter stays until the copy is done: with it goes the snapshot.
         self.copy(&tables, &exported.name, exported.consistent_point)
             .await?;

@@ -55,7 +55,7 @@ impl Load {
 }
 
 fn transaction(n: u32) -> String {
-    let large = if n % LARGE_EVERY == 0 {
+    let large = if n.is_multiple_of(LARGE_EVERY) {
         format!(
             "INSERT INTO items SELECT {n} * 1000 + i, NULL, 'large' FROM generate_series(1, 400) i;"
         )

@@ -12,7 +12,7 @@ use crate::pipeline::follow::{Follower, Streams};
 use crate::pipeline::publication_watch::PublicationWatch;
 use crate::pipeline::receive::{Chunk, Event, Inbox};
 use crate::pipeline::resume::{SourceHistory, resume_position};
-use crate::progress::{PipelineIdentity, PipelineRecord, Positions};
+use crate::progress::{PipelineIdentity, PipelineRecord, Positions, ProgressError};
 use crate::replication::{ReplicationError, ReplicationMessage};
 use std::rc::Rc;
 use std::time::Duration;
@@ -64,7 +64,13 @@ pub(super) async fn live(
         watch: PublicationWatch::idle(),
     };
     let follower = Follower::new(streams, from, &settings, &plan.telemetry);
-    Box::pin(follower.run(&shutdown)).await
+    let ended = Box::pin(follower.run(&shutdown)).await;
+    // Whoever was superseded may stumble over rows that another wrote before it learns, at the
+    // position, that it was; it wrote nothing.
+    if ended.is_err() && world.replica.borrow().visible.epoch != epoch {
+        return Err(ProgressError::Superseded { epoch }.into());
+    }
+    ended
 }
 
 /// Where to go on, decided as a start decides it.

@@ -186,9 +186,9 @@ impl History {
                 return;
             }
         }
-        for position in 0..kind.columns.len() {
+        for (position, value) in after.iter_mut().enumerate() {
             if !kind.key.contains(&position) && self.random.once_in(2) {
-                after[position] = self.new_value();
+                *value = self.new_value();
             }
         }
         self.change_row(kind, place, after, work);
