@@ -21,7 +21,10 @@
 mod array;
 mod batch;
 mod error;
+#[cfg(test)]
+pub(crate) mod model;
 mod net_effect;
+mod plan;
 mod preview;
 mod resolve;
 mod rows;
@@ -29,21 +32,24 @@ mod session;
 mod settings;
 mod stage;
 mod statement;
+mod writer;
 
 pub use batch::{Batch, BatchItem, Cut, RowChange};
 pub use error::ApplyError;
 pub use preview::{TableStatement, table_statements, try_statements};
 pub use settings::{OnError, Settings};
 pub use statement::ShapeError;
+pub(crate) use writer::ReplicaWriter;
 
 use crate::faults;
 use crate::mapping::TableMapping;
 use crate::pg::{ConflictKind, Lsn, QualifiedName};
 use crate::progress::{Durability, Store};
 use net_effect::NetEffect;
+use plan::StageContext;
 use resolve::{Conflicts, Resolver};
 use session::ReplicaSession;
-use stage::{Balance, StageContext};
+use stage::Balance;
 use std::collections::{BTreeMap, HashMap};
 use std::future::{Future, poll_fn};
 use std::pin::pin;

@@ -19,6 +19,7 @@
 //! and the batch is replayed in source order (`mod.rs`).
 
 use super::batch::{Batch, BatchItem, RowChange};
+use crate::faults::{Bug, planted};
 use crate::mapping::{RowIdentity, TableMapping};
 use crate::pg::TupleValue;
 use std::collections::HashMap;
@@ -87,6 +88,9 @@ impl NetEffect {
             let value = batch.row(item)?.1.new_value(position, is_key)?;
             match self.earlier.get(&item) {
                 Some(earlier) if value == TupleValue::UnchangedToast => item = *earlier,
+                None if value == TupleValue::UnchangedToast && planted(Bug::NullForToast) => {
+                    return Some(TupleValue::Null);
+                }
                 _ => return Some(value),
             }
         }
@@ -300,6 +304,9 @@ fn merge<'b>(open: &mut OpenTable<'b>, key: Key<'b>, place: u32, change: &RowCha
             (next, Merged::Done)
         }
         (Net::Insert(at), RowChange::Update { .. }) => (Net::Insert(place), Merged::Onto(at)),
+        (Net::Update(_), RowChange::Update { .. }) if planted(Bug::KeepFirstUpdate) => {
+            return Merged::Done;
+        }
         (Net::Update(at), RowChange::Update { .. }) => (Net::Update(place), Merged::Onto(at)),
         (
             Net::Replace {

@@ -14,8 +14,8 @@
 
 use super::batch::RowChange;
 use super::error::ApplyError;
+use super::plan::{StageContext, Way};
 use super::session::ReplicaSession;
-use super::stage::{StageContext, Way};
 use super::statement::Shape;
 use crate::mapping::{ConflictPolicy, RowIdentity, TableMapping};
 use crate::pg::ConflictKind;

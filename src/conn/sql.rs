@@ -10,6 +10,7 @@ use super::pulse::{Pulse, Silence, watch};
 use super::socket::ServerStream;
 use super::url::{self, ConnectionUrl};
 use super::{AuthError, ConnError, ConnFailure};
+use crate::faults::{Bug, planted};
 use crate::pg::{Side, quote_literal};
 use crate::telemetry::Telemetry;
 use secrecy::{ExposeSecret, SecretString};
@@ -162,6 +163,15 @@ const PINS: [(&str, &str); 22] = [
     ("default_transaction_deferrable", "off"),
 ];
 
+/// Those of them that decide how a value is written.
+const RENDERING: [&str; 5] = [
+    "DateStyle",
+    "IntervalStyle",
+    "extra_float_digits",
+    "TimeZone",
+    "bytea_output",
+];
+
 /// One statement, one round trip, no error for a setting that the server does not know. Yields
 /// their number, and the process id of the server's end.
 pub(crate) fn pins_sql(session: Session, lock_timeout_ms: u32) -> String {
@@ -174,8 +184,11 @@ pub(crate) fn pins_sql(session: Session, lock_timeout_ms: u32) -> String {
         ],
         Session::Admin => &[("default_transaction_read_only", "off")],
     };
+    let renders =
+        |pin: &&(&str, &str)| !planted(Bug::SettingsNotPinned) || !RENDERING.contains(&pin.0);
     let values: Vec<String> = PINS
         .iter()
+        .filter(renders)
         .chain(special)
         .chain(&[("lock_timeout", lock_timeout.as_str())])
         .map(|(name, value)| format!("({}, {})", quote_literal(name), quote_literal(value)))

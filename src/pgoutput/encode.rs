@@ -8,7 +8,7 @@ use crate::pg::Tuple;
 
 /// A value with its bytes, from which a row is put together.
 #[derive(Clone, Debug)]
-pub(super) enum Value {
+pub(crate) enum Value {
     Null,
     UnchangedToast,
     Text(Vec<u8>),
@@ -16,7 +16,7 @@ pub(super) enum Value {
 }
 
 /// A row of these values, through its wire form.
-pub(super) fn tuple(values: &[Value]) -> Tuple {
+pub(crate) fn tuple(values: &[Value]) -> Tuple {
     let mut wire = Vec::new();
     wire.put_i16(values.len().try_into().unwrap());
     for value in values {
@@ -75,7 +75,7 @@ fn encode_prepared(tag: u8, has_flags: bool, numbers: [u64; 3], xid: u32, gid: &
 }
 
 /// The wire form. A stream abort is encoded with place and time when it has a time.
-pub(super) fn encode(message: &Message) -> Bytes {
+pub(crate) fn encode(message: &Message) -> Bytes {
     Bytes::from(match message {
         Message::Begin {
             final_lsn,

@@ -13,7 +13,7 @@
 
 mod decode;
 #[cfg(test)]
-mod encode;
+pub(crate) mod encode;
 mod encode_kept;
 mod message;
 #[cfg(test)]

@@ -20,8 +20,8 @@ use super::quarantine::{self, Books};
 use super::receive::{Chunk, Event, Inbox};
 use super::relations::Relations;
 use super::trouble::Trouble;
-use crate::apply::{Applier, ApplyError, Batch, Settings, Written};
-use crate::faults;
+use crate::apply::{Applier, ApplyError, Batch, ReplicaWriter, Settings, Written};
+use crate::faults::{self, Bug, planted};
 use crate::pg::{Change, Lsn, RelationId};
 use crate::pgoutput::Message;
 use crate::progress::{Durability, Positions};
@@ -35,21 +35,22 @@ use tokio_util::sync::CancellationToken;
 const IDLE_ADVANCE_EVERY: Duration = Duration::from_secs(10);
 
 /// What a start hands over.
-pub(crate) struct Streams {
+pub(crate) struct Streams<W = Applier> {
     pub(crate) inbox: Inbox,
-    pub(crate) applier: Applier,
+    pub(crate) applier: W,
     pub(crate) relations: Relations,
     pub(crate) watch: PublicationWatch,
-    pub(crate) books: Books,
+    /// None where nobody keeps any: in the simulation.
+    pub(crate) books: Option<Books>,
 }
 
 /// The one owner of a running stream.
-pub(crate) struct Follower<'a> {
+pub(crate) struct Follower<'a, W = Applier> {
     inbox: Inbox,
-    applier: Applier,
+    applier: W,
     relations: Relations,
     watch: PublicationWatch,
-    books: Books,
+    books: Option<Books>,
     /// Transactions that an operator wants passed by: the commit record and the error of each.
     skips: HashMap<Lsn, i64>,
     settings: &'a Settings,
@@ -82,9 +83,9 @@ struct State {
     kept: BTreeMap<RelationId, u64>,
 }
 
-impl<'a> Follower<'a> {
+impl<'a, W: ReplicaWriter> Follower<'a, W> {
     pub(crate) fn new(
-        streams: Streams,
+        streams: Streams<W>,
         applied: Lsn,
         settings: &'a Settings,
         telemetry: &'a Telemetry,
@@ -110,7 +111,7 @@ impl<'a> Follower<'a> {
             applier,
             relations,
             watch,
-            skips: quarantine::skips(&books.open_errors),
+            skips: books.as_ref().map(Books::skips).unwrap_or_default(),
             books,
             settings,
             telemetry,
@@ -154,9 +155,13 @@ impl<'a> Follower<'a> {
 
     async fn book(&self, error: PipelineError) -> PipelineError {
         let on_error = self.settings.on_error;
-        let key = self.applier.failed_key();
-        let error =
-            quarantine::book(&self.books.store, on_error, &self.relations, key, error).await;
+        let error = match &self.books {
+            Some(books) => {
+                let key = self.applier.failed_key();
+                quarantine::book(&books.store, on_error, &self.relations, key, error).await
+            }
+            None => error,
+        };
         if let PipelineError::Apply { source, .. } = &error
             && error.failed_at().is_some()
             && let Some(table) = source.table()
@@ -197,12 +202,13 @@ impl<'a> Follower<'a> {
 
     /// Operators leave their requests in the books.
     async fn look_into_the_books(&mut self) -> Result<(), PipelineError> {
+        let applied = self.in_hand_from();
+        let Some(books) = &mut self.books else {
+            return Ok(());
+        };
         let client = self.relations.replica().await?;
         let known: Vec<i64> = self.skips.values().copied().collect();
-        let applied = self.in_hand_from();
-        self.books
-            .look(&client, &known, applied, self.telemetry)
-            .await
+        books.look(&client, &known, applied, self.telemetry).await
     }
 
     fn owes_the_disk(&self) -> bool {
@@ -234,7 +240,8 @@ impl<'a> Follower<'a> {
     async fn take(&mut self, event: Event) -> Result<(), PipelineError> {
         let message = match event {
             Event::SentUpTo(end) => {
-                if self.state.in_hand.is_between_transactions() {
+                let is_within = !self.state.in_hand.is_between_transactions();
+                if !is_within || planted(Bug::AcknowledgeWithinTransaction) {
                     self.state.idle_end = self.state.idle_end.max(Some(end));
                 }
                 return Ok(());
@@ -376,6 +383,9 @@ impl<'a> Follower<'a> {
         whole: &WholeBatch,
         durability: Durability,
     ) -> Result<(), ApplyError> {
+        if planted(Bug::PositionApart) && !self.state.in_hand.is_part_written() {
+            self.applier.commit(whole.end, Durability::Durable).await?;
+        }
         if !whole.batch.is_empty() {
             self.write(&whole.batch).await?;
         }
@@ -421,11 +431,9 @@ impl<'a> Follower<'a> {
     /// With nothing in hand, all that the source has sent counts as applied. In memory at
     /// once; on the replica (and so for the slot) every now and then.
     async fn advance_idle(&mut self) -> Result<(), PipelineError> {
-        let Some(end) = self
-            .state
-            .idle_end
-            .filter(|_| self.state.in_hand.is_empty())
-        else {
+        let Some(end) = self.state.idle_end.filter(|_| {
+            self.state.in_hand.is_empty() || planted(Bug::AcknowledgeWithinTransaction)
+        }) else {
             return Ok(());
         };
         let Some(end) = self.state.positions.idle(end) else {

@@ -11,6 +11,7 @@
 use super::PipelineError;
 use super::relations::{Entry, MappedTable, Relations};
 use crate::apply::{Batch, Cut, RowChange, Settings};
+use crate::faults::{Bug, planted};
 use crate::pg::{Change, Lsn, Relation, RelationId};
 use crate::pgoutput::{encode_change, encode_relation};
 use crate::progress::KeptChange;
@@ -68,6 +69,10 @@ pub(super) struct Received {
 impl InHand {
     /// A chunk has arrived.
     pub(super) fn hold(&mut self, bytes: usize) {
+        if self.batch.is_empty() {
+            // What came before is held by nothing.
+            self.held_bytes = 0;
+        }
         self.held_bytes += bytes;
     }
 
@@ -147,7 +152,7 @@ impl InHand {
                 numbers.push(self.batch.table(&table.mapping));
             }
         }
-        if !numbers.is_empty() {
+        if !numbers.is_empty() && !planted(Bug::DropTruncate) {
             self.batch.push_truncate(numbers, restart_identity);
         }
     }
@@ -184,9 +189,11 @@ impl InHand {
         Ok(true)
     }
 
+    /// Never without rows, however much arrived: there would be nothing to write.
     pub(super) fn is_full(&self, settings: &Settings) -> bool {
-        self.batch.len() >= settings.batch_changes_max
-            || self.batch.bytes.max(self.held_bytes) >= settings.batch_bytes_max
+        let is_full = self.batch.len() >= settings.batch_changes_max
+            || self.batch.bytes.max(self.held_bytes) >= settings.batch_bytes_max;
+        is_full && self.has_rows()
     }
 
     pub(super) fn has_whole(&self) -> bool {
@@ -221,6 +228,9 @@ impl InHand {
         let (commit_lsn, end) = whole.commit_and_end?;
         let mut batch = std::mem::take(&mut self.batch);
         self.batch = batch.split_off(whole.cut);
+        if planted(Bug::ForgetTail) {
+            self.batch = Batch::default();
+        }
         self.held_bytes = self.batch.bytes;
         self.is_part_written = false;
         Some(WholeBatch {

@@ -27,6 +27,8 @@ mod relations;
 mod resume;
 mod rhythm;
 mod settings;
+#[cfg(test)]
+mod simulation;
 mod slot_watch;
 mod start;
 mod supervise;

@@ -47,6 +47,15 @@ impl PublicationWatch {
         Self { task, left }
     }
 
+    /// Nothing ever leaves.
+    #[cfg(test)]
+    pub(crate) fn idle() -> Self {
+        Self {
+            task: tokio::spawn(async {}),
+            left: mpsc::channel(1).1,
+        }
+    }
+
     /// Resolves when a table is no longer published.
     pub(crate) async fn table_left(&mut self) -> QualifiedName {
         match self.left.recv().await {

@@ -39,6 +39,15 @@ pub(crate) struct Books {
 }
 
 impl Books {
+    /// Transactions that are to be passed by: the commit record and the error of each.
+    pub(super) fn skips(&self) -> HashMap<Lsn, i64> {
+        self.open_errors
+            .iter()
+            .filter(|e| e.state == ErrorState::Stopped && e.request == Some(Request::Skip))
+            .map(|error| (error.commit_lsn, error.id))
+            .collect()
+    }
+
     /// Looks for requests of operators, but for those about `known` errors; tells now and then
     /// what waits for them.
     pub(super) async fn look(
@@ -142,15 +151,6 @@ fn describe(
         advice: error.advice().map(str::to_owned),
         key_hash: key_hash.map(str::to_owned),
     }
-}
-
-/// Transactions that are to be passed by: the commit record and the error of each.
-pub(super) fn skips(errors: &[BookedError]) -> HashMap<Lsn, i64> {
-    errors
-        .iter()
-        .filter(|e| e.state == ErrorState::Stopped && e.request == Some(Request::Skip))
-        .map(|error| (error.commit_lsn, error.id))
-        .collect()
 }
 
 /// Tells what waits for somebody.

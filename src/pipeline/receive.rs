@@ -48,7 +48,8 @@ pub(crate) struct Chunk {
     pub(crate) events: Vec<Event>,
     /// Bytes that its events hold on to.
     pub(crate) bytes: usize,
-    _room: OwnedSemaphorePermit,
+    /// None in a simulation, whose queue has no bound.
+    _room: Option<OwnedSemaphorePermit>,
 }
 
 /// What an operator sets of it.
@@ -66,7 +67,37 @@ pub(crate) struct Inbox {
     pub(crate) positions: watch::Sender<Positions>,
     pub(crate) task: tokio::task::JoinHandle<Result<(), PipelineError>>,
     stop: CancellationToken,
-    _listener: Listener,
+    _listener: Option<Listener>,
+}
+
+#[cfg(test)]
+impl Chunk {
+    pub(crate) fn unbounded(events: Vec<Event>, bytes: usize) -> Self {
+        Self {
+            events,
+            bytes,
+            _room: None,
+        }
+    }
+}
+
+#[cfg(test)]
+impl Inbox {
+    /// The other end of a simulated receiver, which ends when told to stop.
+    pub(crate) fn of_channels(
+        chunks: mpsc::Receiver<Chunk>,
+        positions: watch::Sender<Positions>,
+        task: tokio::task::JoinHandle<Result<(), PipelineError>>,
+        stop: CancellationToken,
+    ) -> Self {
+        Self {
+            chunks,
+            positions,
+            task,
+            stop,
+            _listener: None,
+        }
+    }
 }
 
 impl Inbox {
@@ -110,7 +141,7 @@ impl Inbox {
             positions,
             task,
             stop,
-            _listener: listener,
+            _listener: Some(listener),
         }
     }
 
@@ -175,7 +206,7 @@ impl Receiver {
                 place = place_for(self.chunks.clone(), Arc::clone(&self.room), self.room_for(&waiting)), if waiting.is_some() => {
                     let Some((place, room)) = place else { break };
                     let Gathered { events, bytes } = waiting.take().unwrap_or_default();
-                    place.send(Chunk { events, bytes, _room: room });
+                    place.send(Chunk { events, bytes, _room: Some(room) });
                     faults::at("receive.queued").await?;
                 }
                 heard = self.stream.receive(), if waiting.is_none() => {

@@ -4,6 +4,7 @@
 //! ahead, gone or another one is found here or never.
 
 use super::PipelineError;
+use crate::faults::{Bug, planted};
 use crate::pg::Lsn;
 use crate::progress::{PipelineIdentity, PipelineRecord};
 use crate::replication::{ReplicationSlot, SlotWalStatus};
@@ -63,7 +64,8 @@ pub fn resume_position(
         return stop(lost(slot));
     }
     match slot.confirmed_flush_lsn {
-        Some(confirmed) if confirmed > applied => stop(format!(
+        Some(confirmed) if planted(Bug::ResumeFromSlot) => Ok(confirmed),
+        Some(confirmed) if confirmed > applied && !planted(Bug::IgnoreGap) => stop(format!(
             "the source's slot {} is at {confirmed}, beyond what this replica has applied ({applied}): it was used or made anew by somebody else, or the replica was restored from a backup",
             slot.name
         )),

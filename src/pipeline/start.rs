@@ -288,6 +288,7 @@ impl<'a> Start<'a> {
             lock_timeout_ms: self.config.slot_lock_timeout_ms,
         };
         let exported = create_slot(&mut exporter, &name, options).await?;
+        faults::at("copy.slot_made").await?;
         // The exporter stays until the copy is done: with it goes the snapshot.
         self.copy(&tables, &exported.name, exported.consistent_point)
             .await?;
@@ -395,7 +396,7 @@ impl<'a> Start<'a> {
                     .map(|table| table.published.clone())
                     .collect(),
             ),
-            books,
+            books: Some(books),
         };
         Ok(Follower::new(streams, applied, &self.config.apply, self.telemetry).after(from.trouble))
     }

@@ -1,5 +1,6 @@
 //! Received, applied, flushed; and the feedback rule. Pure.
 
+use crate::faults::{Bug, planted};
 use crate::pg::Lsn;
 
 /// Three positions of one pipeline. Each only grows.
@@ -48,7 +49,10 @@ impl Positions {
     /// What the source may be told: never more than is durable, never more than is applied.
     #[must_use]
     pub fn feedback(&self) -> Feedback {
-        let flush = self.flushed.min(self.applied);
+        let mut flush = self.flushed.min(self.applied);
+        if planted(Bug::AcknowledgeOneMore) {
+            flush = flush.and_then(|lsn| Lsn::from_wire(lsn.as_u64() + 1));
+        }
         Feedback {
             write: self.received.max(self.applied),
             flush,
@@ -74,7 +78,7 @@ impl Positions {
     /// Notes a commit on the replica.
     pub fn commit(&mut self, end: Lsn, durability: Durability) {
         self.applied = self.applied.max(Some(end));
-        if durability == Durability::Durable {
+        if durability == Durability::Durable || planted(Bug::CommittedIsDurable) {
             self.flushed = self.flushed.max(Some(end));
         }
         self.received = self.received.max(self.applied);

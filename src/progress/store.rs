@@ -7,7 +7,7 @@
 
 use super::schema::{BOOKKEEPING, BOOKKEEPING_TABLES, bookkeeping_sql};
 use super::{TableRecord, TableState};
-use crate::faults::Fault;
+use crate::faults::{Bug, Fault, planted};
 use crate::pg::{Disposition, Lsn, QualifiedName, ServerError};
 use tokio_postgres::{Client, GenericClient};
 
@@ -473,7 +473,7 @@ impl Store {
     }
 
     pub(super) fn expect_one(&self, touched: u64) -> Result<(), ProgressError> {
-        if touched == 1 {
+        if touched == 1 || planted(Bug::SkipEpochCheck) {
             Ok(())
         } else {
             Err(ProgressError::Superseded { epoch: self.epoch })

@@ -1,5 +1,6 @@
 //! Where one table is on its way to lockstep.
 
+use crate::faults::{Bug, planted};
 use crate::pg::{Lsn, QualifiedName};
 
 /// State of one table; all of it durable.
@@ -69,7 +70,13 @@ impl TableState {
     /// kept.
     #[must_use]
     pub fn wants(self, commit: Lsn) -> bool {
-        self.copied_at().is_some_and(|at| commit >= at)
+        self.copied_at().is_some_and(|at| {
+            if planted(Bug::WantsOneLater) {
+                commit > at
+            } else {
+                commit >= at
+            }
+        })
     }
 
     /// Whether its changes are kept instead of applied.

@@ -7,8 +7,8 @@ use std::time::Duration;
 use pglockstep::pg::Lsn;
 use tokio_postgres::Client;
 
-use super::Run;
 use super::load::{COMPARED, CREATE, EMPTY, FILL, Load};
+use super::{Passed, Run};
 use crate::support::{Daemon, Family, Scenario, eventually};
 
 static FAMILY: Family = Family::const_new();
@@ -32,8 +32,15 @@ impl Lane {
         let order = run.order();
         let s = &self.scenario;
         self.begin_anew().await;
-        if run.is_later {
-            s.start(SETTINGS).await.terminate();
+        match run.passed {
+            Passed::AtFirst | Passed::Often => {}
+            Passed::Later => {
+                s.start(SETTINGS).await.terminate();
+            }
+            Passed::AfterHalfACopy => {
+                let order = [("PGLOCKSTEP_FAULTS", "copy.table_finishing=kill@2")];
+                Daemon::start_with(&s.config(SETTINGS), &order).wait();
+            }
         }
         let load = Load::start(s.pair.source.connect(&s.name).await.unwrap());
         let watch = Watch::start(s).await;

@@ -27,17 +27,20 @@ enum Passed {
     AtFirst,
     /// Once in a later start.
     Later,
+    /// Once in a start after one whose copy was interrupted.
+    AfterHalfACopy,
     /// Again and again.
     Often,
 }
 
-const POINTS: [(&str, Passed); 29] = [
+const POINTS: [(&str, Passed); 30] = [
     ("start.locked", Passed::AtFirst),
     ("start.claimed", Passed::AtFirst),
     ("start.resumed", Passed::Later),
     ("slot.intended", Passed::AtFirst),
     ("slot.made", Passed::AtFirst),
     ("slot.recorded", Passed::AtFirst),
+    ("copy.slot_made", Passed::AfterHalfACopy),
     ("copy.begun", Passed::AtFirst),
     ("copy.range_begun", Passed::AtFirst),
     ("copy.range_written", Passed::AtFirst),
@@ -74,7 +77,7 @@ struct Run {
     point: String,
     act: String,
     passage: u32,
-    is_later: bool,
+    passed: Passed,
 }
 
 impl Run {
@@ -104,7 +107,7 @@ impl Run {
             point: point.to_owned(),
             act: act.to_owned(),
             passage: passage.parse().unwrap(),
-            is_later: *passed == Passed::Later,
+            passed: *passed,
         }
     }
 }
@@ -126,7 +129,7 @@ fn draw(random: &mut Random) -> Vec<Run> {
                 point: point.to_owned(),
                 act: act.to_owned(),
                 passage,
-                is_later: passed == Passed::Later,
+                passed,
             });
         }
     }

@@ -1,1 +1,85 @@
-//! Bugs that only real servers can show, each planted in the program: the tests would notice.
+//! Bugs that only real servers can show, each planted in the program: what the tests look at
+//! changes with the bug, and is as it must be without.
+
+use crate::support::{Daemon, Family, Scenario, fetch_rows, row_differences};
+
+static FAMILY: Family = Family::const_new();
+
+async fn start(s: &Scenario<'_>, bug: Option<&str>) -> Daemon {
+    let planted: Vec<_> = bug
+        .map(|bug| ("PGLOCKSTEP_PLANTED", bug))
+        .into_iter()
+        .collect();
+    let mut daemon = Daemon::start_with(&s.config(""), &planted);
+    s.until_state(&mut daemon, "streaming").await;
+    if let Some(bug) = bug {
+        assert!(
+            daemon.stderr().contains(&format!("planted: {bug}")),
+            "{}",
+            daemon.stderr()
+        );
+    }
+    daemon
+}
+
+/// Another daemon takes over while this one streams: it writes no more under its old epoch.
+async fn writes_under_an_old_epoch(name: &str, bug: Option<&str>) -> bool {
+    let s = Scenario::new(&FAMILY, name).await;
+    s.on_both("CREATE TABLE t (id int PRIMARY KEY)").await;
+    s.publish_all().await;
+    let daemon = start(&s, bug).await;
+    s.on_replica("UPDATE pglockstep.pipelines SET epoch = 1000")
+        .await;
+    s.on_source("INSERT INTO t VALUES (1)").await;
+    s.replica_eventually("SELECT count(*) FROM t", "1").await;
+    let epoch = s
+        .replica_one("SELECT epoch FROM pglockstep.pipelines")
+        .await;
+    let has_noticed = daemon.stderr().contains("another daemon has taken over");
+    assert_eq!(has_noticed, epoch != "1000", "{epoch}\n{}", daemon.stderr());
+    !has_noticed
+}
+
+#[tokio::test]
+async fn whoever_lost_the_pipeline_writes_no_more() {
+    assert!(!writes_under_an_old_epoch("epoch", None).await);
+    assert!(writes_under_an_old_epoch("epoch_bug", Some("skip_epoch_check")).await);
+}
+
+/// Values that databases render as their settings say.
+const VALUES: &str = "INSERT INTO t SELECT i, date '2024-02-03', timestamptz '2024-02-03 04:05:06+00', \
+     interval '1 mon -2 days', 0.1::float8 + 0.2, '\\x00ff'::bytea FROM generate_series(1, 3) i";
+
+async fn differs_under_other_settings(name: &str, bug: Option<&str>) -> bool {
+    let s = Scenario::new(&FAMILY, name).await;
+    s.on_both(
+        "CREATE TABLE t (id int PRIMARY KEY, d date, t timestamptz, i interval, f float8, b bytea)",
+    )
+    .await;
+    s.publish_all().await;
+    for (setting, value) in [
+        ("DateStyle", "'SQL, DMY'"),
+        ("IntervalStyle", "sql_standard"),
+        ("extra_float_digits", "-5"),
+        ("TimeZone", "'Asia/Kathmandu'"),
+    ] {
+        s.on_source(&format!("ALTER DATABASE {name} SET {setting} = {value}"))
+            .await;
+    }
+    // These were opened before, and show what is stored.
+    let mut daemon = start(&s, bug).await;
+    s.on_source(VALUES).await;
+    s.replica_eventually("SELECT count(*) FROM t", "3").await;
+    let (source, replica) = (
+        fetch_rows(&s.source, "SELECT * FROM t").await,
+        fetch_rows(&s.replica, "SELECT * FROM t").await,
+    );
+    assert!(daemon.terminate().success(), "{}", daemon.stderr());
+    row_differences(&source, &replica).is_some()
+}
+
+#[tokio::test]
+async fn settings_of_a_database_do_not_reach_the_replica() {
+    assert!(!differs_under_other_settings("settings", None).await);
+    assert!(differs_under_other_settings("settings_bug", Some("settings_not_pinned")).await);
+}

@@ -250,6 +250,30 @@ async fn watch_for(replica: tokio_postgres::Client) -> i64 {
     }
 }
 
+/// A batch is full by the bytes that arrived though none of them is ours.
+#[tokio::test]
+async fn a_large_transaction_of_which_little_is_ours() {
+    let s = Scenario::new(&FAMILY, "little").await;
+    s.on_both("CREATE TABLE t (id int PRIMARY KEY, v text)")
+        .await;
+    s.on_source("CREATE TABLE others (id int PRIMARY KEY, v text)")
+        .await;
+    s.publish_all().await;
+    let rule = "[apply]\nbatch_bytes_max = \"64KiB\"\n[[tables]]\nsource = \"public.t\"\n";
+    let daemon = s.start(rule).await;
+    let others = "INSERT INTO others SELECT coalesce(max(id), 0) + g, repeat('x', 1000) \
+                  FROM others, generate_series(1, 2000) g GROUP BY g";
+    s.on_source("INSERT INTO others VALUES (0, 'first')").await;
+    for id in [1, 3] {
+        s.on_source(&format!(
+            "BEGIN; {others}; INSERT INTO t VALUES ({id}, 'ours'); {others}; INSERT INTO t VALUES ({id} + 1, 'ours'); COMMIT"
+        ))
+        .await;
+        s.in_step(&daemon, &[ALL]).await;
+    }
+    assert_eq!(s.replica_one("SELECT count(*) FROM t").await, "4");
+}
+
 #[tokio::test]
 async fn memory_does_not_grow_with_a_transaction() {
     const RSS_BYTES_MAX: u64 = 64 << 20;

@@ -1,0 +1,37 @@
+//! What a stream is written to: the replica, or in a simulation a model of it.
+
+use super::{Applier, ApplyError, Batch, Written};
+use crate::pg::Lsn;
+use crate::progress::Durability;
+
+/// Takes batches, and the position they end at.
+pub(crate) trait ReplicaWriter {
+    /// Writes a batch into the open transaction, opening one if there is none.
+    async fn write(&mut self, batch: &Batch) -> Result<Vec<Written>, ApplyError>;
+    /// Moves the position and commits.
+    async fn commit(&mut self, applied: Lsn, durability: Durability) -> Result<(), ApplyError>;
+    /// Ends an open transaction without a trace.
+    async fn rollback(&mut self);
+    /// Tells the row at which the last batch failed from others of its table.
+    fn failed_key(&self) -> Option<&str> {
+        None
+    }
+}
+
+impl ReplicaWriter for Applier {
+    async fn write(&mut self, batch: &Batch) -> Result<Vec<Written>, ApplyError> {
+        Self::write(self, batch).await
+    }
+
+    async fn commit(&mut self, applied: Lsn, durability: Durability) -> Result<(), ApplyError> {
+        Self::commit(self, applied, durability).await
+    }
+
+    async fn rollback(&mut self) {
+        Self::rollback(self).await;
+    }
+
+    fn failed_key(&self) -> Option<&str> {
+        Self::failed_key(self)
+    }
+}

@@ -1,0 +1,319 @@
+//! The replica's server, and a session of it: commits that are visible, commits that are
+//! durable, and everything that can go wrong between a statement and its answer.
+
+use super::random::Random;
+use super::tables::kind;
+use super::world::Shared;
+use crate::apply::model::{self, ModelTables, Row, Taken};
+use crate::apply::{ApplyError, Batch, ReplicaWriter, Written};
+use crate::faults::{Bug, planted};
+use crate::pg::{Lsn, Refusal, RelationId, ServerError};
+use crate::progress::{Durability, ProgressError};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// What one commit left: rows, and the progress row.
+#[derive(Clone, Debug)]
+pub(super) struct Snapshot {
+    pub(super) tables: ModelTables,
+    pub(super) applied: Lsn,
+    pub(super) epoch: i64,
+}
+
+/// The server.
+pub(super) struct Replica {
+    /// What a reader sees.
+    pub(super) visible: Snapshot,
+    /// What a crash leaves at least.
+    pub(super) durable: Snapshot,
+    /// Commits since, in order.
+    unflushed: Vec<Snapshot>,
+    pub(super) is_up: bool,
+    /// Sessions that have not ended.
+    sessions: BTreeSet<u64>,
+    next_session: u64,
+    /// Who holds the lock on the progress row.
+    pub(super) row_lock: Option<u64>,
+    /// Rows somebody took away behind our back: table, key, and the position then.
+    pub(super) taken_away: Vec<(RelationId, Row, Lsn)>,
+    pub(super) ways: BTreeMap<Taken, u64>,
+    pub(super) commits: u64,
+    /// Writes into a transaction that was open already.
+    pub(super) parts: u64,
+    pub(super) random: Random,
+    /// How likely things fail: once in so many.
+    pub(super) fails_once_in: usize,
+}
+
+impl Replica {
+    pub(super) fn new(start: Snapshot, random: Random, fails_once_in: usize) -> Self {
+        Self {
+            visible: start.clone(),
+            durable: start,
+            unflushed: Vec::new(),
+            is_up: true,
+            sessions: BTreeSet::new(),
+            next_session: 1,
+            row_lock: None,
+            taken_away: Vec::new(),
+            ways: BTreeMap::new(),
+            commits: 0,
+            parts: 0,
+            random,
+            fails_once_in,
+        }
+    }
+
+    fn commit(&mut self, snapshot: Snapshot, durability: Durability) {
+        self.visible = snapshot;
+        self.commits += 1;
+        match durability {
+            Durability::Durable => {
+                self.durable = self.visible.clone();
+                self.unflushed.clear();
+            }
+            Durability::Later => self.unflushed.push(self.visible.clone()),
+        }
+    }
+
+    /// Loses some of the commits that are not durable, and every session.
+    pub(super) fn crash(&mut self) {
+        let lost_from = self.random.below(self.unflushed.len() + 1);
+        if let Some(last) = lost_from.checked_sub(1) {
+            self.durable = self.unflushed[last].clone();
+        }
+        self.unflushed.clear();
+        self.visible = self.durable.clone();
+        self.sessions.clear();
+        self.row_lock = None;
+        self.is_up = false;
+    }
+
+    pub(super) fn end_session(&mut self, id: u64) {
+        self.sessions.remove(&id);
+        if self.row_lock == Some(id) {
+            self.row_lock = None;
+        }
+    }
+
+    /// Somebody deletes a row on the replica itself, of a table that was copied at this position.
+    pub(super) fn take_row_away(&mut self, id: RelationId, copied_at: Lsn) {
+        let rows = &self.visible.tables[&id].rows;
+        if rows.is_empty() || self.row_lock.is_some() {
+            return;
+        }
+        let row = rows[self.random.below(rows.len())].clone();
+        let key: Row = kind(id).key.iter().map(|p| row[*p].clone()).collect();
+        let snapshots = [&mut self.visible, &mut self.durable];
+        for snapshot in snapshots.into_iter().chain(&mut self.unflushed) {
+            let is_other = |row: &Row| !has_key(id, row, &key);
+            snapshot.tables.get_mut(&id).unwrap().rows.retain(is_other);
+        }
+        let since = self.visible.applied.max(copied_at);
+        self.taken_away.push((id, key, since));
+    }
+}
+
+pub(super) fn has_key(id: RelationId, row: &Row, key: &Row) -> bool {
+    kind(id)
+        .key
+        .iter()
+        .zip(key)
+        .all(|(p, value)| row[*p] == *value)
+}
+
+/// Claims the pipeline: the epoch, and the position, of a commit that waits.
+pub(super) async fn claim(world: &Shared) -> Result<(i64, Lsn), ApplyError> {
+    pause(world).await;
+    for _ in 0..20 {
+        let holder = world.replica.borrow().row_lock;
+        if holder.is_none() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let mut replica = world.replica.borrow_mut();
+    if !replica.is_up {
+        return Err(lost());
+    }
+    if let Some(holder) = replica.row_lock {
+        // Whoever holds it does not answer: its connection is given up in the end.
+        replica.end_session(holder);
+    }
+    let mut claimed = replica.visible.clone();
+    claimed.epoch += 1;
+    let answer = (claimed.epoch, claimed.applied);
+    replica.commit(claimed, Durability::Durable);
+    Ok(answer)
+}
+
+/// The connection that writes.
+pub(super) struct Writer {
+    world: Shared,
+    id: u64,
+    epoch: i64,
+    open: Option<Snapshot>,
+    /// A COMMIT whose answer has not come.
+    sent: Option<(Snapshot, Durability)>,
+}
+
+impl Writer {
+    pub(super) fn new(world: &Shared, epoch: i64) -> Self {
+        let mut replica = world.replica.borrow_mut();
+        let id = replica.next_session;
+        replica.next_session += 1;
+        replica.sessions.insert(id);
+        Self {
+            world: world.clone(),
+            id,
+            epoch,
+            open: None,
+            sent: None,
+        }
+    }
+
+    /// To the server and back.
+    async fn round_trip(&mut self) -> Result<(), ApplyError> {
+        pause(&self.world).await;
+        let mut replica = self.world.replica.borrow_mut();
+        let fails = replica.fails_once_in;
+        if fails > 0 && replica.random.once_in(fails) {
+            replica.end_session(self.id);
+        }
+        if !replica.sessions.contains(&self.id) {
+            drop(replica);
+            self.open = None;
+            return Err(lost());
+        }
+        Ok(())
+    }
+
+    fn is_transient_failure(&self) -> bool {
+        let mut replica = self.world.replica.borrow_mut();
+        let fails = replica.fails_once_in;
+        fails > 0 && replica.random.once_in(fails)
+    }
+
+    /// The server carries the COMMIT out.
+    fn carry_out(&mut self) {
+        if let Some((snapshot, durability)) = self.sent.take() {
+            let mut replica = self.world.replica.borrow_mut();
+            replica.row_lock = None;
+            replica.commit(snapshot, durability);
+            drop(replica);
+            self.world.check();
+        }
+    }
+}
+
+impl ReplicaWriter for Writer {
+    async fn write(&mut self, batch: &Batch) -> Result<Vec<Written>, ApplyError> {
+        // BEGIN goes with the first statement: without one there would be no transaction.
+        assert!(!batch.is_empty(), "an empty batch is written");
+        self.round_trip().await?;
+        if self.is_transient_failure() {
+            self.open = None;
+            let deadlock = model::refused(batch.mapping(0).unwrap(), "40P01");
+            return Err(deadlock);
+        }
+        self.world.replica.borrow_mut().parts += u64::from(self.open.is_some());
+        let visible = || self.world.replica.borrow().visible.clone();
+        let mut open = self.open.take().unwrap_or_else(visible);
+        let (written, way) = model::write(&mut open.tables, batch)?;
+        *self.world.replica.borrow_mut().ways.entry(way).or_default() += 1;
+        self.open = Some(open);
+        self.round_trip().await?;
+        Ok(written)
+    }
+
+    async fn commit(&mut self, applied: Lsn, durability: Durability) -> Result<(), ApplyError> {
+        self.round_trip().await?;
+        let is_alone = self.open.is_none();
+        let mut snapshot = self
+            .open
+            .take()
+            .unwrap_or_else(|| self.world.replica.borrow().visible.clone());
+        let durability = if is_alone {
+            Durability::Durable
+        } else {
+            durability
+        };
+        {
+            // The UPDATE of the progress row: under the own epoch, and locked until COMMIT.
+            let mut replica = self.world.replica.borrow_mut();
+            let progress = &replica.visible;
+            if progress.epoch != self.epoch && !planted(Bug::SkipEpochCheck) {
+                return Err(ProgressError::Superseded { epoch: self.epoch }.into());
+            }
+            snapshot.epoch = progress.epoch;
+            snapshot.applied = progress.applied.max(applied);
+            replica.row_lock = Some(self.id);
+        }
+        self.sent = Some((snapshot, durability));
+        pause(&self.world).await;
+        if !self.world.replica.borrow().sessions.contains(&self.id) {
+            self.sent = None;
+            return Err(lost());
+        }
+        if self.is_transient_failure() {
+            // The connection broke; the server may have had the COMMIT, or not.
+            if self.world.replica.borrow_mut().random.once_in(2) {
+                self.carry_out();
+            }
+            self.sent = None;
+            self.world.replica.borrow_mut().end_session(self.id);
+            return Err(lost());
+        }
+        self.carry_out();
+        self.round_trip().await
+    }
+
+    async fn rollback(&mut self) {
+        pause(&self.world).await;
+        self.open = None;
+        self.sent = None;
+        let mut replica = self.world.replica.borrow_mut();
+        if replica.row_lock == Some(self.id) {
+            replica.row_lock = None;
+        }
+    }
+}
+
+impl Drop for Writer {
+    /// What was sent when the daemon died is carried out or not.
+    fn drop(&mut self) {
+        let is_alive = self.world.replica.borrow().sessions.contains(&self.id);
+        let arrives = self.world.replica.borrow_mut().random.once_in(2);
+        if is_alive && arrives {
+            self.carry_out();
+        }
+        self.world.replica.borrow_mut().end_session(self.id);
+    }
+}
+
+/// Some time passes, or only others' turns.
+async fn pause(world: &Shared) {
+    let ms = {
+        let mut replica = world.replica.borrow_mut();
+        match replica.random.below(4) {
+            0 => Some(replica.random.below(60) as u64),
+            _ => None,
+        }
+    };
+    match ms {
+        Some(ms) => tokio::time::sleep(Duration::from_millis(ms)).await,
+        None => tokio::task::yield_now().await,
+    }
+}
+
+fn lost() -> ApplyError {
+    ApplyError::Transaction {
+        what: "go on",
+        source: ServerError::Refused(Box::new(Refusal {
+            sqlstate: "57P01".into(),
+            message: "simulated".into(),
+            constraint: None,
+            table: None,
+        })),
+    }
+}
