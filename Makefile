@@ -1,12 +1,13 @@
 # make demo    the main job on two throw-away clusters; ARGS="--seconds 30" ends by itself
 # make test    everything the project promises, on real servers
+# make soak    the rest of it, at full length: thousands of kills and faults; takes about 4 hours
 # make figures speed and memory beside CREATE SUBSCRIPTION; ARGS="--rounds 1" for a quick look
 # make lint    format, clippy, rustdoc, the alert rules; warnings are errors
 
 CARGO ?= cargo
 ARGS ?=
 
-.PHONY: demo test figures lint check-deploy
+.PHONY: demo test soak figures lint check-deploy
 
 demo:
 	@tests/install-postgres.sh server
@@ -17,6 +18,13 @@ test:
 	@tests/install-postgres.sh
 	$(CARGO) test --features faults
 	@echo "make test: all tests passed"
+
+# One after the other: each alone on the machine, and its figures together.
+soak:
+	@tests/install-postgres.sh
+	PGLOCKSTEP_SOAK=1 $(CARGO) test --features faults --lib -- --nocapture simulation fuzz
+	set -e; for family in cases fail_points faults wire kills; do PGLOCKSTEP_SOAK=1 \
+	$(CARGO) test --features faults --test scenarios -- $$family:: --nocapture --test-threads=1; done
 
 figures:
 	@tests/install-postgres.sh server

@@ -8,7 +8,7 @@ use futures_util::{FutureExt, StreamExt, stream};
 use pglockstep::demo::cluster::ClusterOptions;
 
 use super::ground::Ground;
-use crate::support::{Pair, PairOptions, eventually};
+use crate::support::{Pair, PairOptions, eventually, is_soak};
 
 /// Each has a daemon and a few sessions.
 const AT_ONCE: usize = 4;
@@ -93,7 +93,7 @@ fn is_asked_for(case: &Case) -> bool {
 
 /// Runs what belongs on these versions; panics with all that failed.
 pub async fn run(source: u32, replica: u32) {
-    let is_soak = std::env::var("PGLOCKSTEP_SOAK").is_ok_and(|value| value == "1");
+    let is_soak = is_soak();
     let mut cases = super::all();
     cases.retain(|case| case.runs(source, replica, is_soak) && is_asked_for(case));
     if cases.is_empty() {

@@ -17,7 +17,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Mutex;
 
-use crate::support::{Random, seed};
+use crate::support::{Random, is_soak, seed};
 use lane::Lane;
 
 /// Where a point is passed.
@@ -137,7 +137,7 @@ fn draw(random: &mut Random) -> Vec<Run> {
         let other = random.below(u32::try_from(last + 1).unwrap());
         runs.swap(last, other as usize);
     }
-    if std::env::var_os("PGLOCKSTEP_SOAK").is_none() {
+    if !is_soak() {
         runs.truncate(runs.len() / SHARE);
     }
     runs

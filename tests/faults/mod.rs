@@ -12,7 +12,7 @@ mod disks;
 mod load;
 mod network;
 mod poolers;
-mod proxy;
+pub mod proxy;
 mod servers;
 
 use crate::support::{Daemon, eventually, samples};

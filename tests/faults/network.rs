@@ -10,8 +10,8 @@ use tokio::sync::OnceCell;
 
 use super::load::{Load, is_fed, prepare, reconnected, reconnects};
 use super::proxy::{Line, Proxy};
-use crate::support::seed;
 use crate::support::{Daemon, Family, Pair, PairOptions, Scenario, eventually};
+use crate::support::{is_soak, seed};
 
 /// A silent source is given up soon, and lets go of the slot soon.
 static FAMILY: Family = OnceCell::const_new();
@@ -343,7 +343,7 @@ async fn a_server_that_works_for_long_is_waited_for() {
 /// 90 s on each link with every time-out at its default.
 #[tokio::test]
 async fn black_holes_of_90_seconds() {
-    if std::env::var_os("PGLOCKSTEP_SOAK").is_none() {
+    if !is_soak() {
         return;
     }
     let g = Ground::new("soak", "", 200).await;

@@ -3,14 +3,17 @@
 //! ```text
 //!  a loop:  empty replica ─▶ load on ─▶ daemon ─▶ kill, restart … 5 times ─▶ load off ─▶ caught up ─▶ compare
 //!                                           │ the first kill falls into the first copy
-//!                          beside it: readers (a prefix, always), a watcher (confirmed ≤ applied, always)
+//!                          beside it: readers (a prefix of the history that test_decoding tells, always),
+//!                          a watcher (confirmed ≤ applied, always)
 //! ```
 //!
-//! `cargo test` kills the daemon 20 times and each server 3 times; `PGLOCKSTEP_KILLS=20` makes
-//! it 20 for all. A schedule is determined by its seed, which is printed; `PGLOCKSTEP_SEED`
+//! `cargo test` kills the daemon 20 times and each server 3 times; `PGLOCKSTEP_SOAK=1` the daemon
+//! 1,000 times and each server 100 times; `PGLOCKSTEP_KILLS=20` makes it 20 for all. A schedule is determined by its seed, which is printed; `PGLOCKSTEP_SEED`
 //! repeats one, as far as the machine's own timing allows.
 
+mod hour;
 mod load;
+mod oracle;
 mod tables;
 mod watch;
 
@@ -18,8 +21,9 @@ use std::time::Duration;
 
 use pglockstep::demo::cluster::ClusterOptions;
 
-use crate::support::{DATABASE, Daemon, Pair, PairOptions, Random, eventually, seed};
+use crate::support::{DATABASE, Daemon, Pair, PairOptions, Random, eventually, is_soak, seed};
 use load::Load;
+use oracle::Oracle;
 use watch::{Readers, Watcher};
 
 const KILLS_A_LOOP: u32 = 5;
@@ -33,42 +37,31 @@ enum Victim {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_daemon_is_killed() {
-    run(Victim::Daemon, kills(20)).await;
+    run(Victim::Daemon, kills(20, 1_000)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_source_is_killed() {
-    run(Victim::Source, kills(3)).await;
+    run(Victim::Source, kills(3, 100)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_replica_is_killed() {
-    run(Victim::Replica, kills(3)).await;
+    run(Victim::Replica, kills(3, 100)).await;
 }
 
-fn kills(default: u32) -> u32 {
+fn kills(default: u32, soak: u32) -> u32 {
     let wanted = std::env::var("PGLOCKSTEP_KILLS");
-    wanted.map_or(default, |n| n.parse().unwrap())
+    wanted.map_or(if is_soak() { soak } else { default }, |n| {
+        n.parse().unwrap()
+    })
 }
 
 async fn run(victim: Victim, kills: u32) {
     let seed = seed();
     eprintln!("{victim:?} killed {kills} times, PGLOCKSTEP_SEED={seed}");
     let mut random = Random::new(seed ^ victim as u64);
-    let durable = || ClusterOptions {
-        fsync: true,
-        ..ClusterOptions::default()
-    };
-    let mut ground = Ground {
-        pair: Pair::start_with(PairOptions {
-            source: durable(),
-            replica: durable(),
-        })
-        .await,
-        config: String::new(),
-    };
-    ground.pair.on_both(tables::CREATE).await;
-    ground.pair.on_source(tables::FILL).await;
+    let mut ground = Ground::new().await;
     let mut left = kills;
     while left > 0 {
         let now = left.min(KILLS_A_LOOP);
@@ -83,12 +76,33 @@ struct Ground {
 }
 
 impl Ground {
+    async fn new() -> Self {
+        let durable = || ClusterOptions {
+            fsync: true,
+            ..ClusterOptions::default()
+        };
+        let options = PairOptions {
+            // A walsender that was left behind gives the slot back soon.
+            source: durable().with("wal_sender_timeout", "8s"),
+            replica: durable(),
+        };
+        let ground = Self {
+            pair: Pair::start_with(options).await,
+            config: String::new(),
+        };
+        ground.pair.on_both(tables::CREATE).await;
+        ground.pair.on_source(tables::FILL).await;
+        ground
+    }
+
     async fn one_loop(&mut self, victim: Victim, kills: u32, random: &mut Random) {
         self.begin_anew().await;
         let (source_url, replica_url) = (
             self.pair.source.url(DATABASE),
             self.pair.replica.url(DATABASE),
         );
+        let (source, _) = self.pair.clients().await;
+        let oracle = Oracle::start(&source).await;
         let load = Load::start(&source_url, random);
         let readers = Readers::start(&replica_url);
         let watcher = Watcher::start(&source_url, &replica_url);
@@ -105,7 +119,13 @@ impl Ground {
         random.pause(200, 600).await;
         let written = load.stop().await;
         self.catch_up(&daemon).await;
-        let prefixes = readers.stop().await;
+        let looks = readers.stop().await;
+        let (source, _) = self.pair.clients().await;
+        let history = oracle.prefixes(&source).await;
+        for seen in &looks {
+            oracle::check(&history, seen);
+        }
+        let prefixes: usize = looks.iter().map(Vec::len).sum();
         let samples = watcher.stop().await;
         for table in tables::COMPARED {
             self.compare(table, &daemon).await;

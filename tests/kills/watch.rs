@@ -10,25 +10,26 @@ use tokio::task::JoinHandle;
 use tokio_postgres::Client;
 
 use super::load::{connect, is_lost};
+use super::oracle::Vector;
 use super::tables::{TOTAL, WRITERS};
 
 type Lost = tokio_postgres::Error;
 
 /// A task that looks again and again until it is told to stop, and counts its looks.
-struct Looks {
-    task: JoinHandle<u64>,
+struct Looks<T> {
+    task: JoinHandle<T>,
     ends: Arc<AtomicBool>,
 }
 
-impl Looks {
-    async fn stop(self) -> u64 {
+impl<T> Looks<T> {
+    async fn stop(self) -> T {
         self.ends.store(true, Ordering::Relaxed);
         self.task.await.unwrap()
     }
 }
 
 /// Two sessions that read the replica at REPEATABLE READ.
-pub struct Readers(Vec<Looks>);
+pub struct Readers(Vec<Looks<Vec<Vector>>>);
 
 impl Readers {
     pub fn start(replica_url: &str) -> Self {
@@ -40,25 +41,25 @@ impl Readers {
         Self(vec![reader(), reader()])
     }
 
-    /// How many prefixes were seen.
-    pub async fn stop(self) -> u64 {
-        let mut seen = 0;
+    /// What each saw, in its order.
+    pub async fn stop(self) -> Vec<Vec<Vector>> {
+        let mut seen = Vec::new();
         for reader in self.0 {
-            seen += reader.stop().await;
+            seen.push(reader.stop().await);
         }
         seen
     }
 }
 
-async fn read(url: String, ends: Arc<AtomicBool>) -> u64 {
-    let mut seen = 0;
+async fn read(url: String, ends: Arc<AtomicBool>) -> Vec<Vector> {
+    let mut seen = Vec::new();
     while !ends.load(Ordering::Relaxed) {
         let Some(client) = connect(&url).await else {
             continue;
         };
         while !ends.load(Ordering::Relaxed) {
             match read_once(&client).await {
-                Ok(was_in_step) => seen += u64::from(was_in_step),
+                Ok(vector) => seen.extend(vector),
                 Err(error) if is_lost(&error) => break,
                 Err(error) => panic!("{error:?}"),
             }
@@ -68,11 +69,11 @@ async fn read(url: String, ends: Arc<AtomicBool>) -> u64 {
     seen
 }
 
-/// Checks one snapshot; false while the first copy is not over, when nothing is promised yet.
-async fn read_once(client: &Client) -> Result<bool, Lost> {
+/// Checks one snapshot; `None` while the first copy is not over, when nothing is promised yet.
+async fn read_once(client: &Client) -> Result<Option<Vector>, Lost> {
     let exists = "SELECT to_regclass('pglockstep.tables') IS NOT NULL";
     if !client.query_one(exists, &[]).await?.get::<_, bool>(0) {
-        return Ok(false);
+        return Ok(None);
     }
     client
         .batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
@@ -84,6 +85,7 @@ async fn read_once(client: &Client) -> Result<bool, Lost> {
         .await?
         .get::<_, Option<bool>>(0)
         == Some(true);
+    let mut vector = None;
     if is_in_step {
         let balances = client
             .query_one("SELECT sum(balance)::int8 FROM accounts", &[])
@@ -101,10 +103,12 @@ async fn read_once(client: &Client) -> Result<bool, Lost> {
             )
             .await?;
         assert_eq!(journal.len(), WRITERS as usize);
+        let seen = vector.insert(Vector::default());
         for row in journal {
             let writer: i32 = row.get(0);
             let figures: [i64; 4] = [row.get(1), row.get(2), row.get(3), row.get(4)];
             let [n, rows, distinct, last] = figures;
+            seen[usize::try_from(writer).unwrap()] = n;
             assert!(
                 rows == n && distinct == n && last == n,
                 "writer {writer}: {n} transactions, {rows} rows, {distinct} different, the last {last}"
@@ -112,11 +116,11 @@ async fn read_once(client: &Client) -> Result<bool, Lost> {
         }
     }
     client.batch_execute("COMMIT").await?;
-    Ok(is_in_step)
+    Ok(vector)
 }
 
 /// Compares what the slot has confirmed with what the replica has, 20 times a second.
-pub struct Watcher(Looks);
+pub struct Watcher(Looks<u64>);
 
 impl Watcher {
     pub fn start(source_url: &str, replica_url: &str) -> Self {

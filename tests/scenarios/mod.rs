@@ -11,6 +11,7 @@ mod names;
 mod plain_role;
 mod quarantine;
 mod conflicts;
+mod source_untouched;
 mod timelines;
 mod types;
 mod rebase;

@@ -14,7 +14,7 @@ mod wait;
 
 pub use daemon::{Daemon, Response, free_port, run_verb};
 pub use pair::{DATABASE, Pair, PairOptions};
-pub use random::{Random, seed};
+pub use random::{Random, is_soak, seed};
 pub use rows::{Digest, Row, assert_same_rows, digest, fetch_rows, row_differences};
 pub use scenario::{Family, Scenario, row, samples};
 pub use types::{TYPES_SETUP_SQL, TypeCase, type_cases};

@@ -30,3 +30,8 @@ pub fn seed() -> u64 {
     let wanted = std::env::var("PGLOCKSTEP_SEED");
     wanted.map_or_else(|_| clock(), |n| n.parse().unwrap())
 }
+
+/// `make soak`: everything at full length.
+pub fn is_soak() -> bool {
+    std::env::var_os("PGLOCKSTEP_SOAK").is_some()
+}
