@@ -22,18 +22,21 @@ use std::time::Duration;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout};
 
+/// However short `tcp_user_timeout` is, a server is not asked more often.
+const ASK_AFTER_MIN: Duration = Duration::from_secs(1);
 /// An answer may be on its way while we ask after it.
 const ANSWER_TRAVELS_MAX: Duration = Duration::from_secs(5);
 /// Between two looks at the clock.
 const LOOKS_EVERY_MAX: Duration = Duration::from_secs(5);
 
-/// The state of a session of ours, which an idle one may lose.
+/// What a process of the server does; one that is idle and certainly ours may be ended.
 const STATE_SQL: &str = "\
 SELECT a.state,
-       CASE WHEN $2::bool AND a.state LIKE 'idle%' THEN pg_catalog.pg_terminate_backend(a.pid) END
-  FROM pg_catalog.pg_stat_activity AS a
- WHERE a.pid = $1 AND a.usename = current_user AND a.datname = pg_catalog.current_database()
-   AND a.application_name = pg_catalog.current_setting('application_name')";
+       CASE WHEN $2::bool AND a.state LIKE 'idle%' AND a.usename = current_user
+             AND a.datname = pg_catalog.current_database()
+             AND a.application_name = pg_catalog.current_setting('application_name')
+            THEN pg_catalog.pg_terminate_backend(a.pid) END
+  FROM pg_catalog.pg_stat_activity AS a WHERE a.pid = $1";
 
 /// Since when a stream has waited in vain; written by the stream, read by who watches it.
 #[derive(Debug)]
@@ -139,7 +142,7 @@ impl Pulse {
 
     /// Ends when the session is lost, with the reason.
     pub(crate) async fn lost(&self) -> String {
-        let ask_after = self.endpoint.url.tcp.user_timeout;
+        let ask_after = self.endpoint.url.tcp.user_timeout.max(ASK_AFTER_MIN);
         let looks_every = (ask_after / 4).min(LOOKS_EVERY_MAX);
         let mut answered_at = None;
         loop {
@@ -206,10 +209,9 @@ fn is_out_of_reach(error: &ConnError) -> bool {
 pub(super) fn watch(pulse: Pulse, session: AbortHandle) {
     let ended = {
         let session = session.clone();
-        let looks_every = pulse.endpoint.url.tcp.user_timeout.min(LOOKS_EVERY_MAX);
         async move {
             while !session.is_finished() {
-                sleep(looks_every).await;
+                sleep(LOOKS_EVERY_MAX).await;
             }
         }
     };

@@ -103,16 +103,25 @@ impl Endpoint {
         session: Session,
     ) -> Result<(Client, JoinHandle<()>, Pulse), ConnError> {
         let (client, task, silence) = connect(self, &SqlLogin { endpoint: self }).await?;
+        match self.pin(&client, session).await {
+            Ok(pid) => Ok((client, task, Pulse::new(self.clone(), pid, silence))),
+            Err(failure) => {
+                // It may still wait for an answer, and nobody watches it.
+                task.abort();
+                Err(self.failed(failure))
+            }
+        }
+    }
+
+    /// Yields the process id of the server's end.
+    async fn pin(&self, client: &Client, session: Session) -> Result<i32, ConnFailure> {
         let sql = pins_sql(session, self.lock_timeout_ms);
         let limit = self.url.connect_timeout;
-        let pinned = match timeout(limit, client.simple_query(&sql)).await {
-            Ok(answer) => answer.map_err(|error| self.failed(failure(error)))?,
-            Err(_) => return Err(self.failed(ConnFailure::Timeout(limit))),
-        };
-        let pid = row(&pinned)
+        let answer = timeout(limit, client.simple_query(&sql)).await;
+        let answer = answer.map_err(|_| ConnFailure::Timeout(limit))?;
+        row(&answer.map_err(failure)?)
             .and_then(|row| row.get(1)?.parse().ok())
-            .ok_or_else(|| self.failed(no_row()))?;
-        Ok((client, task, Pulse::new(self.clone(), pid, silence)))
+            .ok_or_else(no_row)
     }
 
     pub(super) fn failed(&self, failure: ConnFailure) -> ConnError {
