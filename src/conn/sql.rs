@@ -190,14 +190,20 @@ pub(crate) fn pins_sql(session: Session, lock_timeout_ms: u32) -> String {
         Session::ReplicaWrite => &[
             ("default_transaction_read_only", "off"),
             ("synchronous_commit", "on"),
+            // One of them holds the pipeline: whoever stands by is to have it soon.
+            ("tcp_keepalives_idle", "5"),
+            ("tcp_keepalives_interval", "2"),
+            ("tcp_user_timeout", "10000"),
         ],
         Session::Admin => &[("default_transaction_read_only", "off")],
     };
     let renders =
         |pin: &&(&str, &str)| !planted(Bug::SettingsNotPinned) || !RENDERING.contains(&pin.0);
+    let is_general = |pin: &&(&str, &str)| !special.iter().any(|(name, _)| *name == pin.0);
     let values: Vec<String> = PINS
         .iter()
         .filter(renders)
+        .filter(is_general)
         .chain(special)
         .chain(&[("lock_timeout", lock_timeout.as_str())])
         .map(|(name, value)| format!("({}, {})", quote_literal(name), quote_literal(value)))

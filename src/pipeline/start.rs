@@ -15,32 +15,26 @@ use super::PipelineConfig;
 use super::PipelineError;
 use super::follow::{Follower, Streams};
 use super::listener::Listener;
-use super::look::{
-    check_forms, check_mappings, check_privileges, check_publication, check_servers,
-};
+use super::look::{check_mappings, check_privileges, check_publication, check_servers};
 use super::publication_watch::PublicationWatch;
 use super::quarantine::{self, Books, Replay};
 use super::receive::{Bounds, Inbox};
 use super::relations::Relations;
 use super::resume::{SourceHistory, resume_position};
-use super::tables::{PlannedTable, TablePlan, fetch_plan};
+use super::tables::{TablePlan, fetch_plan};
 use super::trouble::Trouble;
 use crate::apply::Applier;
 use crate::catalog::{Server, fetch_server};
 use crate::conn::{Pool, Session};
 use crate::faults;
-use crate::mapping::{ExistingRows, ExtraRows};
 use crate::pg::{Lsn, QualifiedName, Side};
 use crate::pgoutput::{Decoder, Streaming};
-use crate::progress::{PipelineIdentity, Store, TableRecord, TableState};
+use crate::progress::{PipelineIdentity, Store, TableState};
 use crate::replication::{
-    ReplicationConnection, ReplicationSlot, SlotName, SlotOptions, StreamOptions, create_slot,
-    drop_slot, fetch_slot,
+    ReplicationConnection, SlotName, StreamOptions, end_dead_user, fetch_slot,
 };
-use crate::snapshot::{CopyTable, SnapshotCopy, check_existing_rows};
 use crate::telemetry::{ConnectionState, PipelineState, TableStateLabel, Telemetry};
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 use tokio_postgres::Client;
@@ -49,19 +43,19 @@ use tokio_postgres::Client;
 const STANDBY_LOOKS_EVERY: Duration = Duration::from_secs(1);
 
 /// Everything that a start has at hand.
-struct Start<'a> {
-    config: &'a PipelineConfig,
-    telemetry: &'a Telemetry,
-    source_pool: Pool,
-    replica_pool: Pool,
-    source: deadpool_postgres::Object,
-    control: deadpool_postgres::Object,
-    source_server: Server,
-    store: Store,
-    plan: TablePlan,
-    ignores_foreign_keys: bool,
-    places: HashMap<QualifiedName, u32>,
-    listener: Listener,
+pub(super) struct Start<'a> {
+    pub(super) config: &'a PipelineConfig,
+    pub(super) telemetry: &'a Telemetry,
+    pub(super) source_pool: Pool,
+    pub(super) replica_pool: Pool,
+    pub(super) source: deadpool_postgres::Object,
+    pub(super) control: deadpool_postgres::Object,
+    pub(super) source_server: Server,
+    pub(super) store: Store,
+    pub(super) plan: TablePlan,
+    pub(super) ignores_foreign_keys: bool,
+    pub(super) places: HashMap<QualifiedName, u32>,
+    pub(super) listener: Listener,
 }
 
 /// Where a stream begins.
@@ -215,116 +209,6 @@ impl<'a> Start<'a> {
         self.stream(applier, stream).await
     }
 
-    /// The first start: look, note the intention, make the slot, copy everything.
-    async fn begin(
-        &self,
-        slot_name: &SlotName,
-        found: Option<ReplicationSlot>,
-    ) -> Result<(ReplicationConnection, Lsn), PipelineError> {
-        let intended = Store::fetch_record(&self.control, &self.config.name).await?;
-        let is_ours = intended.is_some_and(|record| record.identity == self.identity());
-        if found.is_some() && !is_ours {
-            return Err(PipelineError::Definite {
-                message: format!(
-                    "the source has a slot {slot_name} that this replica knows nothing of"
-                ),
-                advice: "another pipeline may use it: choose another [source] slot, or, if it is a left-over, SELECT pg_drop_replication_slot() it".into(),
-            });
-        }
-        let tables = self.copy_tables(self.plan.tables.values(), &[]).await?;
-        check_existing_rows(&self.control, &tables, &self.config.name).await?;
-        let mut connection = self.replication().await?;
-        if found.is_some() {
-            tracing::warn!(slot = %slot_name, "dropping the slot of an interrupted first start");
-            drop_slot(&mut connection, slot_name).await?;
-        }
-        self.store
-            .intend_slot(&self.control, &self.identity())
-            .await?;
-        faults::at("slot.intended").await?;
-        let timeline = connection.identify_system().await?.timeline;
-        let options = SlotOptions {
-            temporary: false,
-            failover: self.config.failover,
-            lock_timeout_ms: self.config.slot_lock_timeout_ms,
-        };
-        let exported = create_slot(&mut connection, slot_name, options).await?;
-        faults::at("slot.made").await?;
-        tracing::info!(slot = %slot_name, at = %exported.consistent_point, "slot created");
-        self.store
-            .record_slot(&self.control, exported.consistent_point, timeline)
-            .await?;
-        faults::at("slot.recorded").await?;
-        self.copy(&tables, &exported.name, exported.consistent_point)
-            .await?;
-        Ok((connection, exported.consistent_point))
-    }
-
-    /// Copies tables that joined since, or whose copy was interrupted, under a snapshot of their own.
-    async fn copy_missing(&self) -> Result<(), PipelineError> {
-        let records = Store::fetch_tables(&self.control, &self.config.name).await?;
-        // What does not take part now, or did not in between, has missed changes.
-        let gone = |record: &&TableRecord| !self.plan.tables.values().any(|t| t.is_of(record));
-        let gone: Vec<&TableRecord> = records.iter().filter(gone).collect();
-        self.store.forget_copies(&self.control, &gone).await?;
-        let is_copied = |table: &&PlannedTable| {
-            let is_copy = |r: &&TableRecord| r.state.copied_at().is_some();
-            records.iter().filter(is_copy).any(|r| table.is_of(r))
-        };
-        let missing = self.plan.tables.values().filter(|table| !is_copied(table));
-        let tables = self.copy_tables(missing, &records).await?;
-        if tables.is_empty() {
-            return Ok(());
-        }
-        check_existing_rows(&self.control, &tables, &self.config.name).await?;
-        let mut exporter = self.replication().await?;
-        // Slots share one name space over all databases: the name must be this attempt's own.
-        let slot: String = self.config.slot.chars().take(40).collect();
-        let name = format!("{slot}_copy_{}", self.store.epoch());
-        let name = name.parse::<SlotName>()?;
-        let options = SlotOptions {
-            temporary: true,
-            failover: false,
-            lock_timeout_ms: self.config.slot_lock_timeout_ms,
-        };
-        let exported = create_slot(&mut exporter, &name, options).await?;
-        faults::at("copy.slot_made").await?;
-        // The exporter stays until the copy is done: with it goes the snapshot.
-        self.copy(&tables, &exported.name, exported.consistent_point)
-            .await?;
-        drop(exporter);
-        Ok(())
-    }
-
-    async fn copy(
-        &self,
-        tables: &[CopyTable],
-        snapshot: &str,
-        consistent_point: Lsn,
-    ) -> Result<(), PipelineError> {
-        check_forms(self.config, tables, snapshot).await?;
-        self.telemetry.set_state(PipelineState::Copying, None);
-        let copy = SnapshotCopy {
-            settings: &self.config.copy,
-            source: &self.source_pool,
-            replica: &self.replica_pool,
-            control: &self.control,
-            store: &self.store,
-            snapshot,
-            consistent_point,
-            ignores_foreign_keys: self.ignores_foreign_keys,
-        };
-        let started = std::time::Instant::now();
-        copy.run(tables).await?;
-        faults::at("copy.done").await?;
-        tracing::info!(
-            tables = tables.len(),
-            seconds = started.elapsed().as_secs_f64(),
-            "first copy done"
-        );
-        Ok(())
-    }
-
     async fn stream(
         self,
         mut applier: Applier,
@@ -369,8 +253,16 @@ impl<'a> Start<'a> {
             ..StreamOptions::new(self.source_server.version_num, publications)
         };
         faults::at("stream.asked").await?;
-        let stream = from.connection.start(&from.slot_name, applied, &options);
-        let stream = stream.await?;
+        let started = from
+            .connection
+            .start(&from.slot_name, applied, &options)
+            .await;
+        if let Err(error) = &started
+            && error.code() == Some("55006")
+        {
+            self.free_slot(&from.slot_name).await?;
+        }
+        let stream = started?;
         faults::at("stream.started").await?;
         let inbox = Inbox::open(
             self.listener,
@@ -399,6 +291,16 @@ impl<'a> Start<'a> {
             books: Some(books),
         };
         Ok(Follower::new(streams, applied, &self.config.apply, self.telemetry).after(from.trouble))
+    }
+
+    /// This daemon owns the pipeline: whoever still holds the slot under its name did before. One
+    /// that is alive says so every second; one whose host is gone would hold it for long.
+    async fn free_slot(&self, slot: &SlotName) -> Result<(), PipelineError> {
+        let name = self.config.source.effective_application_name();
+        if end_dead_user(&self.source, slot, name).await? {
+            tracing::warn!(%slot, "ended the walsender of a daemon that is gone: it held the slot");
+        }
+        Ok(())
     }
 
     /// Carries out what operators want done about errors, as far as it can be done now.
@@ -430,53 +332,8 @@ impl<'a> Start<'a> {
         })
     }
 
-    async fn copy_tables<'t>(
-        &self,
-        tables: impl Iterator<Item = &'t PlannedTable>,
-        records: &[TableRecord],
-    ) -> Result<Vec<CopyTable>, PipelineError> {
-        let is_rebasing = Store::is_rebasing(&self.control, &self.config.name).await?;
-        let state = |table: &PlannedTable| {
-            let record = records.iter().find(|record| table.is_of(record));
-            match record.map_or(TableState::Init, |r| r.state) {
-                TableState::Init if is_rebasing => TableState::Resync { keep_extra: false },
-                state => state,
-            }
-        };
-        let tables = tables
-            .map(|table| CopyTable {
-                mapping: Arc::clone(&table.mapping),
-                types: Arc::clone(&self.plan.types),
-                source_kind: table.source.kind,
-                row_filter: table.published.row_filter.clone(),
-                published_by: table.published.published_by,
-                existing_rows: match state(table) {
-                    TableState::Resync { .. } => ExistingRows::Merge,
-                    _ => table.resolved.rule.existing_rows,
-                },
-                extra_rows: match state(table) {
-                    TableState::Resync { keep_extra: true } => ExtraRows::Keep,
-                    TableState::Resync { keep_extra: false } => ExtraRows::Delete,
-                    _ => table.resolved.rule.extra_rows,
-                },
-                priority: table.resolved.rule.priority,
-                place: self
-                    .places
-                    .get(&table.replica.name)
-                    .copied()
-                    .unwrap_or_default(),
-                bytes: table.bytes,
-                state: state(table),
-                telemetry: self
-                    .telemetry
-                    .table(&table.source.name, &table.replica.name),
-            })
-            .collect();
-        Ok(tables)
-    }
-
     /// On the thread that will listen, should this connection be the one that streams.
-    async fn replication(&self) -> Result<ReplicationConnection, PipelineError> {
+    pub(super) async fn replication(&self) -> Result<ReplicationConnection, PipelineError> {
         let source = self.config.source.clone();
         let connecting = async move { ReplicationConnection::connect(&source).await };
         let connected = self.listener.spawn(connecting).await;
@@ -487,7 +344,7 @@ impl<'a> Start<'a> {
         Ok(self.config.slot.parse()?)
     }
 
-    fn identity(&self) -> PipelineIdentity {
+    pub(super) fn identity(&self) -> PipelineIdentity {
         PipelineIdentity {
             system_id: self.source_server.system_id.clone(),
             database_oid: self.source_server.database_oid,

@@ -33,6 +33,6 @@ pub use protocol::{
 pub use publication::{Publication, PublishedTable, fetch_publication, fetch_published_tables};
 pub use slot::{
     ExportedSnapshot, ReplicationSlot, SlotName, SlotNameError, SlotOptions, SlotWalStatus,
-    create_slot, drop_slot, fetch_slot,
+    create_slot, drop_slot, end_dead_user, fetch_slot,
 };
 pub use stream::{OriginFilter, ReplicationStream, StreamOptions, Streaming, protocol_version_max};

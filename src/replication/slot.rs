@@ -235,6 +235,28 @@ pub async fn fetch_slot(
     slot().map(Some).map_err(|error| catalog_error(&error))
 }
 
+/// Ends the walsender that holds a slot, if it is one of ours of this name whose client has said
+/// nothing for 5 s. True when there was one.
+///
+/// # Errors
+/// [`ReplicationError`] when the query fails.
+pub async fn end_dead_user(
+    client: &Client,
+    name: &SlotName,
+    application_name: &str,
+) -> Result<bool, ReplicationError> {
+    let sql = "SELECT pg_catalog.pg_terminate_backend(r.pid) \
+               FROM pg_catalog.pg_replication_slots AS s \
+               JOIN pg_catalog.pg_stat_replication AS r ON r.pid = s.active_pid \
+               WHERE s.slot_name = $1::text AND r.usename = current_user \
+               AND r.application_name = $2::text \
+               AND r.reply_time < pg_catalog.clock_timestamp() - interval '5 s'";
+    let ended = client
+        .query_opt(sql, &[&name.as_str(), &application_name])
+        .await;
+    Ok(ended.map_err(|error| catalog_error(&error))?.is_some())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

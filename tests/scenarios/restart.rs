@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use pglockstep::demo::cluster::StopMode;
+use pglockstep::replication::end_dead_user;
 use rustix::process::Signal;
 
 use crate::support::{Daemon, Family, Pair, Scenario, eventually, row};
@@ -345,6 +346,38 @@ async fn a_second_daemon_stands_by_and_takes_over() {
     counter_goes_on(&s, 50).await;
     load.stop().await;
     s.in_step(&third, &ALL).await;
+}
+
+/// As when its host is gone: nothing ends its walsender, and nothing answers for it.
+#[tokio::test]
+async fn the_slot_of_a_dead_leader_is_freed_and_that_of_a_living_one_is_not() {
+    let s = scenario("dead_leader").await;
+    s.on_source("ALTER DATABASE dead_leader SET wal_sender_timeout = '1h'")
+        .await;
+    let mut leader = s.start("").await;
+    s.in_step(&leader, &ALL).await;
+    let slot = s.slot().parse().unwrap();
+    let ended = end_dead_user(&s.source, &slot, "pglockstep_dead_leader").await;
+    assert!(!ended.unwrap(), "it lives");
+    let mut second = s.launch_beside("");
+    s.until_state(&mut second, "standby").await;
+    leader.signal(Signal::STOP);
+    s.on_replica(
+        "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND granted
+         AND database = (SELECT oid FROM pg_database WHERE datname = 'dead_leader')",
+    )
+    .await;
+    s.until_state(&mut second, "streaming").await;
+    assert!(
+        second.stderr().contains("held the slot"),
+        "{}",
+        second.stderr()
+    );
+    s.on_source("INSERT INTO t VALUES (500, 'by the second')")
+        .await;
+    s.in_step(&second, &ALL).await;
+    leader.signal(Signal::CONT);
+    s.until_state(&mut leader, "standby").await;
 }
 
 #[tokio::test]

