@@ -262,6 +262,9 @@ mod plot {
         static PLANTED: OnceLock<Option<Bug>> = OnceLock::new();
         let named = || {
             let name = std::env::var("PGLOCKSTEP_PLANTED").ok()?;
+            if name.is_empty() {
+                return None;
+            }
             let known = Bug::ALL.iter().find(|(_, known)| *known == name);
             match known {
                 Some(_) => eprintln!("planted: {name}"),

@@ -21,14 +21,15 @@ pub struct Lane {
 }
 
 impl Lane {
-    pub async fn new(number: usize) -> Self {
-        let scenario = Scenario::new(&FAMILY, &format!("lane_{number}")).await;
+    pub async fn new(name: &str) -> Self {
+        let scenario = Scenario::new(&FAMILY, name).await;
         scenario.on_both(CREATE).await;
         scenario.publish_all().await;
         Self { scenario }
     }
 
-    pub async fn run(&self, run: &Run) {
+    /// One run, with a bug planted or without.
+    pub async fn run(&self, run: &Run, bug: Option<&str>) {
         let order = run.order();
         let s = &self.scenario;
         self.begin_anew().await;
@@ -47,7 +48,9 @@ impl Lane {
         let config = s
             .config(SETTINGS)
             .replace("delay_max", "delay_min = \"50ms\"\ndelay_max");
-        let mut daemon = Daemon::start_with(&config, &[("PGLOCKSTEP_FAULTS", &order)]);
+        let planted = ("PGLOCKSTEP_PLANTED", bug.unwrap_or_default());
+        let faults = ("PGLOCKSTEP_FAULTS", order.as_str());
+        let mut daemon = Daemon::start_with(&config, &[faults, planted]);
         let hit = format!("fail point {}:", run.point);
         eventually(
             &order,

@@ -152,10 +152,10 @@ async fn at_every_step_it_may_fail_die_or_wait() {
     let queue = Mutex::new(runs);
     let next = || queue.lock().unwrap().pop();
     let work = async |number: usize| {
-        let lane = Lane::new(number).await;
+        let lane = Lane::new(&format!("lane_{number}")).await;
         let mut done = 0;
         while let Some(run) = next() {
-            lane.run(&run).await;
+            lane.run(&run, None).await;
             done += 1;
         }
         done

@@ -1,6 +1,8 @@
 //! Bugs that only real servers can show, each planted in the program: what the tests look at
 //! changes with the bug, and is as it must be without.
 
+use super::Run;
+use super::lane::Lane;
 use crate::support::{Daemon, Family, Scenario, fetch_rows, row_differences};
 
 static FAMILY: Family = Family::const_new();
@@ -82,4 +84,19 @@ async fn differs_under_other_settings(name: &str, bug: Option<&str>) -> bool {
 async fn settings_of_a_database_do_not_reach_the_replica() {
     assert!(!differs_under_other_settings("settings", None).await);
     assert!(differs_under_other_settings("settings_bug", Some("settings_not_pinned")).await);
+}
+
+/// Killed between the two, it has lost transactions. The first batch: later ones may be parts of one.
+#[tokio::test]
+async fn a_position_that_moves_apart_from_its_data_is_noticed() {
+    let bug = Some("position_apart");
+    let here = tokio::task::LocalSet::new();
+    let run = here.spawn_local(async move {
+        let lane = Lane::new("lane_bug").await;
+        lane.run(&Run::named("apply.begun=kill@1"), bug).await;
+    });
+    here.await;
+    let noticed = run.await.unwrap_err().into_panic();
+    let noticed = noticed.downcast_ref::<String>().unwrap();
+    assert!(noticed.contains("more on the source"), "{noticed}");
 }
