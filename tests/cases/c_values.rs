@@ -6,7 +6,7 @@ use super::runner::{Case, case};
 use crate::support::run_verb;
 
 pub const CASES: &[Case] = &[
-    case!(c3_settings_that_change_how_values_read, Each),
+    case!(c3_settings_that_change_how_values_read),
     case!(c4_a_domain_that_looks_things_up),
     case!(c5_text_that_looks_like_something_else, Crossing),
 ];

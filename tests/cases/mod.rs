@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  catalogue ─▶ letter.rs: a4_… ─▶ one database and one daemon a case ─▶ both sides compared
-//!      │                           a pair of clusters a version, four cases at a time
+//!      │                           a pair of clusters a version, a few cases at a time
 //!      └─▶ or the test elsewhere that covers it, or why nobody does
 //! ```
 //!
