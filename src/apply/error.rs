@@ -205,8 +205,8 @@ impl ApplyError {
             "42501" => {
                 "grant the daemon's role the missing privilege; `pglockstep setup` prints the SQL"
             }
-            "42P01" | "42703" => {
-                "the replica's schema has changed: bring it back in line with the mapping"
+            "42P01" | "42703" | "42883" => {
+                "the replica's schema has changed: bring it back in line with the mapping; or a function there (of a CHECK, a trigger, an index) looks for it without its schema, and our search_path is empty: ALTER FUNCTION … SET search_path"
             }
             "23505" => {
                 "another row of the replica holds the value: remove or change it, or copy the table again; where the source swaps values within a statement, make the replica's constraint DEFERRABLE"

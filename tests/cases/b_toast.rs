@@ -6,7 +6,7 @@ use super::runner::{Case, case};
 pub const CASES: &[Case] = &[
     case!(b1_unsent_values_are_kept, Crossing),
     case!(b5_unsent_values_of_every_kind),
-    case!(b8_a_filter_reads_an_unsent_value, Each, since 15),
+    case!(b8_a_filter_reads_an_unsent_value, Ends, since 15),
 ];
 
 /// Default and full identity, alone and merged with the changes before them.

@@ -28,14 +28,16 @@ const fn line(id: &'static str, what: &'static str, cover: Cover) -> Line {
 }
 
 /// How many lines each letter has: numbers without a gap.
-const LETTERS: [(char, usize); 9] = [
+const LETTERS: [(char, usize); 11] = [
     ('A', 16),
     ('B', 8),
+    ('C', 9),
     ('D', 10),
     ('E', 11),
     ('F', 28),
     ('G', 12),
     ('H', 12),
+    ('I', 10),
     ('J', 18),
     ('K', 10),
 ];
@@ -87,6 +89,22 @@ const CATALOGUE: &[Line] = &[
     line("B7", "repair of a row with an unsent value", OutOfScope("`repair` is not there yet")),
     line("B8", "a filter that reads a TOASTed value",
         Elsewhere(&["scenarios/mapping.rs::rows_outside_the_filter_may_change_without_their_toasted_values"])),
+
+    line("C1", "every type through copy, insert, update and delete; as a key where it can be one",
+        Elsewhere(&["scenarios/types.rs::every_type_by_its_key", "scenarios/types.rs::every_type_by_its_whole_row",
+            "scenarios/types.rs::every_type_from_major_to_major"])),
+    line("C2", "arrays of them: empty, NULLs, dimensions, odd lower bounds",
+        Elsewhere(&["scenarios/types.rs::every_type_by_its_key"])),
+    line("C3", "settings of the databases that change how values read", Here),
+    line("C4", "a domain whose CHECK depends on the search_path", Here),
+    line("C5", "text that looks like NULL, an end, an array; control characters; 1 MB", Here),
+    line("C6", "an enum's value that is added under way",
+        Elsewhere(&["cases/f_ddl.rs::f14_an_enum_gets_a_value"])),
+    line("C7", "types in other schemas, under other object ids",
+        Elsewhere(&["scenarios/mapping.rs::types_of_the_same_name_live_in_other_schemas"])),
+    line("C8", "extensions' types",
+        Elsewhere(&["scenarios/types.rs::every_type_by_its_key"])),
+    line("C9", "binary values, types without send or receive", OutOfScope("text is asked for, always")),
 
     line("D1", "savepoints kept, undone, a thousand deep; all undone",
         Elsewhere(&["scenarios/follow.rs::transactions_that_leave_nothing_or_a_part"])),
@@ -197,6 +215,26 @@ const CATALOGUE: &[Line] = &[
     line("H11", "a new value for an identity column",
         Elsewhere(&["cases/h_filters.rs::h10_identity_columns"])),
     line("H12", "sequences", OutOfScope("not in the stream; the README says so")),
+
+    line("I1", "writes while it copies",
+        Elsewhere(&["scenarios/copy.rs::large_small_and_empty_tables_while_the_source_writes"])),
+    line("I2", "killed while it copies",
+        Elsewhere(&["scenarios/existing_rows.rs::an_interrupted_copy_keeps_whole_tables_and_begins_partial_ones_again",
+            "scenarios/existing_rows.rs::a_slot_whose_birth_was_not_noted_is_made_anew", "kills/mod.rs::the_daemon_is_killed"])),
+    line("I3", "the exported snapshot dies", Here),
+    line("I4", "the replica has rows", Elsewhere(&["scenarios/existing_rows.rs::refuse_merge_and_truncate"])),
+    line("I5", "empty tables, dead pages, single rows",
+        Elsewhere(&["scenarios/copy.rs::large_small_and_empty_tables_while_the_source_writes"])),
+    line("I6", "tables that join, leave, and join again",
+        Elsewhere(&["scenarios/copy.rs::tables_join_while_it_runs",
+            "scenarios/gaps.rs::a_table_that_left_and_came_back_is_not_believed"])),
+    line("I7", "DDL while it copies", Here),
+    line("I8", "a transaction holds up the slot",
+        Elsewhere(&["scenarios/gaps.rs::a_form_that_changes_while_the_slot_is_made_is_read_again"])),
+    line("I9", "the source gives up the slot's log",
+        Elsewhere(&["scenarios/restart.rs::a_slot_that_goes_while_it_runs_makes_it_fail_for_all_to_see"])),
+    line("I10", "foreign keys and triggers on the replica",
+        Elsewhere(&["scenarios/plain_role.rs::parents_come_first", "scenarios/plain_role.rs::rows_that_are_there_go_children_first"])),
 
     line("J1", "triggers of origin do not fire", Here),
     line("J2", "triggers REPLICA and ALWAYS fire once a row",

@@ -7,7 +7,7 @@ use super::runner::{Case, case, pair};
 use crate::support::{Daemon, Scenario, eventually};
 
 pub const CASES: &[Case] = &[
-    case!(d1_savepoints_a_thousand_deep, Each),
+    case!(d1_savepoints_a_thousand_deep),
     case!(d2_large_interleaved_and_partly_undone, Crossing),
     case!(d3_prepared_transactions, Crossing),
     case!(d3_prepared_over_a_crash_of_the_source),

@@ -1,8 +1,8 @@
 //! E: TRUNCATE.
 
-use super::ground::{Ground, each, fails_until, same};
+use super::ground::{Ground, each, fails_until, hold_copy, release};
 use super::runner::{Case, case};
-use crate::support::{eventually, row};
+use crate::support::row;
 
 pub const CASES: &[Case] = &[
     case!(e1_truncate_in_every_company, Crossing),
@@ -130,44 +130,21 @@ async fn e7_partitions_by_themselves_and_by_their_root(g: Ground<'_>) {
     assert!(daemon.terminate().success());
 }
 
-/// The second table is emptied after the snapshot and before its own copy.
+/// Emptied after the snapshot and before its own copy.
 async fn e9_truncated_between_copy_and_stream(g: Ground<'_>) {
     let s = g.scenario().await;
-    s.on_both(
-        "CREATE TABLE a (id int PRIMARY KEY, n int); CREATE TABLE b (id int PRIMARY KEY, v text)",
-    )
-    .await;
-    let gate = "CREATE FUNCTION gate(id int) RETURNS int LANGUAGE plpgsql AS $$ BEGIN
-                PERFORM pg_advisory_lock_shared(42), pg_advisory_unlock_shared(42); RETURN id; END $$";
-    s.on_source(gate).await;
-    s.on_replica("CREATE FUNCTION gate(id int) RETURNS int LANGUAGE sql AS 'SELECT id'")
+    s.on_both("CREATE TABLE t (id int PRIMARY KEY, v text)")
         .await;
-    s.on_source(
-        "INSERT INTO a VALUES (1, 1); INSERT INTO b SELECT g, 'before' FROM generate_series(1, 100) g;
-         SELECT pg_advisory_lock(42)",
-    )
-    .await;
-    s.publish_all().await;
-    let mut daemon = s.launch(
-        "[copy]\nworkers = 1\n
-         [[tables]]\nsource = \"public.a\"\npriority = 9\nset = { n = \"public.gate(id)\" }\n
-         [[tables]]\nsource = \"public.b\"\n",
-    );
-    let waits = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted
-         AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
-    eventually(
-        "the copy to reach the gate",
-        || daemon.stderr(),
-        async || (s.one(waits).await == "1").then_some(()),
-    )
-    .await;
-    s.on_source("INSERT INTO b VALUES (101, 'before')").await;
-    s.on_source("TRUNCATE b; INSERT INTO b VALUES (1, 'after'), (102, 'after')")
+    s.on_source("INSERT INTO t SELECT g, 'before' FROM generate_series(1, 100) g")
         .await;
-    s.on_source("UPDATE b SET v = 'updated' WHERE id = 102")
-        .await;
-    s.on_source("SELECT pg_advisory_unlock(42)").await;
-    s.until_state(&mut daemon, "streaming").await;
-    same(&s, &daemon).await;
-    assert_eq!(s.replica_one("SELECT count(*) FROM b").await, "2");
+    let mut daemon = hold_copy(&s).await;
+    for sql in [
+        "INSERT INTO t VALUES (101, 'before')",
+        "TRUNCATE t; INSERT INTO t VALUES (1, 'after'), (102, 'after')",
+        "UPDATE t SET v = 'updated' WHERE id = 102",
+    ] {
+        s.on_source(sql).await;
+    }
+    release(&s, &mut daemon).await;
+    assert_eq!(s.replica_one("SELECT count(*) FROM t").await, "2");
 }

@@ -7,11 +7,11 @@ use crate::support::{Scenario, row, run_verb};
 pub const CASES: &[Case] = &[
     case!(g1_rows_move_between_partitions, Crossing),
     case!(g3_partitions_come_and_go, Each),
-    case!(g6_several_levels_under_one_root, Each),
-    case!(g7_several_ancestors_are_published, Each),
-    case!(g8_a_partition_with_an_identity_of_its_own, Each),
+    case!(g6_several_levels_under_one_root),
+    case!(g7_several_ancestors_are_published),
+    case!(g8_a_partition_with_an_identity_of_its_own),
     case!(g9_another_layout_on_the_replica),
-    case!(g11_what_is_no_ordinary_table, Each),
+    case!(g11_what_is_no_ordinary_table),
 ];
 
 const P: &str =

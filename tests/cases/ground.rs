@@ -2,7 +2,7 @@
 
 use rustix::process::Signal;
 
-use crate::support::{Daemon, Pair, Scenario, fetch_rows, run_verb};
+use crate::support::{Daemon, Pair, Scenario, eventually, fetch_rows, run_verb};
 
 /// Where a case runs. Nothing is made before the case asks for it.
 #[derive(Clone, Copy, Debug)]
@@ -129,6 +129,48 @@ pub async fn fails_until(
 ) {
     fails(s, daemon, sql, words, kept).await;
     s.on_replica(remedy).await;
+    s.until_state(daemon, "streaming").await;
+    same(s, daemon).await;
+}
+
+/// The first copy holds at its first table until `release`: the snapshot is taken, and all other
+/// tables are still to be copied by it.
+pub async fn hold_copy(s: &Scenario<'_>) -> Daemon {
+    s.on_both("CREATE TABLE gated (id int PRIMARY KEY, n int)")
+        .await;
+    s.on_source(
+        "CREATE FUNCTION gate(n int) RETURNS int LANGUAGE plpgsql AS $$ BEGIN
+           PERFORM pg_advisory_lock_shared(42), pg_advisory_unlock_shared(42); RETURN n; END $$;
+         INSERT INTO gated VALUES (1, 1); SELECT pg_advisory_lock(42)",
+    )
+    .await;
+    s.on_replica("CREATE FUNCTION gate(n int) RETURNS int LANGUAGE sql AS 'SELECT n'")
+        .await;
+    s.publish_all().await;
+    let daemon = s.launch(HELD);
+    until_held(s, &daemon).await;
+    daemon
+}
+
+const HELD: &str = "[copy]\nworkers = 1\n
+     [[tables]]\nsource = \"public.gated\"\npriority = 9\nset = { n = \"public.gate(n)\" }\n
+     [[tables]]\nsource = \"public.*\"\n";
+
+/// Waits until the copy stands at the gate.
+pub async fn until_held(s: &Scenario<'_>, daemon: &Daemon) {
+    let waits = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted
+         AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+    eventually(
+        "the copy to reach the gate",
+        || daemon.stderr(),
+        async || (s.one(waits).await == "1").then_some(()),
+    )
+    .await;
+}
+
+/// Lets the copy go on, and compares all when it is over.
+pub async fn release(s: &Scenario<'_>, daemon: &mut Daemon) {
+    s.on_source("SELECT pg_advisory_unlock(42)").await;
     s.until_state(daemon, "streaming").await;
     same(s, daemon).await;
 }

@@ -7,8 +7,8 @@ use crate::support::run_verb;
 pub const CASES: &[Case] = &[
     case!(k1_names_that_break_tools, Crossing),
     case!(k2_names_that_differ_in_case_only),
-    case!(k6_from_latin1_to_utf8_and_back, Each),
-    case!(k7_from_sql_ascii, Each),
+    case!(k6_from_latin1_to_utf8_and_back),
+    case!(k7_from_sql_ascii),
     case!(k8_from_euc_jp),
     case!(k9_a_character_that_the_replica_lacks),
     case!(k10_other_collations),

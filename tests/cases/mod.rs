@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  catalogue ─▶ letter.rs: a4_… ─▶ one database and one daemon a case ─▶ both sides compared
-//!      │                           a pair of clusters a version, four cases at a time
+//!      │                           a pair of clusters a version, a few cases at a time
 //!      └─▶ or the test elsewhere that covers it, or why nobody does
 //! ```
 //!
@@ -12,6 +12,7 @@
 
 mod a_rows_and_keys;
 mod b_toast;
+mod c_values;
 mod catalogue;
 mod d_transactions;
 mod e_truncate;
@@ -19,6 +20,7 @@ mod f_ddl;
 mod g_partitions;
 mod ground;
 mod h_filters;
+mod i_copy;
 mod j_replica;
 mod k_names;
 mod runner;
@@ -29,11 +31,13 @@ fn all() -> Vec<&'static Case> {
     [
         a_rows_and_keys::CASES,
         b_toast::CASES,
+        c_values::CASES,
         d_transactions::CASES,
         e_truncate::CASES,
         f_ddl::CASES,
         g_partitions::CASES,
         h_filters::CASES,
+        i_copy::CASES,
         j_replica::CASES,
         k_names::CASES,
     ]

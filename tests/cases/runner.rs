@@ -11,7 +11,7 @@ use super::ground::Ground;
 use crate::support::{Pair, PairOptions, eventually, is_soak};
 
 /// Each has a daemon and a few sessions.
-const AT_ONCE: usize = 4;
+const AT_ONCE: usize = 6;
 
 /// Far beyond what any takes; a case that waits for itself is to fail, not to hang.
 const CASE_SECONDS_MAX: Duration = Duration::from_secs(120);
