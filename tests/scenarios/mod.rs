@@ -3,6 +3,7 @@
 
 mod copy;
 mod existing_rows;
+mod failover;
 mod follow;
 mod gaps;
 mod identity;
