@@ -25,6 +25,10 @@ pub(super) struct Args {
     /// Ends the old history; the daemon merges every table when it starts next.
     #[arg(long)]
     apply: bool,
+    /// Even where the slot and the source are what the replica knows: for a stream that the source
+    /// cannot send, or that lacks something.
+    #[arg(long)]
+    force: bool,
     /// With --apply: do not ask.
     #[arg(long)]
     yes: bool,
@@ -81,7 +85,7 @@ pub(super) async fn run(config: Config, args: Args) -> anyhow::Result<Outcome> {
         slot_name,
         slot,
     };
-    let mut report = sides.look(!args.no_compare).await?;
+    let mut report = sides.look(&args).await?;
     let say = |text: &str| {
         if args.json {
             Ok(())
@@ -115,7 +119,7 @@ async fn connect(endpoint: &Endpoint, session: Session) -> anyhow::Result<Client
 }
 
 impl Sides {
-    async fn look(&self, compares: bool) -> anyhow::Result<Report> {
+    async fn look(&self, args: &Args) -> anyhow::Result<Report> {
         let pipeline = &self.config.name;
         if !Store::has_books(&self.replica).await? {
             bail!("the replica has no books of this version: there is no history to end");
@@ -137,12 +141,13 @@ impl Sides {
         let history = ask_history(&mut connection, record.timeline).await?;
         connection.close().await;
         let over = match resume_position(&record, &identity, self.slot.as_ref(), Some(history)) {
+            Ok(_) if args.force => Some("an operator wants it so (--force)".to_owned()),
             Ok(_) => None,
             Err(PipelineError::Definite { message, .. }) => Some(message),
             Err(error) => return Err(error.into()),
         };
         let mut tables = Vec::new();
-        if over.is_some() && compares {
+        if over.is_some() && !args.no_compare {
             let (publication, rules) = (&self.config.publication, &self.config.mapping);
             let plan = fetch_plan(&self.source, &self.replica, publication, rules).await?;
             for table in plan.tables.values() {
@@ -219,7 +224,8 @@ impl Sides {
 
 fn render(report: &Report) -> String {
     let Some(over) = &report.over else {
-        return "the pipeline can go on from where it is: there is nothing to rebase".to_owned();
+        return "the pipeline can go on from where it is: there is nothing to rebase (--force does it all the same)"
+            .to_owned();
     };
     let mut lines = vec![format!("the pipeline cannot go on: {over}")];
     if !report.tables.is_empty() {

@@ -189,8 +189,8 @@ impl ReplicationError {
 /// Changes are read by the catalogue as it was when they were written.
 const PUBLICATION_MISSING: &str = "the publication was not there under its name when changes were \
      written: CREATE PUBLICATION … FOR TABLE …, as `pglockstep setup` prints, if it is still missing; \
-     the slot cannot go beyond these changes, so drop it (`pglockstep teardown`) and copy anew, with \
-     existing_rows = \"merge\"";
+     the slot cannot go beyond these changes: `pglockstep rebase --force --apply` has every table merged \
+     under a new one";
 
 fn server_advice(request: Request, error: &ErrorResponse) -> String {
     use Request::{CreateSlot, StartReplication, Stream};
@@ -203,22 +203,22 @@ fn server_advice(request: Request, error: &ErrorResponse) -> String {
         }
         ("55000" | "58P01", _) => {
             "the slot can no longer be read (its WAL is gone, it was invalidated, or it belongs to \
-             another database): drop it and copy anew, and raise max_slot_wal_keep_size"
+             another database): `pglockstep rebase`, and raise max_slot_wal_keep_size"
         }
         ("42704", StartReplication) => {
-            "the slot is missing: if it was dropped or lost in a failover, copy anew"
+            "the slot is missing: it was dropped, or lost in a failover: `pglockstep rebase`"
         }
         ("42704", Stream) => PUBLICATION_MISSING,
         ("22021" | "22P05", Stream) => {
             "a value of the source has no form in UTF8, in which it is sent (a database of encoding \
-             SQL_ASCII takes any bytes): correct it there, then drop the slot (`pglockstep teardown`), \
-             which cannot go beyond it, and copy anew"
+             SQL_ASCII takes any bytes): correct it there; the slot cannot go beyond it: `pglockstep \
+             rebase --force --apply` has every table merged under a new one"
         }
         // Nothing else in the stream computes with values.
         (code, Stream) if code.starts_with("22") => {
             "a row filter of the publication fails for a row: ALTER PUBLICATION … SET TABLE … WHERE a \
-             condition that cannot fail, then drop the slot (`pglockstep teardown`), which reads what \
-             was written by the old one, and copy anew"
+             condition that cannot fail; the slot reads what was written by the old one: `pglockstep \
+             rebase --force --apply` has every table merged under a new slot"
         }
         ("42710", CreateSlot) => "a slot of this name exists: choose another name, or drop it",
         ("42501" | "28000", _) => {

@@ -524,13 +524,16 @@ async fn f24_the_publication_goes_and_comes_back(g: Ground<'_>) {
         s.on_source(&back.replace("{}", &publication)).await;
         s.on_source("INSERT INTO t SELECT max(id) + 10, 'after' FROM t")
             .await;
-        s.until_failed(&mut daemon, &["publication was not there", "teardown"])
-            .await;
+        s.until_failed(
+            &mut daemon,
+            &["publication was not there", "rebase --force"],
+        )
+        .await;
         assert_eq!(s.replica_rows("SELECT * FROM t").await, before);
         assert!(daemon.terminate().success());
-        let torn_down = run_verb(&s.config(""), &["teardown", "--yes"]);
-        assert!(torn_down.status.success(), "{torn_down:?}");
-        let mut daemon = s.start(merge).await;
+        let begun = run_verb(&s.config(""), &["rebase", "--force", "--apply", "--yes"]);
+        assert!(begun.status.success(), "{begun:?}");
+        let mut daemon = s.start("").await;
         each(&s, &daemon, &["UPDATE t SET v = 'last' WHERE id = 1"]).await;
         assert!(daemon.terminate().success());
         let torn_down = run_verb(&s.config(""), &["teardown", "--yes"]);
