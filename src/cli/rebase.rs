@@ -124,7 +124,7 @@ impl Sides {
         if !Store::has_books(&self.replica).await? {
             bail!("the replica has no books of this version: there is no history to end");
         }
-        if Store::is_rebasing(&self.replica, pipeline).await? {
+        if Store::fetch_rebasing(&self.replica, pipeline).await? {
             bail!("a rebase is under way: start the daemon, it goes on");
         }
         let record = Store::fetch_record(&self.replica, pipeline).await?;

@@ -33,7 +33,7 @@ impl Start<'_> {
                 advice: "another pipeline may use it: choose another [source] slot, or, if it is a left-over, SELECT pg_drop_replication_slot() it".into(),
             });
         }
-        let tables = self.copy_tables(self.plan.tables.values(), &[]).await?;
+        let tables = self.copy_tables(self.plan.tables.values(), &[]);
         check_existing_rows(&self.control, &tables, &self.config.name).await?;
         let mut connection = self.replication().await?;
         if found.is_some() {
@@ -74,7 +74,7 @@ impl Start<'_> {
             records.iter().filter(is_copy).any(|r| table.is_of(r))
         };
         let missing = self.plan.tables.values().filter(|table| !is_copied(table));
-        let tables = self.copy_tables(missing, &records).await?;
+        let tables = self.copy_tables(missing, &records);
         if tables.is_empty() {
             return Ok(());
         }
@@ -127,12 +127,12 @@ impl Start<'_> {
         Ok(())
     }
 
-    async fn copy_tables<'t>(
+    fn copy_tables<'t>(
         &self,
         tables: impl Iterator<Item = &'t PlannedTable>,
         records: &[TableRecord],
-    ) -> Result<Vec<CopyTable>, PipelineError> {
-        let is_rebasing = Store::is_rebasing(&self.control, &self.config.name).await?;
+    ) -> Vec<CopyTable> {
+        let is_rebasing = self.store.is_rebasing();
         let state = |table: &PlannedTable| {
             let record = records.iter().find(|record| table.is_of(record));
             match record.map_or(TableState::Init, |r| r.state) {
@@ -140,7 +140,7 @@ impl Start<'_> {
                 state => state,
             }
         };
-        let tables = tables
+        tables
             .map(|table| CopyTable {
                 mapping: Arc::clone(&table.mapping),
                 types: Arc::clone(&self.plan.types),
@@ -168,7 +168,6 @@ impl Start<'_> {
                     .telemetry
                     .table(&table.source.name, &table.replica.name),
             })
-            .collect();
-        Ok(tables)
+            .collect()
     }
 }

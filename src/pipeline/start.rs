@@ -29,7 +29,7 @@ use crate::conn::{Pool, Session};
 use crate::faults;
 use crate::pg::{Lsn, QualifiedName, Side};
 use crate::pgoutput::{Decoder, Streaming};
-use crate::progress::{PipelineIdentity, Store, TableState};
+use crate::progress::{BookedError, PipelineIdentity, Store, TableState};
 use crate::replication::{
     ReplicationConnection, SlotName, StreamOptions, end_dead_user, fetch_slot,
 };
@@ -242,7 +242,9 @@ impl<'a> Start<'a> {
             }
             relations.add(table, state, telemetry);
         }
-        self.store.end_rebase(&self.control).await?;
+        if self.store.is_rebasing() {
+            self.store.end_rebase(&self.control).await?;
+        }
         let books = self
             .work_through_errors(&mut applier, &mut relations, applied)
             .await?;
@@ -310,9 +312,13 @@ impl<'a> Start<'a> {
         relations: &mut Relations,
         applied: Lsn,
     ) -> Result<Books, PipelineError> {
+        let pipeline = &self.config.name;
+        let mut open = Store::fetch_errors(&self.control, pipeline, true).await?;
+        if open.is_empty() {
+            return Ok(self.books(open));
+        }
         self.store.take_retries(&self.control).await?;
         self.store.pass_errors(&self.control, applied).await?;
-        let open = Store::fetch_errors(&self.control, &self.config.name, true).await?;
         let mut replay = Replay {
             store: &self.store,
             books: &self.control,
@@ -323,13 +329,17 @@ impl<'a> Start<'a> {
             telemetry: self.telemetry,
         };
         replay.run(&open).await?;
-        let open_errors = Store::fetch_errors(&self.control, &self.config.name, true).await?;
+        open = Store::fetch_errors(&self.control, pipeline, true).await?;
+        Ok(self.books(open))
+    }
+
+    fn books(&self, open_errors: Vec<BookedError>) -> Books {
         quarantine::tell(self.telemetry, &open_errors);
-        Ok(Books {
+        Books {
             store: self.store.clone(),
             open_errors,
             told_at: Instant::now(),
-        })
+        }
     }
 
     /// On the thread that will listen, should this connection be the one that streams.

@@ -52,7 +52,7 @@ impl Store {
     ///
     /// # Errors
     /// When the query fails.
-    pub async fn is_rebasing(client: &Client, pipeline: &str) -> Result<bool, ProgressError> {
+    pub async fn fetch_rebasing(client: &Client, pipeline: &str) -> Result<bool, ProgressError> {
         let sql = "SELECT EXISTS (SELECT 1 FROM pglockstep.pipelines WHERE name = $1 AND rebasing)";
         let row = client
             .query_one(sql, &[&pipeline])

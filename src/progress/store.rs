@@ -120,13 +120,14 @@ pub struct PipelineRecord {
 pub struct Store {
     pipeline: String,
     epoch: i64,
+    is_rebasing: bool,
 }
 
 const CLAIM: &str = "
 INSERT INTO pglockstep.pipelines AS p (name, system_id, database_oid, slot, epoch)
 VALUES ($1, '', 0, '', 1)
 ON CONFLICT (name) DO UPDATE SET epoch = p.epoch + 1, updated_at = pg_catalog.now()
-RETURNING epoch";
+RETURNING epoch, rebasing";
 
 impl Store {
     /// Whether the bookkeeping schema is there, with all its tables.
@@ -198,6 +199,7 @@ impl Store {
         Ok(Self {
             pipeline: pipeline.to_owned(),
             epoch: row.get(0),
+            is_rebasing: row.get(1),
         })
     }
 
@@ -464,6 +466,12 @@ impl Store {
     #[must_use]
     pub fn pipeline(&self) -> &str {
         &self.pipeline
+    }
+
+    /// Whether every table was still to be merged under a new history when it was claimed.
+    #[must_use]
+    pub fn is_rebasing(&self) -> bool {
+        self.is_rebasing
     }
 
     /// The number of this claim; no other claim of the pipeline has it.

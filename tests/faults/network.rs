@@ -280,7 +280,7 @@ impl Ground {
 async fn the_first_copy_over_slow_lines() {
     let lines = [
         Line {
-            latency: Duration::from_millis(150),
+            latency: Duration::from_millis(60),
             ..Line::default()
         },
         Line {

@@ -215,7 +215,7 @@ impl Field {
             }
             Fault::PoorLine(link) => {
                 self.proxy(link).line(Line {
-                    latency: Duration::from_millis(300),
+                    latency: Duration::from_millis(150),
                     bits_per_second: Some(256_000),
                     loss_percent: 1,
                     ..Line::default()

@@ -63,6 +63,8 @@ impl Load {
                     if client.batch_execute(&sql).await.is_err() {
                         break;
                     }
+                    // The counter's row is found among all of its table, on the replica too.
+                    tokio::time::sleep(Duration::from_millis(2)).await;
                 }
             }
             n

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 /// How a statement that only reads, or speaks to the walsender, begins.
 const ALLOWED: [&str; 13] = [
     r"^SELECT ",
-    r"^WITH \w+ AS \(SELECT ",
+    r"^WITH (RECURSIVE )?\w+",
     r"^COPY \(\s*SELECT .* TO STDOUT",
     r"^BEGIN( ISOLATION LEVEL REPEATABLE READ)?( READ ONLY)?$",
     r"^(BEGIN|START TRANSACTION).*READ ONLY",
