@@ -164,6 +164,19 @@ impl Applier {
         }
     }
 
+    /// Has the constraints that wait for COMMIT looked at now, where they fire.
+    ///
+    /// # Errors
+    /// One is violated; the transaction is then rolled back whole.
+    pub async fn check_constraints(&mut self) -> Result<(), ApplyError> {
+        let now = "SET CONSTRAINTS ALL IMMEDIATE; SET CONSTRAINTS ALL DEFERRED";
+        let checked = self.session.client.batch_execute(now).await;
+        if checked.is_err() {
+            self.rollback().await;
+        }
+        checked.map_err(ApplyError::transaction("check the constraints"))
+    }
+
     /// A table that was set aside goes on like the others, in the open transaction; then as
     /// [`commit`](Self::commit).
     ///
@@ -399,6 +412,18 @@ fn tell(batch: &Batch, outcome: &Outcome) -> Vec<Written> {
 }
 
 impl Written {
+    /// What another batch came to for the same table.
+    pub fn add(&mut self, other: &Self) {
+        self.inserts += other.inserts;
+        self.updates += other.updates;
+        self.deletes += other.deletes;
+        self.truncates += other.truncates;
+        self.filtered += other.filtered;
+        for (kind, conflicts) in &other.conflicts {
+            *self.conflicts.entry(*kind).or_default() += conflicts;
+        }
+    }
+
     fn nothing(mapping: &Arc<TableMapping>) -> Self {
         Self {
             mapping: Arc::clone(mapping),

@@ -237,7 +237,6 @@ pub(crate) fn refused(mapping: &TableMapping, sqlstate: &str) -> ApplyError {
             sqlstate: sqlstate.to_owned(),
             message: "simulated".to_owned(),
             constraint: None,
-            table: None,
         })),
     }
 }

@@ -159,10 +159,12 @@ impl StageContext<'_> {
         // CASCADE is not passed on: the source has listed every published table it reached,
         // and nothing beyond the mapping may be emptied.
         let plain = format!("TRUNCATE {names}");
+        let first = tables.first().and_then(|table| self.batch.mapping(*table));
         let run = async |sql: &str| {
             let done = session.client.batch_execute(sql).await;
             done.map_err(|error| ApplyError::Truncate {
                 tables: names.clone(),
+                first: first.map(|mapping| mapping.replica.clone()),
                 source: error.into(),
             })
         };

@@ -49,6 +49,9 @@ enum What {
     Retry {
         /// Its number.
         id: i64,
+        /// One JSON object.
+        #[arg(long)]
+        json: bool,
     },
     /// Passes its transaction by, and keeps the content: the whole transaction where the
     /// pipeline stands before it, the table's part where the table is set aside.
@@ -58,6 +61,9 @@ enum What {
         /// Why; it is kept with the error.
         #[arg(long)]
         reason: String,
+        /// One JSON object.
+        #[arg(long)]
+        json: bool,
     },
 }
 
@@ -91,16 +97,15 @@ pub(super) async fn run(config: Config, args: Args) -> anyhow::Result<Outcome> {
             }
             Ok(Outcome::Fine)
         }
-        What::Retry { id } => {
-            request(&replica, pipeline, id, Request::Retry, None).await?;
-            output::line(&format!(
-                "error {id} is to be tried again: the daemon does it at once, or when it starts"
-            ))?;
-            Ok(Outcome::Fine)
-        }
-        What::Skip { id, reason } => {
+        What::Retry { id, json } => {
             let error = find(&replica, pipeline, id).await?;
-            request(&replica, pipeline, id, Request::Skip, Some(&reason)).await?;
+            request(&replica, pipeline, &error, Request::Retry, None).await?;
+            let what = format!("error {id} is to be tried again");
+            tell(json, id, &what)
+        }
+        What::Skip { id, reason, json } => {
+            let error = find(&replica, pipeline, id).await?;
+            request(&replica, pipeline, &error, Request::Skip, Some(&reason)).await?;
             let what = match error.state {
                 ErrorState::Quarantined => format!(
                     "what the transaction committed at {} did to {} is to be passed by, and all that is kept after it applied",
@@ -112,10 +117,7 @@ pub(super) async fn run(config: Config, args: Args) -> anyhow::Result<Outcome> {
                     error.commit_lsn
                 ),
             };
-            output::line(&format!(
-                "{what}: the daemon does it at once, or when it starts"
-            ))?;
-            Ok(Outcome::Fine)
+            tell(json, id, &what)
         }
     }
 }
@@ -160,18 +162,39 @@ async fn find(replica: &Client, pipeline: &str, id: i64) -> anyhow::Result<Booke
 async fn request(
     replica: &Client,
     pipeline: &str,
-    id: i64,
+    error: &BookedError,
     request: Request,
     reason: Option<&str>,
 ) -> anyhow::Result<()> {
-    if Store::request(replica, pipeline, id, request, reason).await? {
+    if Store::request(replica, pipeline, error, request, reason).await? {
         return Ok(());
     }
-    let error = find(replica, pipeline, id).await?;
+    let error = find(replica, pipeline, error.id).await?;
+    if error.state.is_open() {
+        bail!(
+            "error {} is about the transaction committed at {} by now; nothing was changed: look again",
+            error.id,
+            error.commit_lsn
+        );
+    }
     bail!(
-        "error {id} has ended: it is {}; nothing was changed",
+        "error {} has ended: it is {}; nothing was changed",
+        error.id,
         error.state.as_str()
     )
+}
+
+/// Says what is to be done.
+fn tell(json: bool, id: i64, what: &str) -> anyhow::Result<Outcome> {
+    if json {
+        let said = json!({"id": id, "requested": true, "message": what});
+        output::line(&serde_json::to_string_pretty(&said)?)?;
+    } else {
+        output::line(&format!(
+            "{what}: the daemon does it at once, or when it starts"
+        ))?;
+    }
+    Ok(Outcome::Fine)
 }
 
 fn state(error: &BookedError) -> String {

@@ -9,7 +9,7 @@ use super::{Outcome, human, output, settings};
 use crate::catalog::fetch_server;
 use crate::config::Config;
 use crate::conn::{Endpoint, Session};
-use crate::pg::{ServerError, quote_ident};
+use crate::pg::{ServerError, quote_ident, quote_literal};
 use crate::pipeline::{
     PipelineConfig, PipelineError, PlannedTable, TablePlan, ask_history, fetch_plan,
     resume_position,
@@ -68,7 +68,7 @@ struct Sides {
     config: PipelineConfig,
     source: Client,
     replica: Client,
-    slot_name: SlotName,
+    /// The one that the configuration names.
     slot: Option<ReplicationSlot>,
 }
 
@@ -82,10 +82,15 @@ pub(super) async fn run(config: Config, args: Args) -> anyhow::Result<Outcome> {
         config,
         source,
         replica,
-        slot_name,
         slot,
     };
-    let mut report = sides.look(&args).await?;
+    if args.apply && !Store::try_lock(&sides.replica, &sides.config.name).await? {
+        bail!(
+            "a daemon holds the pipeline {} on the replica: stop it first; nothing was changed",
+            sides.config.name
+        );
+    }
+    let (mut report, old_slot) = sides.look(&args).await?;
     let say = |text: &str| {
         if args.json {
             Ok(())
@@ -96,7 +101,7 @@ pub(super) async fn run(config: Config, args: Args) -> anyhow::Result<Outcome> {
     say(&render(&report))?;
     if report.over.is_some() && args.apply {
         if args.yes || confirmed()? {
-            sides.end_history().await?;
+            sides.end_history(old_slot).await?;
             report.done = true;
             say("done: start the daemon; it makes a new slot and merges every table")?;
         } else {
@@ -119,24 +124,42 @@ async fn connect(endpoint: &Endpoint, session: Session) -> anyhow::Result<Client
 }
 
 impl Sides {
-    async fn look(&self, args: &Args) -> anyhow::Result<Report> {
+    /// With the slot of the old history, where the source still has it.
+    async fn look(&self, args: &Args) -> anyhow::Result<(Report, Option<ReplicationSlot>)> {
         let pipeline = &self.config.name;
         if !Store::has_books(&self.replica).await? {
             bail!("the replica has no books of this version: there is no history to end");
         }
-        if Store::fetch_rebasing(&self.replica, pipeline).await? {
-            bail!("a rebase is under way: start the daemon, it goes on");
-        }
         let record = Store::fetch_record(&self.replica, pipeline).await?;
         let record = record.with_context(|| {
-            format!("the books know no history of the pipeline {pipeline}: start the daemon")
+            format!("the books know no history of the pipeline {pipeline}: start the daemon, it begins one")
         })?;
+        if record.slot_born_at.is_none() {
+            bail!("the pipeline {pipeline} has not begun: start the daemon, it goes on");
+        }
         let server = fetch_server(&self.source).await?;
         let identity = PipelineIdentity {
             system_id: server.system_id,
             database_oid: server.database_oid,
             slot: self.config.slot.clone(),
         };
+        // Only a slot that the books name, on the source that they name, is ours to drop.
+        let is_same_source = record.identity.system_id == identity.system_id
+            && record.identity.database_oid == identity.database_oid;
+        let old_slot = if is_same_source {
+            fetch_slot(&self.source, &record.identity.slot.parse()?).await?
+        } else {
+            None
+        };
+        if let Some(slot) = &self.slot
+            && old_slot.as_ref().is_none_or(|old| old.name != slot.name)
+        {
+            bail!(
+                "the source has a slot {} that this replica knows nothing of: choose another [source] slot, or, if it is a left-over, SELECT pg_drop_replication_slot({}); nothing was changed",
+                slot.name,
+                quote_literal(&slot.name)
+            );
+        }
         let mut connection = ReplicationConnection::connect(&self.config.source).await?;
         let history = ask_history(&mut connection, record.timeline).await?;
         connection.close().await;
@@ -155,12 +178,13 @@ impl Sides {
             }
             tables.sort_by(|a, b| a.table.cmp(&b.table));
         }
-        Ok(Report {
+        let report = Report {
             over,
             applied_lsn: record.applied,
             tables,
             done: false,
-        })
+        };
+        Ok((report, old_slot))
     }
 
     /// Counts and hashes, whatever the order of the rows.
@@ -199,24 +223,19 @@ impl Sides {
     }
 
     /// The slot first: interrupted in between, a second `rebase` finds it gone and goes on.
-    async fn end_history(&mut self) -> anyhow::Result<()> {
-        let pipeline = self.config.name.clone();
-        if !Store::try_lock(&self.replica, &pipeline).await? {
-            bail!(
-                "a daemon holds the pipeline {pipeline} on the replica: stop it first; nothing was changed"
-            );
-        }
-        if let Some(slot) = &self.slot {
+    async fn end_history(&mut self, old_slot: Option<ReplicationSlot>) -> anyhow::Result<()> {
+        if let Some(slot) = old_slot {
             if let Some(pid) = slot.active_pid {
                 bail!(
                     "the slot {} is in use (walsender {pid} of the source): by another daemon? Nothing was changed",
-                    self.slot_name
+                    slot.name
                 );
             }
             let mut connection = ReplicationConnection::connect(&self.config.source).await?;
-            drop_slot(&mut connection, &self.slot_name).await?;
+            drop_slot(&mut connection, &slot.name.parse()?).await?;
             connection.close().await;
         }
+        let pipeline = self.config.name.clone();
         Store::rebase(&mut self.replica, &pipeline).await?;
         Ok(())
     }

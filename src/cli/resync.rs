@@ -16,6 +16,9 @@ pub(super) struct Args {
     /// cannot keep any.
     #[arg(long)]
     keep_extra: bool,
+    /// One JSON object.
+    #[arg(long)]
+    json: bool,
 }
 
 pub(super) async fn run(config: Config, args: Args) -> anyhow::Result<Outcome> {
@@ -41,6 +44,11 @@ pub(super) async fn run(config: Config, args: Args) -> anyhow::Result<Outcome> {
     }
     transaction.commit().await?;
     let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+    if args.json {
+        let said = serde_json::json!({"tables": names, "requested": true});
+        output::line(&serde_json::to_string_pretty(&said)?)?;
+        return Ok(Outcome::Fine);
+    }
     let extra = if args.keep_extra {
         "rows that only the replica has stay"
     } else {

@@ -191,7 +191,7 @@ pub(crate) fn pins_sql(session: Session, lock_timeout_ms: u32) -> String {
             ("default_transaction_read_only", "off"),
             ("synchronous_commit", "on"),
             // One of them holds the pipeline: whoever stands by is to have it soon.
-            ("tcp_keepalives_idle", "5"),
+            ("tcp_keepalives_idle", "4"),
             ("tcp_keepalives_interval", "2"),
             ("tcp_user_timeout", "10000"),
         ],

@@ -5,7 +5,7 @@
 //! constraint errors stay here; what is told is the code, its name, and which
 //! constraint, column or table.
 
-use super::{Disposition, QualifiedName, sqlstate_disposition};
+use super::{Disposition, sqlstate_disposition};
 use crate::faults::Fault;
 use std::fmt;
 use tokio_postgres::error::{DbError, SqlState};
@@ -28,8 +28,6 @@ pub struct Refusal {
     pub message: String,
     /// The constraint, where the server named one.
     pub constraint: Option<String>,
-    /// The table, where the server named one.
-    pub table: Option<QualifiedName>,
 }
 
 impl ServerError {
@@ -38,15 +36,6 @@ impl ServerError {
     pub fn sqlstate(&self) -> Option<&str> {
         match self {
             Self::Refused(refusal) => Some(&refusal.sqlstate),
-            Self::Lost(_) => None,
-        }
-    }
-
-    /// The table that the server named.
-    #[must_use]
-    pub fn table(&self) -> Option<&QualifiedName> {
-        match self {
-            Self::Refused(refusal) => refusal.table.as_ref(),
             Self::Lost(_) => None,
         }
     }
@@ -102,10 +91,6 @@ impl From<&DbError> for Refusal {
             sqlstate: code.code().to_owned(),
             message,
             constraint: error.constraint().map(str::to_owned),
-            table: error
-                .schema()
-                .zip(error.table())
-                .map(|(schema, table)| QualifiedName::new(schema, table)),
         }
     }
 }

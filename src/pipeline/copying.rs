@@ -6,8 +6,8 @@ use super::look::check_forms;
 use super::start::Start;
 use super::tables::PlannedTable;
 use crate::faults;
-use crate::mapping::{ExistingRows, ExtraRows};
-use crate::pg::Lsn;
+use crate::mapping::{ConflictPolicy, ExistingRows, ExtraRows};
+use crate::pg::{Disposition, Lsn};
 use crate::progress::{Store, TableRecord, TableState};
 use crate::replication::{
     ReplicationConnection, ReplicationSlot, SlotName, SlotOptions, create_slot, drop_slot,
@@ -33,7 +33,8 @@ impl Start<'_> {
                 advice: "another pipeline may use it: choose another [source] slot, or, if it is a left-over, SELECT pg_drop_replication_slot() it".into(),
             });
         }
-        let tables = self.copy_tables(self.plan.tables.values(), &[]);
+        let records = Store::fetch_tables(&self.control, &self.config.name).await?;
+        let tables = self.copy_tables(self.plan.tables.values(), &records);
         check_existing_rows(&self.control, &tables, &self.config.name).await?;
         let mut connection = self.replication().await?;
         if found.is_some() {
@@ -56,6 +57,7 @@ impl Start<'_> {
         self.store
             .record_slot(&self.control, exported.consistent_point, timeline)
             .await?;
+        self.own_slot();
         faults::at("slot.recorded").await?;
         self.copy(&tables, &exported.name, exported.consistent_point)
             .await?;
@@ -66,7 +68,13 @@ impl Start<'_> {
     pub(super) async fn copy_missing(&self) -> Result<(), PipelineError> {
         let records = Store::fetch_tables(&self.control, &self.config.name).await?;
         // What does not take part now, or did not in between, has missed changes.
-        let gone = |record: &&TableRecord| !self.plan.tables.values().any(|t| t.is_of(record));
+        // Under a new history that says nothing: tables may have other numbers.
+        let is_former = |r: &TableRecord| {
+            self.store.is_rebasing() && matches!(r.state, TableState::Resync { .. })
+        };
+        let gone = |record: &&TableRecord| {
+            !is_former(record) && !self.plan.tables.values().any(|t| t.is_of(record))
+        };
         let gone: Vec<&TableRecord> = records.iter().filter(gone).collect();
         self.store.forget_copies(&self.control, &gone).await?;
         let is_copied = |table: &&PlannedTable| {
@@ -78,7 +86,26 @@ impl Start<'_> {
         if tables.is_empty() {
             return Ok(());
         }
-        check_existing_rows(&self.control, &tables, &self.config.name).await?;
+        let copied = self.copy_under_own_snapshot(&tables).await;
+        if let Err(error) = &copied
+            && error.disposition() == Disposition::Definite
+        {
+            // It may have left a transaction open.
+            let _ = self.control.batch_execute("ROLLBACK").await;
+            let called_off = self.store.call_off_resyncs(&self.control).await?;
+            if !called_off.is_empty() {
+                let names: Vec<String> = called_off.iter().map(ToString::to_string).collect();
+                return Err(PipelineError::ResyncFailed {
+                    tables: names.join(", "),
+                    source: Box::new(copied.err().unwrap_or(PipelineError::Requested)),
+                });
+            }
+        }
+        copied
+    }
+
+    async fn copy_under_own_snapshot(&self, tables: &[CopyTable]) -> Result<(), PipelineError> {
+        check_existing_rows(&self.control, tables, &self.config.name).await?;
         let mut exporter = self.replication().await?;
         // Slots share one name space over all databases: the name must be this attempt's own.
         let slot: String = self.config.slot.chars().take(40).collect();
@@ -92,7 +119,7 @@ impl Start<'_> {
         let exported = create_slot(&mut exporter, &name, options).await?;
         faults::at("copy.slot_made").await?;
         // The exporter stays until the copy is done: with it goes the snapshot.
-        self.copy(&tables, &exported.name, exported.consistent_point)
+        self.copy(tables, &exported.name, exported.consistent_point)
             .await?;
         drop(exporter);
         Ok(())
@@ -134,11 +161,14 @@ impl Start<'_> {
     ) -> Vec<CopyTable> {
         let is_rebasing = self.store.is_rebasing();
         let state = |table: &PlannedTable| {
-            let record = records.iter().find(|record| table.is_of(record));
-            match record.map_or(TableState::Init, |r| r.state) {
-                TableState::Init if is_rebasing => TableState::Resync { keep_extra: false },
-                state => state,
-            }
+            let own = records.iter().find(|record| table.is_of(record));
+            let is_former = |r: &&TableRecord| {
+                is_rebasing
+                    && r.replica == table.replica.name
+                    && matches!(r.state, TableState::Resync { .. })
+            };
+            let record = own.or_else(|| records.iter().find(is_former));
+            record.map_or(TableState::Init, |r| r.state)
         };
         tables
             .map(|table| CopyTable {
@@ -155,6 +185,11 @@ impl Start<'_> {
                     TableState::Resync { keep_extra: true } => ExtraRows::Keep,
                     TableState::Resync { keep_extra: false } => ExtraRows::Delete,
                     _ => table.resolved.rule.extra_rows,
+                },
+                // A table that is to be mended becomes what the source has.
+                on_conflict: match state(table) {
+                    TableState::Resync { .. } => ConflictPolicy::SourceWins,
+                    _ => table.mapping.on_conflict.clone(),
                 },
                 priority: table.resolved.rule.priority,
                 place: self

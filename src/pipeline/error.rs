@@ -103,6 +103,15 @@ pub enum PipelineError {
         #[source]
         source: Box<PipelineError>,
     },
+    /// Tables could not be copied again.
+    #[error("{tables} could not be copied again, and are as they were")]
+    ResyncFailed {
+        /// The source tables.
+        tables: String,
+        /// Why.
+        #[source]
+        source: Box<PipelineError>,
+    },
     /// An operator has left something to do.
     #[error("starting again, as an operator wants something done")]
     Requested,
@@ -149,6 +158,7 @@ impl PipelineError {
             | Self::TableJoined(_)
             | Self::TableLeft(_)
             | Self::SetAside { .. }
+            | Self::ResyncFailed { .. }
             | Self::Requested
             | Self::SourceSilent(_)
             | Self::ReceiverGone => Disposition::Transient,
@@ -199,7 +209,10 @@ impl PipelineError {
 
     /// Nothing is wrong with either side: the next attempt may come at once.
     pub(crate) fn is_only_a_new_beginning(&self) -> bool {
-        matches!(self, Self::SetAside { .. } | Self::Requested)
+        matches!(
+            self,
+            Self::SetAside { .. } | Self::ResyncFailed { .. } | Self::Requested
+        )
     }
 
     /// The commit record up to which applying failed for good, and whether its transaction was
@@ -224,6 +237,7 @@ impl PipelineError {
             Self::Apply { source, .. } | Self::Prepare(source) => {
                 source.advice().map(str::to_owned)
             }
+            Self::ResyncFailed { source, .. } => source.advice(),
             Self::SetAside { source, .. } => {
                 let advice = source.advice().map(|advice| advice + "; ").unwrap_or_default();
                 Some(format!("{advice}then `pglockstep errors retry`, or `pglockstep resync` the table"))
@@ -275,6 +289,7 @@ impl PipelineError {
             | Self::Progress(_)
             | Self::Snapshot(_)
             | Self::SetAside { .. }
+            | Self::ResyncFailed { .. }
             | Self::Apply { .. }
             | Self::Prepare(_) => ErrorCategory::Database,
         }

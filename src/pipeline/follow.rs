@@ -207,8 +207,7 @@ impl<'a, W: ReplicaWriter> Follower<'a, W> {
             return Ok(());
         };
         let client = self.relations.replica().await?;
-        let known: Vec<i64> = self.skips.values().copied().collect();
-        books.look(&client, &known, applied, self.telemetry).await
+        books.look(&client, applied, self.telemetry).await
     }
 
     fn owes_the_disk(&self) -> bool {

@@ -21,6 +21,7 @@ mod lacks;
 mod lag;
 mod listener;
 mod look;
+mod memory;
 mod publication_watch;
 mod quarantine;
 mod receive;

@@ -26,9 +26,10 @@ use tokio::time::Instant;
 use tokio_postgres::Client;
 
 /// Kept changes read at once.
-const PAGE: i64 = 2_000;
+const PAGE_ROWS_MAX: i64 = 2_000;
+const PAGE_BYTES_MAX: i64 = 4 << 20;
 /// What is kept is counted this often.
-const TELL_ERRORS_EVERY: Duration = Duration::from_secs(10);
+const TELL_ERRORS_EVERY: Duration = Duration::from_secs(30);
 
 /// What is written of the pipeline on the replica, beside its position.
 pub(crate) struct Books {
@@ -36,6 +37,8 @@ pub(crate) struct Books {
     /// Errors that wait for somebody, as last told.
     pub(crate) open_errors: Vec<BookedError>,
     pub(crate) told_at: Instant,
+    /// What could not be carried out yet when the attempt began.
+    pub(crate) known_requests: Option<String>,
 }
 
 impl Books {
@@ -48,17 +51,16 @@ impl Books {
             .collect()
     }
 
-    /// Looks for requests of operators, but for those about `known` errors; tells now and then
-    /// what waits for them.
+    /// Looks for requests of operators; tells now and then what waits for them.
     pub(super) async fn look(
         &mut self,
         client: &Client,
-        known: &[i64],
         applied: Lsn,
         telemetry: &Telemetry,
     ) -> Result<(), PipelineError> {
         let pipeline = self.store.pipeline();
-        if Store::has_requests(client, pipeline, known).await? {
+        let requests = Store::fetch_requests(client, pipeline).await?;
+        if requests.is_some() && requests != self.known_requests {
             return Err(PipelineError::Requested);
         }
         if !self.open_errors.is_empty() && self.told_at.elapsed() >= TELL_ERRORS_EVERY {
@@ -112,6 +114,9 @@ async fn note(
         (Some((oid, source, _)), OnError::Quarantine) => {
             if store.quarantine(&*transaction, failure, *oid).await? {
                 set_aside = Some(source.to_string());
+            } else {
+                // It is set aside already: that does not help.
+                store.note_stopped(&*transaction, failure).await?;
             }
         }
         _ => store.note_stopped(&*transaction, failure).await?,
@@ -204,7 +209,10 @@ impl Replay<'_> {
                 continue;
             }
             if request == Request::Skip {
-                self.store.skip_kept(self.books, error.id).await?;
+                if !self.store.skip_kept(self.books, error.id).await? {
+                    let epoch = self.store.epoch();
+                    return Err(ProgressError::Superseded { epoch }.into());
+                }
                 tracing::warn!(
                     error = error.id,
                     commit_lsn = %error.commit_lsn,
@@ -254,7 +262,8 @@ impl Replay<'_> {
         let mut after = 0;
         loop {
             let pipeline = self.store.pipeline();
-            let rows = Store::fetch_waiting(self.books, pipeline, oid, after, PAGE).await?;
+            let page = (PAGE_ROWS_MAX, PAGE_BYTES_MAX);
+            let rows = Store::fetch_waiting(self.books, pipeline, oid, after, page).await?;
             let Some(last) = rows.last() else { break };
             after = last.id;
             for row in rows {
@@ -272,9 +281,13 @@ impl Replay<'_> {
             kept.commit_lsn = row.commit_lsn;
         }
         if let Some(form) = row.form {
-            let Message::Relation { relation, .. } = kept.decoder.decode(form)? else {
+            let Message::Relation { mut relation, .. } = kept.decoder.decode(form)? else {
                 return Err(PipelineError::OutOfOrder("a kept form is none"));
             };
+            // It may have been renamed since, and the rules with it.
+            if let Some((_, name, _)) = self.relations.names_of(relation.id) {
+                relation.name = name;
+            }
             if self.relations.is_new(&relation) {
                 self.write(kept).await?;
                 self.relations.learn(relation, None).await?;
@@ -302,7 +315,15 @@ impl Replay<'_> {
         }
         let written = self.applier.write(&batch).await;
         let written = written.map_err(|source| kept.failed(source))?;
-        kept.written.extend(written);
+        // What waits for a commit is this transaction's, and not the last one's.
+        let checked = self.applier.check_constraints().await;
+        checked.map_err(|source| kept.failed(source))?;
+        for written in written {
+            match kept.written.last_mut() {
+                Some(last) if last.mapping == written.mapping => last.add(&written),
+                _ => kept.written.push(written),
+            }
+        }
         self.telemetry.progressed();
         Ok(())
     }

@@ -4,9 +4,11 @@
 //! anew by itself: the replica stays as it is, the state says so, `rebase` begins anew.
 
 use super::exhaustion::Exhaustion;
+use super::memory::{Memory, Owned};
 use super::{PipelineConfig, PipelineError, SlotBudget, Spending};
+use crate::catalog::fetch_server;
 use crate::conn::Session;
-use crate::progress::Store;
+use crate::progress::ProgressError;
 use crate::replication::{
     ReplicationConnection, ReplicationSlot, SlotWalStatus, drop_slot, fetch_slot,
 };
@@ -24,6 +26,7 @@ const FIRST_LOOK_AFTER: Duration = Duration::from_secs(1);
 pub(super) async fn watch_slot(
     configure: &impl Fn() -> Result<PipelineConfig, PipelineError>,
     telemetry: &Telemetry,
+    memory: &Memory,
 ) -> GivenUp {
     let mut looks = interval_at(Instant::now() + FIRST_LOOK_AFTER, LOOK_EVERY);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -52,18 +55,26 @@ pub(super) async fn watch_slot(
             tell(stands, retained_bytes);
             stood = stands;
         }
-        // Whoever waits at the door leaves that to who is inside.
+        // Whoever waits at the door leaves that to who is inside; and what this process has
+        // neither resumed nor made may be somebody else's.
         let is_standby = telemetry.status().state == PipelineState::Standby;
-        if stands == Spending::Exceeded && !is_standby {
-            return GivenUp { retained_bytes };
+        if stands == Spending::Exceeded
+            && !is_standby
+            && let Some(owned) = memory.owned()
+        {
+            return GivenUp {
+                owned,
+                retained_bytes,
+            };
         }
     }
 }
 
 /// The slot keeps more than it may: it is to be dropped.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct GivenUp {
-    pub(super) retained_bytes: u64,
+    owned: Owned,
+    retained_bytes: u64,
 }
 
 impl GivenUp {
@@ -77,7 +88,7 @@ impl GivenUp {
             self.retained_bytes
         );
         loop {
-            match drop_noted(configure, &why).await {
+            match drop_noted(configure, &self.owned, &why).await {
                 Ok(()) => return why,
                 Err(error) => {
                     tracing::error!(error = %Chain(&error), "the slot cannot be dropped yet");
@@ -88,27 +99,37 @@ impl GivenUp {
     }
 }
 
-/// Where the replica cannot be written, the slot goes all the same: its absence says enough.
+/// Where the replica cannot be reached, the slot goes all the same: its absence says enough.
+/// Where another daemon owns the pipeline by now, or another source is there, it is left to them.
 async fn drop_noted(
     configure: &impl Fn() -> Result<PipelineConfig, PipelineError>,
+    owned: &Owned,
     why: &str,
 ) -> Result<(), PipelineError> {
     let config = configure()?;
+    let name = owned.identity.slot.parse()?;
+    let source = config.source.connect(Session::SourceRead).await?;
+    let server = fetch_server(&source).await?;
+    let is_same = server.system_id == owned.identity.system_id
+        && server.database_oid == owned.identity.database_oid;
+    if !is_same || fetch_slot(&source, &name).await?.is_none() {
+        return Ok(());
+    }
     let noted = async {
         let replica = config.replica.connect(Session::ReplicaWrite).await?;
-        Store::give_up(&replica, &config.name, why).await?;
+        owned.store.give_up(&replica, why).await?;
         Ok::<(), PipelineError>(())
     };
-    if let Err(error) = noted.await {
-        tracing::warn!(error = %Chain(&error), "that the slot is given up could not be noted");
+    match noted.await {
+        Ok(()) => {}
+        Err(PipelineError::Progress(ProgressError::Superseded { .. })) => return Ok(()),
+        Err(error) => {
+            tracing::warn!(error = %Chain(&error), "that the slot is given up could not be noted");
+        }
     }
-    let name = config.slot.parse()?;
-    let source = config.source.connect(Session::SourceRead).await?;
-    if fetch_slot(&source, &name).await?.is_some() {
-        let mut connection = ReplicationConnection::connect(&config.source).await?;
-        drop_slot(&mut connection, &name).await?;
-        connection.close().await;
-    }
+    let mut connection = ReplicationConnection::connect(&config.source).await?;
+    drop_slot(&mut connection, &name).await?;
+    connection.close().await;
     Ok(())
 }
 

@@ -16,6 +16,7 @@ use super::PipelineError;
 use super::follow::{Follower, Streams};
 use super::listener::Listener;
 use super::look::{check_mappings, check_privileges, check_publication, check_servers};
+use super::memory::Memory;
 use super::publication_watch::PublicationWatch;
 use super::quarantine::{self, Books, Replay};
 use super::receive::{Bounds, Inbox};
@@ -56,6 +57,7 @@ pub(super) struct Start<'a> {
     pub(super) ignores_foreign_keys: bool,
     pub(super) places: HashMap<QualifiedName, u32>,
     pub(super) listener: Listener,
+    memory: &'a Memory,
 }
 
 /// Where a stream begins.
@@ -72,6 +74,7 @@ pub(crate) async fn start<'a>(
     config: &'a PipelineConfig,
     telemetry: &'a Telemetry,
     trouble: Option<Trouble>,
+    memory: &'a Memory,
 ) -> Result<Follower<'a>, PipelineError> {
     let writer = config.replica.connect(Session::ReplicaWrite).await?;
     telemetry.set_connection(Side::Replica, ConnectionState::Connected, None);
@@ -114,6 +117,8 @@ pub(crate) async fn start<'a>(
     // Everything was looked at; from here on things change.
     Store::ensure_schema(&writer).await?;
     let store = Store::claim(&writer, &config.name).await?;
+    memory.disown();
+    memory.know(Store::fetch_requests(&writer, &config.name).await?);
     faults::at("start.claimed").await?;
     let places = plan.parents_first();
     let applier = Applier::new(writer, store.clone(), places.clone())
@@ -132,8 +137,9 @@ pub(crate) async fn start<'a>(
         ignores_foreign_keys: applier.ignores_foreign_keys(),
         places,
         listener: Listener::start()?,
+        memory,
     };
-    start.open(applier, trouble).await
+    Box::pin(start.open(applier, trouble)).await
 }
 
 /// Waits until no other daemon runs this pipeline; what comes after sees the world as it is then.
@@ -191,6 +197,7 @@ impl<'a> Start<'a> {
                 let history = ask_history(&mut connection, record.timeline).await?;
                 let applied =
                     resume_position(&record, &self.identity(), slot.as_ref(), Some(history))?;
+                self.own_slot();
                 self.store
                     .record_timeline(&self.control, history.timeline)
                     .await?;
@@ -227,6 +234,10 @@ impl<'a> Start<'a> {
         for table in self.plan.tables.values() {
             let record = records.iter().find(|record| table.is_of(record));
             let state = record.map_or(TableState::Init, |record| record.state);
+            if matches!(state, TableState::Resync { .. }) {
+                // Asked for while others were copied.
+                return Err(PipelineError::Requested);
+            }
             if state.copied_at().is_none() {
                 // Its changes would be passed by, and nothing would say so.
                 return Err(PipelineError::Definite {
@@ -243,7 +254,8 @@ impl<'a> Start<'a> {
             relations.add(table, state, telemetry);
         }
         if self.store.is_rebasing() {
-            self.store.end_rebase(&self.control).await?;
+            let parts: Vec<u32> = self.plan.tables.keys().copied().collect();
+            self.store.end_rebase(&self.control, &parts).await?;
         }
         let books = self
             .work_through_errors(&mut applier, &mut relations, applied)
@@ -315,7 +327,7 @@ impl<'a> Start<'a> {
         let pipeline = &self.config.name;
         let mut open = Store::fetch_errors(&self.control, pipeline, true).await?;
         if open.is_empty() {
-            return Ok(self.books(open));
+            return self.books(open).await;
         }
         self.store.take_retries(&self.control).await?;
         self.store.pass_errors(&self.control, applied).await?;
@@ -330,16 +342,18 @@ impl<'a> Start<'a> {
         };
         replay.run(&open).await?;
         open = Store::fetch_errors(&self.control, pipeline, true).await?;
-        Ok(self.books(open))
+        self.books(open).await
     }
 
-    fn books(&self, open_errors: Vec<BookedError>) -> Books {
+    async fn books(&self, open_errors: Vec<BookedError>) -> Result<Books, PipelineError> {
         quarantine::tell(self.telemetry, &open_errors);
-        Books {
+        let requests = Store::fetch_requests(&self.control, &self.config.name).await?;
+        Ok(Books {
             store: self.store.clone(),
             open_errors,
             told_at: Instant::now(),
-        }
+            known_requests: requests,
+        })
     }
 
     /// On the thread that will listen, should this connection be the one that streams.
@@ -352,6 +366,11 @@ impl<'a> Start<'a> {
 
     fn slot_name(&self) -> Result<SlotName, PipelineError> {
         Ok(self.config.slot.parse()?)
+    }
+
+    /// The slot is this pipeline's, and goes on.
+    pub(super) fn own_slot(&self) {
+        self.memory.own(self.identity(), self.store.clone());
     }
 
     pub(super) fn identity(&self) -> PipelineIdentity {

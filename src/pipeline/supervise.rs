@@ -5,6 +5,7 @@
 //! definite one later leaves it `failed`, with its reason in every endpoint, and it is tried
 //! again at the longest delay: what was wrong may be put right at any time.
 
+use super::memory::Memory;
 use super::slot_watch::watch_slot;
 use super::start::start;
 use super::trouble::Trouble;
@@ -12,7 +13,7 @@ use super::{PipelineConfig, PipelineError, RetrySettings};
 use crate::conn::Session;
 use crate::pg::{Disposition, Side};
 use crate::progress::Store;
-use crate::telemetry::{Chain, ConnectionState, PipelineState, Severity, Telemetry};
+use crate::telemetry::{Chain, ConnectionState, ErrorCategory, PipelineState, Severity, Telemetry};
 use backon::{BackoffBuilder, ExponentialBuilder};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -37,18 +38,26 @@ pub async fn supervise(
     telemetry: &Telemetry,
     shutdown: &CancellationToken,
 ) -> Result<(), PipelineError> {
-    tokio::select! {
-        done = Box::pin(try_again(&configure, retry, telemetry, shutdown)) => done,
-        given_up = watch_slot(&configure, telemetry) => {
-            // The attempt is dropped by now, and its sessions with it.
-            let why = given_up.carry_out(&configure).await;
-            let advice = "mend what held the pipeline up, then `pglockstep rebase`".to_owned();
-            tracing::error!(error = why, advice, "the pipeline has failed");
-            telemetry.set_state(PipelineState::Failed, Some(why.clone()));
-            telemetry.set_last_error(why, Some(advice));
-            shutdown.cancelled().await;
-            Ok(())
+    let memory = Memory::default();
+    let mut has_run = false;
+    loop {
+        let trying = try_again(
+            &configure,
+            retry,
+            telemetry,
+            shutdown,
+            (&memory, &mut has_run),
+        );
+        tokio::select! {
+            done = Box::pin(trying) => return done,
+            given_up = watch_slot(&configure, telemetry, &memory) => {
+                // The attempt is dropped by now, and its sessions with it.
+                let why = given_up.carry_out(&configure).await;
+                telemetry.error(ErrorCategory::System, Severity::Critical);
+                telemetry.set_state(PipelineState::Failed, Some(why));
+            }
         }
+        // The books say what has become of the slot: that is what each attempt finds from now on.
     }
 }
 
@@ -57,6 +66,7 @@ async fn try_again(
     retry: RetrySettings,
     telemetry: &Telemetry,
     shutdown: &CancellationToken,
+    (memory, has_run): (&Memory, &mut bool),
 ) -> Result<(), PipelineError> {
     let delays = ExponentialBuilder::default()
         .with_min_delay(retry.delay_min)
@@ -64,13 +74,15 @@ async fn try_again(
         .with_jitter()
         .without_max_times();
     let mut next_delays = delays.build();
-    let mut has_run = false;
     let mut told = String::new();
     let mut trouble = None;
     loop {
         let started = Instant::now();
         let outcome = match configure() {
-            Ok(config) => attempt(&config, telemetry, shutdown, trouble, &mut has_run).await,
+            Ok(config) => {
+                let before = (trouble, memory);
+                attempt(&config, telemetry, shutdown, before, has_run).await
+            }
             Err(error) => Err(error),
         };
         let Err(error) = outcome else { return Ok(()) };
@@ -78,12 +90,12 @@ async fn try_again(
             return Ok(());
         }
         let is_definite = error.disposition() == Disposition::Definite;
-        if is_definite && !has_run {
+        if is_definite && !*has_run {
             return Err(error);
         }
         trouble = Trouble::after(&error, trouble, telemetry.status().applied_lsn);
         let is_searched = error.failed_at().is_some() && trouble.is_some_and(|t| !t.is_found());
-        let was_success = has_run && started.elapsed() >= SUCCESS_AFTER;
+        let was_success = *has_run && started.elapsed() >= SUCCESS_AFTER;
         if was_success {
             next_delays = delays.build();
             told.clear();
@@ -106,7 +118,7 @@ async fn try_again(
         disconnected(telemetry, &error);
         tokio::select! {
             () = tokio::time::sleep(delay) => {}
-            () = requested(configure) => {}
+            () = requested(configure, memory) => {}
             () = shutdown.cancelled() => return Ok(()),
         }
     }
@@ -116,20 +128,24 @@ async fn attempt(
     config: &PipelineConfig,
     telemetry: &Telemetry,
     shutdown: &CancellationToken,
-    trouble: Option<Trouble>,
+    (trouble, memory): (Option<Trouble>, &Memory),
     has_run: &mut bool,
 ) -> Result<(), PipelineError> {
     // Before the stream there is nothing to finish: a start is dropped where it stands.
     let follower = tokio::select! {
-        follower = Box::pin(start(config, telemetry, trouble)) => follower?,
+        follower = Box::pin(start(config, telemetry, trouble, memory)) => follower?,
         () = shutdown.cancelled() => return Ok(()),
     };
     *has_run = true;
     Box::pin(follower.run(shutdown)).await
 }
 
-/// Returns when an operator has left something to do; while the replica cannot be asked, never.
-async fn requested(configure: &impl Fn() -> Result<PipelineConfig, PipelineError>) {
+/// Returns when an operator has left something that the last attempt did not find; while the
+/// replica cannot be asked, never.
+async fn requested(
+    configure: &impl Fn() -> Result<PipelineConfig, PipelineError>,
+    memory: &Memory,
+) {
     // Short waits end by themselves.
     tokio::time::sleep(LOOK_FOR_REQUESTS_EVERY).await;
     let Ok(config) = configure() else {
@@ -139,9 +155,9 @@ async fn requested(configure: &impl Fn() -> Result<PipelineConfig, PipelineError
         return std::future::pending().await;
     };
     loop {
-        match Store::has_requests(&client, &config.name, &[]).await {
-            Ok(true) => return,
-            Ok(false) => tokio::time::sleep(LOOK_FOR_REQUESTS_EVERY).await,
+        match Store::fetch_requests(&client, &config.name).await {
+            Ok(requests) if memory.are_news(requests.as_ref()) => return,
+            Ok(_) => tokio::time::sleep(LOOK_FOR_REQUESTS_EVERY).await,
             Err(_) => return std::future::pending().await,
         }
     }
@@ -164,7 +180,9 @@ fn tell(telemetry: &Telemetry, error: &PipelineError, delay: Duration, told: &mu
     telemetry.set_state(state, Some(message.clone()));
     let severity = match (is_definite, error) {
         (true, _) => Severity::Critical,
-        (false, PipelineError::SetAside { .. }) => Severity::High,
+        (false, PipelineError::SetAside { .. } | PipelineError::ResyncFailed { .. }) => {
+            Severity::High
+        }
         (false, _) => Severity::Medium,
     };
     telemetry.error(error.category(), severity);
@@ -183,6 +201,8 @@ fn tell(telemetry: &Telemetry, error: &PipelineError, delay: Duration, told: &mu
             advice = advice_text,
             "a table is set aside"
         );
+    } else if matches!(error, PipelineError::ResyncFailed { .. }) {
+        tracing::error!(error = message, advice = advice_text, "a resync has failed");
     } else if is_definite {
         tracing::error!(
             error = message,

@@ -5,7 +5,8 @@
 //!     └─ skip ──▶ skipped    its transaction's changes are kept, and passed by
 //!  quarantined ── applied    retried, with all changes kept since
 //!     ├─ skip ──▶ skipped    the same without its own transaction's
-//!     └────────── resynced   the table was copied again
+//!     ├────────── resynced   the table was copied again
+//!     └────────── forgotten  the table takes no part any more
 //! ```
 //!
 //! Who owns the pipeline writes under its epoch. Requests are the exception: an operator's
@@ -48,15 +49,18 @@ pub enum ErrorState {
     Skipped,
     /// The table was copied again.
     Resynced,
+    /// The table takes no part any more, and what was kept of it is gone.
+    Forgotten,
 }
 
 impl ErrorState {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 6] = [
         Self::Stopped,
         Self::Quarantined,
         Self::Applied,
         Self::Skipped,
         Self::Resynced,
+        Self::Forgotten,
     ];
 
     /// The word that is kept and shown.
@@ -68,6 +72,7 @@ impl ErrorState {
             Self::Applied => "applied",
             Self::Skipped => "skipped",
             Self::Resynced => "resynced",
+            Self::Forgotten => "forgotten",
         }
     }
 
@@ -140,9 +145,10 @@ pub struct BookedError {
 const ERRORS: &str = "
 SELECT e.id, e.state, e.commit_lsn, e.source_schema, e.source_table, e.replica_schema,
   e.replica_table, e.sqlstate, e.message, e.advice, e.key_hash, e.request, e.reason, e.attempts,
-  (SELECT pg_catalog.count(*) FROM pglockstep.kept_changes AS k
-   WHERE k.pipeline = e.pipeline AND CASE e.state WHEN 'quarantined'
-     THEN k.source_oid = e.source_oid AND k.skipped_by IS NULL ELSE k.skipped_by = e.id END),
+  CASE e.state WHEN 'quarantined' THEN
+    (SELECT pg_catalog.count(*) FROM pglockstep.kept_changes AS k WHERE k.pipeline = e.pipeline
+     AND k.source_oid = e.source_oid AND k.skipped_by IS NULL)
+  ELSE (SELECT pg_catalog.count(*) FROM pglockstep.kept_changes AS k WHERE k.skipped_by = e.id) END,
   (EXTRACT(EPOCH FROM e.first_at) * 1000)::bigint,
   (EXTRACT(EPOCH FROM e.last_at) * 1000)::bigint,
   e.source_oid
@@ -197,6 +203,15 @@ impl Store {
         failure: &Failure,
     ) -> Result<(), ProgressError> {
         self.prove_ownership(client).await?;
+        // One that was to be passed by has been; this is another.
+        let passed = "UPDATE pglockstep.errors SET state = 'skipped', request = NULL, \
+                      ended_at = pg_catalog.now() WHERE pipeline = $1 AND state = 'quarantined' \
+                      AND source_oid = $2 AND request = 'skip' AND commit_lsn <> $3";
+        let oid = failure.table.as_ref().map(|(oid, ..)| i64::from(*oid));
+        client
+            .execute(passed, &[&self.pipeline(), &oid, &failure.commit_lsn])
+            .await
+            .map_err(ProgressError::doing("end errors"))?;
         self.note(client, failure, ErrorState::Quarantined).await
     }
 
@@ -215,7 +230,7 @@ impl Store {
         let again = "UPDATE pglockstep.errors SET state = $4, sqlstate = $5, message = $6, \
                      advice = $7, key_hash = $8, attempts = attempts + 1, commit_lsn = $2, \
                      last_at = pg_catalog.clock_timestamp(), \
-                     request = NULLIF(request, 'retry') \
+                     request = CASE commit_lsn WHEN $2 THEN NULLIF(request, 'retry') END \
                      WHERE pipeline = $1 AND source_oid IS NOT DISTINCT FROM $3 \
                      AND (state = 'stopped' AND commit_lsn = $2 \
                      OR state = 'quarantined' AND $4 = 'quarantined')";
@@ -279,9 +294,10 @@ impl Store {
     pub async fn pass_errors(&self, client: &Client, applied: Lsn) -> Result<(), ProgressError> {
         let sql = "UPDATE pglockstep.errors SET state = 'applied', request = NULL, \
                    ended_at = pg_catalog.now() \
-                   WHERE pipeline = $1 AND state = 'stopped' AND commit_lsn < $2";
+                   WHERE pipeline = $1 AND state = 'stopped' AND commit_lsn < $2 AND EXISTS \
+                   (SELECT 1 FROM pglockstep.pipelines WHERE name = $1 AND epoch = $3)";
         client
-            .execute(sql, &[&self.pipeline(), &applied])
+            .execute(sql, &[&self.pipeline(), &applied, &self.epoch()])
             .await
             .map_err(ProgressError::doing("end errors"))?;
         Ok(())
@@ -308,21 +324,32 @@ impl Store {
         rows.iter().map(booked).collect()
     }
 
-    /// Leaves an operator's word on an error; false when there is no such one, or it has ended.
+    /// Leaves an operator's word on an error; false when there is no such one, it has ended, or is
+    /// about another transaction by now.
     ///
     /// # Errors
     /// When the statement fails.
     pub async fn request(
         client: &Client,
         pipeline: &str,
-        error: i64,
+        error: &BookedError,
         request: Request,
         reason: Option<&str>,
     ) -> Result<bool, ProgressError> {
         let sql = "UPDATE pglockstep.errors SET request = $3, reason = COALESCE($4, reason) \
-                   WHERE pipeline = $1 AND id = $2 AND state IN ('stopped', 'quarantined')";
+                   WHERE pipeline = $1 AND id = $2 AND commit_lsn = $5 \
+                   AND state IN ('stopped', 'quarantined')";
         let touched = client
-            .execute(sql, &[&pipeline, &error, &request.as_str(), &reason])
+            .execute(
+                sql,
+                &[
+                    &pipeline,
+                    &error.id,
+                    &request.as_str(),
+                    &reason,
+                    &error.commit_lsn,
+                ],
+            )
             .await
             .map_err(ProgressError::doing("leave a request"))?;
         Ok(touched == 1)
@@ -339,8 +366,8 @@ impl Store {
         keep_extra: bool,
     ) -> Result<bool, ProgressError> {
         let state = super::TableState::Resync { keep_extra };
-        let sql = "UPDATE pglockstep.tables SET state = $4, copied_lsn = NULL, \
-                   updated_at = pg_catalog.now() \
+        let sql = "UPDATE pglockstep.tables SET state = $4, \
+                   updated_at = pg_catalog.clock_timestamp() \
                    WHERE pipeline = $1 AND source_schema = $2 AND source_table = $3 \
                    AND state NOT IN ('init', 'copying')";
         let touched = client
@@ -353,22 +380,47 @@ impl Store {
         Ok(touched == 1)
     }
 
-    /// Whether an operator has left something to do, beside the requests about these errors.
+    /// Takes back what was asked of tables that could not be copied again: they are what they
+    /// were. Not under a new history, where they were nothing. Returns their names on the source.
+    ///
+    /// # Errors
+    /// When the statement fails.
+    pub async fn call_off_resyncs(
+        &self,
+        client: &Client,
+    ) -> Result<Vec<QualifiedName>, ProgressError> {
+        let sql = "UPDATE pglockstep.tables AS t SET state = CASE WHEN EXISTS \
+                   (SELECT 1 FROM pglockstep.errors AS e WHERE e.pipeline = $1 \
+                   AND e.source_oid = t.source_oid AND e.state = 'quarantined') \
+                   THEN 'quarantined' ELSE 'copied' END, updated_at = pg_catalog.now() \
+                   WHERE t.pipeline = $1 AND t.state LIKE 'resync%' AND t.copied_lsn IS NOT NULL \
+                   AND EXISTS (SELECT 1 FROM pglockstep.pipelines WHERE name = $1 AND epoch = $2) \
+                   RETURNING t.source_schema, t.source_table";
+        let rows = client
+            .query(sql, &[&self.pipeline(), &self.epoch()])
+            .await
+            .map_err(ProgressError::doing("take requests back"))?;
+        let name = |row: &Row| QualifiedName::new(row.get::<_, &str>(0), row.get::<_, &str>(1));
+        Ok(rows.iter().map(name).collect())
+    }
+
+    /// What operators have left to do, as one word that changes with each; `None`: nothing.
     ///
     /// # Errors
     /// When the query fails.
-    pub async fn has_requests(
+    pub async fn fetch_requests(
         client: &Client,
         pipeline: &str,
-        known: &[i64],
-    ) -> Result<bool, ProgressError> {
-        let sql = "SELECT EXISTS (SELECT 1 FROM pglockstep.errors WHERE pipeline = $1 \
-                   AND request IS NOT NULL AND state IN ('stopped', 'quarantined') \
-                   AND id <> ALL ($2)) \
-                   OR EXISTS (SELECT 1 FROM pglockstep.tables WHERE pipeline = $1 \
-                   AND state LIKE 'resync%')";
+    ) -> Result<Option<String>, ProgressError> {
+        let sql = "SELECT pg_catalog.string_agg(what, ' ' ORDER BY what) FROM (\
+                   SELECT pg_catalog.concat_ws('/', 'error', id, request, commit_lsn) AS what \
+                   FROM pglockstep.errors WHERE pipeline = $1 AND request IS NOT NULL \
+                   AND state IN ('stopped', 'quarantined') \
+                   UNION ALL SELECT pg_catalog.concat_ws('/', 'table', source_oid, state, \
+                   EXTRACT(EPOCH FROM updated_at)) FROM pglockstep.tables \
+                   WHERE pipeline = $1 AND state LIKE 'resync%') AS requests";
         let row = client
-            .query_one(sql, &[&pipeline, &known])
+            .query_one(sql, &[&pipeline])
             .await
             .map_err(ProgressError::doing("look for requests"))?;
         Ok(row.get(0))
@@ -380,9 +432,10 @@ impl Store {
     /// When the statement fails.
     pub async fn take_retries(&self, client: &Client) -> Result<(), ProgressError> {
         let sql = "UPDATE pglockstep.errors SET request = NULL \
-                   WHERE pipeline = $1 AND request = 'retry' AND state = 'stopped'";
+                   WHERE pipeline = $1 AND request = 'retry' AND state = 'stopped' AND EXISTS \
+                   (SELECT 1 FROM pglockstep.pipelines WHERE name = $1 AND epoch = $2)";
         client
-            .execute(sql, &[&self.pipeline()])
+            .execute(sql, &[&self.pipeline(), &self.epoch()])
             .await
             .map_err(ProgressError::doing("take a request"))?;
         Ok(())

@@ -4,7 +4,7 @@
 //! They are kept as the source sent them, in the transaction that moves the position beyond
 //! them, and read back by the stream's own decoder.
 
-use super::{ProgressError, Store};
+use super::{ProgressError, Store, TableRecord};
 use crate::pg::Lsn;
 use bytes::Bytes;
 use tokio_postgres::types::Type;
@@ -91,13 +91,16 @@ impl Store {
         Ok(())
     }
 
+    /// Whatever else stopped the pipeline before the same transactions has passed with them.
     async fn end_skipped(
         &self,
         client: &impl GenericClient,
         errors: &[i64],
     ) -> Result<(), ProgressError> {
         let sql = "UPDATE pglockstep.errors SET state = 'skipped', request = NULL, \
-                   ended_at = pg_catalog.now() WHERE pipeline = $1 AND id = ANY ($2)";
+                   ended_at = pg_catalog.now() WHERE pipeline = $1 AND state = 'stopped' \
+                   AND commit_lsn IN (SELECT commit_lsn FROM pglockstep.errors \
+                   WHERE pipeline = $1 AND id = ANY ($2))";
         client
             .execute_typed(
                 sql,
@@ -108,7 +111,8 @@ impl Store {
         Ok(())
     }
 
-    /// Changes of a table that wait, in their order: at most `rows_max` after `after`.
+    /// Changes of a table that wait, in their order, after `after`: at most `rows_max`, and no
+    /// further one once they hold `bytes_max`.
     ///
     /// # Errors
     /// When the query fails.
@@ -117,14 +121,20 @@ impl Store {
         pipeline: &str,
         source_oid: u32,
         after: i64,
-        rows_max: i64,
+        (rows_max, bytes_max): (i64, i64),
     ) -> Result<Vec<KeptRow>, ProgressError> {
-        let sql = "SELECT id, commit_lsn, form, change FROM pglockstep.kept_changes \
-                   WHERE pipeline = $1 AND source_oid = $2 AND skipped_by IS NULL AND id > $3 \
-                   ORDER BY id LIMIT $4";
+        // Lengths are known without fetching what is long.
+        let sql = "WITH page AS MATERIALIZED (SELECT id, pg_catalog.sum(pg_catalog.octet_length(change)) \
+                   OVER (ORDER BY id) - pg_catalog.octet_length(change) AS before \
+                   FROM pglockstep.kept_changes WHERE pipeline = $1 AND source_oid = $2 \
+                   AND skipped_by IS NULL AND id > $3 ORDER BY id LIMIT $4) \
+                   SELECT k.id, k.commit_lsn, k.form, k.change FROM page AS p \
+                   JOIN pglockstep.kept_changes AS k \
+                   ON k.pipeline = $1 AND k.source_oid = $2 AND k.id = p.id \
+                   WHERE p.before < $5 ORDER BY k.id";
         let oid = i64::from(source_oid);
         let rows = client
-            .query(sql, &[&pipeline, &oid, &after, &rows_max])
+            .query(sql, &[&pipeline, &oid, &after, &rows_max, &bytes_max])
             .await;
         Ok(kept(
             &rows.map_err(ProgressError::doing("read what is kept"))?,
@@ -152,35 +162,35 @@ impl Store {
         ))
     }
 
-    /// Passes by what is kept of an error's transaction, for good. In a transaction of its own:
-    /// what comes after may fail, and this stays said.
+    /// Passes by what is kept of an error's transaction, for good; done twice, the second time does
+    /// nothing. The error ends with the rest of its table's changes, or when another fails. False
+    /// when the pipeline has another owner.
     ///
     /// # Errors
-    /// When a statement fails or the pipeline has another owner.
-    pub async fn skip_kept(
-        &self,
-        client: &impl GenericClient,
-        error: i64,
-    ) -> Result<(), ProgressError> {
-        self.prove_ownership(client).await?;
+    /// When the statement fails.
+    pub async fn skip_kept(&self, client: &Client, error: i64) -> Result<bool, ProgressError> {
         // What follows must not lose the form that only a skipped change carries.
-        let sql = "WITH passed AS (UPDATE pglockstep.kept_changes AS k SET skipped_by = e.id \
-                   FROM pglockstep.errors AS e WHERE e.pipeline = $1 AND e.id = $2 \
-                   AND k.pipeline = $1 AND k.source_oid = e.source_oid \
+        let sql = "WITH owner AS MATERIALIZED (SELECT name FROM pglockstep.pipelines \
+                   WHERE name = $1 AND epoch = $3 FOR SHARE), \
+                   passed AS (UPDATE pglockstep.kept_changes AS k SET skipped_by = e.id \
+                   FROM pglockstep.errors AS e, owner WHERE e.pipeline = owner.name AND e.id = $2 \
+                   AND k.pipeline = owner.name AND k.source_oid = e.source_oid \
                    AND k.commit_lsn = e.commit_lsn AND k.skipped_by IS NULL \
                    RETURNING k.id, k.source_oid, k.form), \
                    last AS (SELECT source_oid, form FROM passed WHERE form IS NOT NULL \
-                   ORDER BY id DESC LIMIT 1) \
-                   UPDATE pglockstep.kept_changes AS k SET form = last.form FROM last \
-                   WHERE k.form IS NULL AND k.id = (SELECT pg_catalog.min(n.id) \
+                   ORDER BY id DESC LIMIT 1), \
+                   handed_on AS (UPDATE pglockstep.kept_changes AS k SET form = last.form FROM last \
+                   WHERE k.pipeline = $1 AND k.source_oid = last.source_oid AND k.form IS NULL \
+                   AND k.id = (SELECT pg_catalog.min(n.id) \
                    FROM pglockstep.kept_changes AS n WHERE n.pipeline = $1 \
                    AND n.source_oid = last.source_oid AND n.skipped_by IS NULL \
-                   AND n.id > (SELECT pg_catalog.max(id) FROM passed))";
-        client
-            .execute(sql, &[&self.pipeline(), &error])
+                   AND n.id > (SELECT pg_catalog.max(id) FROM passed))) \
+                   SELECT pg_catalog.count(*) FROM owner";
+        let row = client
+            .query_one(sql, &[&self.pipeline(), &error, &self.epoch()])
             .await
             .map_err(ProgressError::doing("pass changes by"))?;
-        self.end_skipped(client, &[error]).await
+        Ok(row.get::<_, i64>(0) == 1)
     }
 
     /// A table's kept changes were applied, in this transaction: it goes on like the others.
@@ -210,6 +220,34 @@ impl Store {
         self.end_kept(client, source_oid, "resynced").await
     }
 
+    /// Forgets these copies, and what is kept of them.
+    ///
+    /// # Errors
+    /// When the statement fails.
+    pub async fn forget_copies(
+        &self,
+        client: &Client,
+        records: &[&TableRecord],
+    ) -> Result<(), ProgressError> {
+        let source_oids: Vec<i64> = records.iter().map(|r| i64::from(r.source_oid)).collect();
+        // One statement: all of it or nothing, and only for the owner.
+        let sql = "WITH owner AS MATERIALIZED (SELECT name FROM pglockstep.pipelines \
+                   WHERE name = $1 AND epoch = $2 FOR SHARE), \
+                   gone AS (DELETE FROM pglockstep.tables AS t USING owner \
+                   WHERE t.pipeline = owner.name AND t.source_oid = ANY ($3) RETURNING t.source_oid), \
+                   kept AS (DELETE FROM pglockstep.kept_changes AS k USING gone \
+                   WHERE k.pipeline = $1 AND k.source_oid = gone.source_oid \
+                   AND k.skipped_by IS NULL) \
+                   UPDATE pglockstep.errors AS e SET state = 'forgotten', request = NULL, \
+                   ended_at = pg_catalog.now() FROM gone WHERE e.pipeline = $1 \
+                   AND e.source_oid = gone.source_oid AND e.state = 'quarantined'";
+        client
+            .execute(sql, &[&self.pipeline(), &self.epoch(), &source_oids])
+            .await
+            .map_err(ProgressError::doing("forget tables"))?;
+        Ok(())
+    }
+
     async fn end_kept(
         &self,
         client: &impl GenericClient,
@@ -218,7 +256,8 @@ impl Store {
     ) -> Result<(), ProgressError> {
         let delete = "DELETE FROM pglockstep.kept_changes \
                       WHERE pipeline = $1 AND source_oid = $2 AND skipped_by IS NULL";
-        let end = "UPDATE pglockstep.errors SET state = $3, request = NULL, \
+        let end = "UPDATE pglockstep.errors SET request = NULL, \
+                   state = CASE WHEN request = 'skip' AND $3 = 'applied' THEN 'skipped' ELSE $3 END, \
                    ended_at = pg_catalog.now() \
                    WHERE pipeline = $1 AND source_oid = $2 AND state = 'quarantined'";
         let oid = i64::from(source_oid);

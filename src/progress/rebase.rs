@@ -13,15 +13,15 @@ impl Store {
     /// Notes that the slot is dropped, and why; before it is.
     ///
     /// # Errors
-    /// When the statement fails.
-    pub async fn give_up(client: &Client, pipeline: &str, why: &str) -> Result<(), ProgressError> {
+    /// When the statement fails or the pipeline has another owner.
+    pub async fn give_up(&self, client: &Client, why: &str) -> Result<(), ProgressError> {
         let sql = "UPDATE pglockstep.pipelines SET given_up = $2, \
-                   updated_at = pg_catalog.now() WHERE name = $1";
-        client
-            .execute(sql, &[&pipeline, &why])
+                   updated_at = pg_catalog.now() WHERE name = $1 AND epoch = $3";
+        let touched = client
+            .execute(sql, &[&self.pipeline(), &why, &self.epoch()])
             .await
             .map_err(ProgressError::doing("note that the slot is given up"))?;
-        Ok(())
+        self.expect_one(touched)
     }
 
     /// Ends the pipeline's history, in one transaction; what was skipped stays noted. For a
@@ -36,7 +36,9 @@ impl Store {
             "UPDATE pglockstep.pipelines SET system_id = '', database_oid = 0, slot = '', \
              timeline = NULL, slot_born_at = NULL, applied_lsn = NULL, given_up = NULL, \
              rebasing = true, epoch = epoch + 1, updated_at = pg_catalog.now() WHERE name = $1",
-            "DELETE FROM pglockstep.tables WHERE pipeline = $1",
+            // What was never whole stays what it is, to the operator's rows too.
+            "UPDATE pglockstep.tables SET copied_lsn = NULL, state = CASE WHEN state IN \
+             ('init', 'copying') THEN state ELSE 'resync' END WHERE pipeline = $1",
             "DELETE FROM pglockstep.kept_changes WHERE pipeline = $1 AND skipped_by IS NULL",
             "UPDATE pglockstep.errors SET state = 'resynced', request = NULL, \
              ended_at = pg_catalog.now() \
@@ -61,11 +63,19 @@ impl Store {
         Ok(row.get(0))
     }
 
-    /// All tables are merged.
+    /// All tables are merged; tables of the old history that take no part go.
     ///
     /// # Errors
-    /// When the statement fails or the pipeline has another owner.
-    pub async fn end_rebase(&self, client: &Client) -> Result<(), ProgressError> {
+    /// When a statement fails or the pipeline has another owner.
+    pub async fn end_rebase(&self, client: &Client, parts: &[u32]) -> Result<(), ProgressError> {
+        let parts: Vec<i64> = parts.iter().map(|oid| i64::from(*oid)).collect();
+        let stale = "DELETE FROM pglockstep.tables WHERE pipeline = $1 AND state LIKE 'resync%' \
+                     AND source_oid <> ALL ($2) AND EXISTS \
+                     (SELECT 1 FROM pglockstep.pipelines WHERE name = $1 AND epoch = $3)";
+        client
+            .execute(stale, &[&self.pipeline(), &parts, &self.epoch()])
+            .await
+            .map_err(ProgressError::doing("end the new beginning"))?;
         let sql = "UPDATE pglockstep.pipelines SET rebasing = false, \
                    updated_at = pg_catalog.now() WHERE name = $1 AND epoch = $2";
         let touched = client

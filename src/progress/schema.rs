@@ -64,6 +64,11 @@ CREATE TABLE IF NOT EXISTS "pglockstep"."kept_changes" (
   skipped_by bigint REFERENCES "pglockstep"."errors" ON DELETE CASCADE,
   PRIMARY KEY (pipeline, source_oid, id)
 );
+CREATE INDEX IF NOT EXISTS "kept_changes_skipped" ON "pglockstep"."kept_changes" (skipped_by)
+  WHERE skipped_by IS NOT NULL;
+-- What books of an older version lack.
+ALTER TABLE "pglockstep"."pipelines" ADD COLUMN IF NOT EXISTS given_up text;
+ALTER TABLE "pglockstep"."pipelines" ADD COLUMN IF NOT EXISTS rebasing boolean NOT NULL DEFAULT false;
 "#;
 
 /// The tables of the bookkeeping schema; those that refer to others first.

@@ -135,8 +135,11 @@ impl Store {
     /// # Errors
     /// When the query fails.
     pub async fn has_books(client: &Client) -> Result<bool, ProgressError> {
+        // A column of the last addition stands for all that an older version lacks.
         let known = "SELECT pg_catalog.bool_and(pg_catalog.to_regclass('pglockstep.' || name) \
-                     IS NOT NULL) FROM unnest($1::text[]) AS name";
+                     IS NOT NULL) AND EXISTS (SELECT 1 FROM pg_catalog.pg_attribute \
+                     WHERE attrelid = pg_catalog.to_regclass('pglockstep.pipelines') \
+                     AND attname = 'rebasing') FROM unnest($1::text[]) AS name";
         let row = client
             .query_one(known, &[&BOOKKEEPING_TABLES.as_slice()])
             .await
@@ -330,7 +333,7 @@ impl Store {
     /// # Errors
     /// When the query fails or the pipeline has another owner.
     pub async fn prove_ownership(&self, client: &impl GenericClient) -> Result<(), ProgressError> {
-        let sql = "SELECT 1 FROM pglockstep.pipelines WHERE name = $1 AND epoch = $2 FOR KEY SHARE";
+        let sql = "SELECT 1 FROM pglockstep.pipelines WHERE name = $1 AND epoch = $2 FOR SHARE";
         let rows = client
             .query(sql, &[&self.pipeline, &self.epoch])
             .await
@@ -391,7 +394,7 @@ impl Store {
             .iter()
             .map(|record| record.published_by.map(i64::from))
             .collect();
-        let sql = "INSERT INTO pglockstep.tables (pipeline, source_schema, source_table, \
+        let sql = "INSERT INTO pglockstep.tables AS tables (pipeline, source_schema, source_table, \
                    source_oid, replica_schema, replica_table, state, copied_lsn, publication_oid) \
                    SELECT $1, t.* FROM ROWS FROM (unnest($2::text[]), unnest($3::text[]), \
                    unnest($4::bigint[]), unnest($5::text[]), unnest($6::text[]), \
@@ -400,7 +403,8 @@ impl Store {
                    source_schema = excluded.source_schema, source_table = excluded.source_table, \
                    publication_oid = excluded.publication_oid, \
                    replica_schema = excluded.replica_schema, replica_table = excluded.replica_table, \
-                   state = excluded.state, copied_lsn = excluded.copied_lsn, \
+                   state = excluded.state, copied_lsn = CASE WHEN excluded.state LIKE 'resync%' \
+                   THEN tables.copied_lsn ELSE excluded.copied_lsn END, \
                    updated_at = pg_catalog.now()";
         client
             .execute(
@@ -436,29 +440,6 @@ impl Store {
             .execute(sql, &[&pipeline])
             .await
             .map_err(ProgressError::doing("forget"))?;
-        Ok(())
-    }
-
-    /// Forgets these copies.
-    ///
-    /// # Errors
-    /// When the statement fails.
-    pub async fn forget_copies(
-        &self,
-        client: &Client,
-        records: &[&TableRecord],
-    ) -> Result<(), ProgressError> {
-        let source_oids: Vec<i64> = records.iter().map(|r| i64::from(r.source_oid)).collect();
-        let sql = "DELETE FROM pglockstep.tables AS t USING pglockstep.pipelines AS p \
-                   WHERE t.pipeline = $1 AND p.name = $1 AND p.epoch = $2 \
-                   AND t.source_oid = ANY ($3)";
-        client
-            .execute(sql, &[&self.pipeline, &self.epoch, &source_oids])
-            .await
-            .map_err(ProgressError::doing("forget tables"))?;
-        for record in records {
-            self.end_by_copy(client, record.source_oid).await?;
-        }
         Ok(())
     }
 

@@ -7,6 +7,7 @@ use super::connection::ReplicationConnection;
 use super::error::{ReplicationError, Request, catalog_error};
 use crate::pg::Lsn;
 use std::fmt;
+use std::time::Duration;
 use tokio_postgres::Client;
 use tokio_postgres::types::PgLsn;
 
@@ -235,26 +236,44 @@ pub async fn fetch_slot(
     slot().map(Some).map_err(|error| catalog_error(&error))
 }
 
-/// Ends the walsender that holds a slot, if it is one of ours of this name whose client has said
-/// nothing for 5 s. True when there was one.
+/// A client that lives says so every second.
+const LISTEN_FOR: Duration = Duration::from_secs(3);
+
+/// Listens for a moment, then ends the walsender that holds a slot if it is one of ours of this
+/// name whose client has said nothing meanwhile. True when there was one.
 ///
 /// # Errors
-/// [`ReplicationError`] when the query fails.
+/// [`ReplicationError`] when a query fails.
 pub async fn end_dead_user(
     client: &Client,
     name: &SlotName,
     application_name: &str,
 ) -> Result<bool, ReplicationError> {
-    let sql = "SELECT pg_catalog.pg_terminate_backend(r.pid) \
-               FROM pg_catalog.pg_replication_slots AS s \
-               JOIN pg_catalog.pg_stat_replication AS r ON r.pid = s.active_pid \
-               WHERE s.slot_name = $1::text AND r.usename = current_user \
-               AND r.application_name = $2::text \
-               AND r.reply_time < pg_catalog.clock_timestamp() - interval '5 s'";
-    let ended = client
-        .query_opt(sql, &[&name.as_str(), &application_name])
-        .await;
-    Ok(ended.map_err(|error| catalog_error(&error))?.is_some())
+    // The time of the last word is by the client's own clock: only whether it moves counts.
+    let last_word = "SELECT r.pid, r.reply_time::pg_catalog.text \
+                     FROM pg_catalog.pg_replication_slots AS s \
+                     JOIN pg_catalog.pg_stat_replication AS r ON r.pid = s.active_pid \
+                     WHERE s.slot_name = $1::text AND r.usename = current_user \
+                     AND r.application_name = $2::text";
+    let look = async || {
+        let row = client
+            .query_opt(last_word, &[&name.as_str(), &application_name])
+            .await
+            .map_err(|error| catalog_error(&error))?;
+        let word = row.map(|row| (row.get::<_, i32>(0), row.get::<_, Option<String>>(1)));
+        Ok::<_, ReplicationError>(word)
+    };
+    let before = look().await?;
+    let Some((pid, _)) = &before else {
+        return Ok(false);
+    };
+    tokio::time::sleep(LISTEN_FOR).await;
+    if look().await? != before {
+        return Ok(false);
+    }
+    let end = "SELECT pg_catalog.pg_terminate_backend($1)";
+    let ended = client.query_one(end, &[pid]).await;
+    Ok(ended.map_err(|error| catalog_error(&error))?.get(0))
 }
 
 #[cfg(test)]

@@ -152,7 +152,6 @@ pub(crate) fn delete_extra_sql(
     extra_rows: ExtraRows,
 ) -> String {
     match extra_rows {
-        _ if key_of(mapping).is_empty() => format!("DELETE FROM {};", mapping.replica_rows()),
         ExtraRows::Keep => String::new(),
         ExtraRows::Delete => format!(
             "DELETE FROM {} AS t WHERE NOT EXISTS (SELECT 1 FROM {} AS s WHERE {});",
@@ -168,8 +167,31 @@ pub(crate) fn drop_staging_sql(staging: &QualifiedName) -> String {
     format!("DROP TABLE {};", staging.quoted())
 }
 
+/// Puts all staged rows in the place of all rows: a table without a key has no other way.
+pub(crate) fn replace_sql(mapping: &TableMapping, staging: &QualifiedName) -> String {
+    let names: Vec<String> = mapping
+        .columns
+        .iter()
+        .map(|c| quote_ident(&c.name))
+        .collect();
+    format!(
+        "DELETE FROM {rows}; INSERT INTO {table} ({names}) OVERRIDING SYSTEM VALUE \
+         SELECT {names} FROM {staging};",
+        rows = mapping.replica_rows(),
+        table = mapping.replica.quoted(),
+        names = names.join(", "),
+        staging = staging.quoted()
+    )
+}
+
 /// Brings the staged rows into the replica table; done twice, the second time does nothing.
-pub(crate) fn upsert_sql(mapping: &TableMapping, staging: &QualifiedName) -> String {
+///
+/// `on_conflict` decides about rows that are on both sides.
+pub(crate) fn upsert_sql(
+    mapping: &TableMapping,
+    staging: &QualifiedName,
+    on_conflict: &ConflictPolicy,
+) -> String {
     let (table, rows) = (mapping.replica.quoted(), mapping.replica_rows());
     let staging = staging.quoted();
     let key = key_of(mapping);
@@ -178,12 +200,6 @@ pub(crate) fn upsert_sql(mapping: &TableMapping, staging: &QualifiedName) -> Str
         .iter()
         .map(|c| quote_ident(&c.name))
         .collect();
-    if key.is_empty() {
-        let names = names.join(", ");
-        return format!(
-            "INSERT INTO {table} ({names}) OVERRIDING SYSTEM VALUE SELECT {names} FROM {staging};"
-        );
-    }
     let same_key = same_key(mapping);
     let others = || names.iter().enumerate().filter(|(i, _)| !key.contains(i));
     let set: Vec<String> = others()
@@ -199,8 +215,8 @@ pub(crate) fn upsert_sql(mapping: &TableMapping, staging: &QualifiedName) -> Str
 
     let mut update = String::new();
     let mut after_update = "";
-    if !set.is_empty() && mapping.on_conflict != ConflictPolicy::ReplicaWins {
-        let newer = match &mapping.on_conflict {
+    if !set.is_empty() && *on_conflict != ConflictPolicy::ReplicaWins {
+        let newer = match on_conflict {
             ConflictPolicy::NewestWins { column } => {
                 let column = quote_ident(column);
                 format!(" AND (t.{column} <= s.{column} OR t.{column} IS NULL)")

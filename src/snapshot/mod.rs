@@ -13,21 +13,23 @@
 //! again, under a new snapshot with an LSN of their own.
 
 mod copy;
+mod error;
 mod existing;
 mod plan;
 mod settings;
 mod statement;
 
 pub(crate) use copy::enter_snapshot;
+pub use error::SnapshotError;
 pub use settings::Settings;
 pub use statement::{CopyFormat, CopyStatements, CtidRange, copy_statements};
 
 use crate::catalog::TableKind;
-use crate::conn::{ConnError, Pool};
-use crate::faults::{self, Fault};
-use crate::mapping::{ExistingRows, ExtraRows, TableMapping};
-use crate::pg::{Disposition, Lsn, QualifiedName, ServerError, TypeNames};
-use crate::progress::{ProgressError, Store, TableRecord, TableState};
+use crate::conn::Pool;
+use crate::faults;
+use crate::mapping::{ConflictPolicy, ExistingRows, ExtraRows, RowIdentity, TableMapping};
+use crate::pg::{Lsn, QualifiedName, TypeNames};
+use crate::progress::{Store, TableRecord, TableState};
 use crate::telemetry::{TableStateLabel, TableTelemetry};
 use copy::{Pipe, while_it_works};
 use existing::Destination;
@@ -37,111 +39,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio_postgres::Client;
-
-/// Copying failed.
-#[derive(Debug, thiserror::Error)]
-pub enum SnapshotError {
-    /// A source table cannot be read.
-    #[error("cannot copy out of {table}")]
-    CopyOut {
-        /// The source table.
-        table: QualifiedName,
-        /// The server's refusal, or the lost connection.
-        #[source]
-        source: ServerError,
-    },
-    /// A statement on a replica table failed.
-    #[error("cannot {what} {table}")]
-    Table {
-        /// The replica table.
-        table: QualifiedName,
-        /// What was being done.
-        what: &'static str,
-        /// The server's refusal, or the lost connection.
-        #[source]
-        source: ServerError,
-    },
-    /// The source's snapshot cannot be taken over.
-    #[error("cannot use the exported snapshot on the source")]
-    Snapshot(#[source] ServerError),
-    /// No connection.
-    #[error(transparent)]
-    Conn(#[from] ConnError),
-    /// The bookkeeping failed.
-    #[error(transparent)]
-    Progress(#[from] ProgressError),
-    /// Rows are there, and nothing says what to do with them.
-    #[error(
-        "the replica tables {} already hold rows: set existing_rows to \"merge\" or \"truncate\" for them, or empty them", tables.join(", ")
-    )]
-    HasRows {
-        /// The replica tables.
-        tables: Vec<String>,
-    },
-    /// A merge without a key to merge by.
-    #[error(
-        "the replica table {table} already holds rows and has no key to merge by: set existing_rows to \"truncate\", or name a `key`"
-    )]
-    MergeNeedsKey {
-        /// The replica table.
-        table: QualifiedName,
-    },
-    /// A worker ended without a word.
-    #[error("a copy worker ended unexpectedly")]
-    Worker(#[source] tokio::task::JoinError),
-}
-
-impl From<Fault> for SnapshotError {
-    fn from(fault: Fault) -> Self {
-        Self::Progress(fault.into())
-    }
-}
-
-impl SnapshotError {
-    pub(crate) fn on(
-        table: &QualifiedName,
-        what: &'static str,
-    ) -> impl FnOnce(tokio_postgres::Error) -> Self {
-        let table = table.clone();
-        move |error| Self::Table {
-            table,
-            what,
-            source: error.into(),
-        }
-    }
-
-    pub(crate) fn copy_out(table: &QualifiedName) -> impl FnOnce(tokio_postgres::Error) -> Self {
-        let table = table.clone();
-        move |error| Self::CopyOut {
-            table,
-            source: error.into(),
-        }
-    }
-
-    /// What an operator can do about it.
-    #[must_use]
-    pub fn advice(&self) -> Option<&'static str> {
-        match self {
-            Self::Table { source, .. } if source.sqlstate() == Some("23503") => Some(
-                "a row refers to one that comes later: GRANT SET ON PARAMETER session_replication_role to the daemon's role (15 and newer), or make the foreign key DEFERRABLE INITIALLY DEFERRED",
-            ),
-            _ => None,
-        }
-    }
-
-    /// Whether to try again.
-    #[must_use]
-    pub fn disposition(&self) -> Disposition {
-        match self {
-            Self::Table { source, .. } | Self::CopyOut { source, .. } => source.disposition(),
-            // The exporting session is gone: the next attempt exports anew.
-            Self::Snapshot(_) | Self::Worker(_) => Disposition::Transient,
-            Self::Conn(error) => error.disposition(),
-            Self::Progress(error) => error.disposition(),
-            Self::HasRows { .. } | Self::MergeNeedsKey { .. } => Disposition::Definite,
-        }
-    }
-}
 
 /// One table to be copied.
 #[derive(Clone)]
@@ -160,6 +57,8 @@ pub struct CopyTable {
     pub existing_rows: ExistingRows,
     /// What to do with rows that only the replica has.
     pub extra_rows: ExtraRows,
+    /// What to do with rows that both have, and differ.
+    pub on_conflict: ConflictPolicy,
     /// Higher is earlier.
     pub priority: i32,
     /// Place when tables referred to come first.
@@ -170,6 +69,13 @@ pub struct CopyTable {
     pub state: TableState,
     /// Where to tell of progress.
     pub telemetry: TableTelemetry,
+}
+
+impl CopyTable {
+    /// Whether rows of both sides can be told to be one.
+    fn has_key(&self) -> bool {
+        matches!(self.mapping.identity, RowIdentity::Key(_))
+    }
 }
 
 /// Looks at the replica tables before anything is changed on either side.
@@ -331,9 +237,12 @@ impl SnapshotCopy<'_> {
         let mapping = &table.mapping;
         let merge = match (destination, self.ignores_foreign_keys) {
             (Destination::Table, _) => String::new(),
+            (Destination::Staging(staging), _) if !table.has_key() => {
+                existing::replace_sql(mapping, staging) + &existing::drop_staging_sql(staging)
+            }
             (Destination::Staging(staging), true) => {
                 existing::delete_extra_sql(mapping, staging, table.extra_rows)
-                    + &existing::upsert_sql(mapping, staging)
+                    + &existing::upsert_sql(mapping, staging, &table.on_conflict)
                     + &existing::drop_staging_sql(staging)
             }
             // Superfluous rows have to wait until nothing refers to them any more.
@@ -352,7 +261,7 @@ impl SnapshotCopy<'_> {
     ) -> Result<(), SnapshotError> {
         let name = &table.mapping.replica;
         self.begin_finish(&table.mapping).await?;
-        let sql = existing::upsert_sql(&table.mapping, staging);
+        let sql = existing::upsert_sql(&table.mapping, staging, &table.on_conflict);
         let merged = while_it_works(table, self.control.batch_execute(&sql)).await;
         merged.map_err(SnapshotError::on(name, "merge into"))?;
         self.store.prove_ownership(self.control).await?;
@@ -369,8 +278,8 @@ impl SnapshotCopy<'_> {
         let staged = tables.iter().zip(destinations);
         let mut staged: Vec<(&CopyTable, &QualifiedName)> = staged
             .filter_map(|(table, destination)| match destination {
-                Destination::Staging(staging) => Some((table, staging)),
-                Destination::Table => None,
+                Destination::Staging(staging) if table.has_key() => Some((table, staging)),
+                Destination::Staging(_) | Destination::Table => None,
             })
             .collect();
         staged.sort_by_key(|(table, _)| std::cmp::Reverse(table.place));

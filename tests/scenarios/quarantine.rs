@@ -275,3 +275,117 @@ async fn a_resync_mends_what_was_set_aside_and_what_has_drifted() {
     );
     assert!(daemon.terminate().success());
 }
+
+#[tokio::test]
+async fn a_resync_follows_the_source_whatever_the_policy_and_keeps_no_row_twice() {
+    let mut s = scenario("resync_plain").await;
+    s.on_replica("ALTER TABLE leads ALTER name TYPE varchar(40)")
+        .await;
+    s.on_source(
+        "ALTER TABLE journal REPLICA IDENTITY FULL; \
+         INSERT INTO journal SELECT 'row ' || g FROM generate_series(1, 500) g",
+    )
+    .await;
+    s.on_replica(
+        "CREATE ROLE resync_plain LOGIN; GRANT ALL ON ALL TABLES IN SCHEMA public TO resync_plain; \
+         GRANT CREATE ON DATABASE resync_plain TO resync_plain",
+    )
+    .await;
+    s.replica_role("resync_plain");
+    let policy = "[apply]\non_conflict = \"replica_wins\"";
+    let mut daemon = s.start(policy).await;
+    s.in_step(&daemon, &ALL).await;
+    s.on_replica(
+        "UPDATE leads SET name = 'drifted'; DELETE FROM journal WHERE what LIKE 'row 1%'; \
+         INSERT INTO journal VALUES ('stray')",
+    )
+    .await;
+    let tables = ["resync", "--json", "public.leads", "public.journal"];
+    assert_eq!(verb(&s, policy, &tables).0, Some(0));
+    let left = "SELECT count(*) FROM pglockstep.tables WHERE state <> 'copied'";
+    s.replica_eventually(left, "0").await;
+    s.until_state(&mut daemon, "streaming").await;
+    s.in_step(&daemon, &ALL).await;
+    assert!(daemon.terminate().success());
+}
+
+#[tokio::test]
+async fn a_resync_that_fails_leaves_everything_as_it_was() {
+    let s = scenario("resync_fails").await;
+    let mut daemon = s.start(QUARANTINE).await;
+    s.on_source(POISON).await;
+    until_set_aside(&daemon).await;
+    // The replica is not mended: the row does not fit by a copy either.
+    assert_eq!(verb(&s, QUARANTINE, &["resync", "public.leads"]).0, Some(0));
+    eventually(
+        "the resync to fail",
+        || daemon.stderr(),
+        async || {
+            daemon
+                .stderr()
+                .contains("a resync has failed")
+                .then_some(())
+        },
+    )
+    .await;
+    s.until_state(&mut daemon, "streaming").await;
+    s.on_source("INSERT INTO notes VALUES (7, 'goes on'); INSERT INTO leads VALUES (7, 'kept')")
+        .await;
+    s.in_step(&daemon, &ALL[1..]).await;
+    until_set_aside(&daemon).await;
+    s.on_replica("ALTER TABLE leads ALTER name TYPE varchar(40)")
+        .await;
+    let id = errors(&s, QUARANTINE, false)[0]["id"].to_string();
+    assert_eq!(verb(&s, QUARANTINE, &["errors", "retry", &id]).0, Some(0));
+    until(&daemon, OPEN, 0.0).await;
+    s.in_step(&daemon, &ALL).await;
+    assert!(daemon.terminate().success());
+}
+
+#[tokio::test]
+async fn a_truncate_of_a_table_set_aside_and_one_that_it_refers_to() {
+    let s = Scenario::new(&FAMILY, "truncate_aside").await;
+    s.on_both(
+        "CREATE TABLE notes (id int PRIMARY KEY, text text); \
+         CREATE TABLE leads (id int PRIMARY KEY, name varchar(40), note int REFERENCES notes)",
+    )
+    .await;
+    s.on_replica("ALTER TABLE leads ALTER name TYPE varchar(10)")
+        .await;
+    s.publish_all().await;
+    let mut daemon = s.start(QUARANTINE).await;
+    s.on_source(
+        "INSERT INTO notes VALUES (1, 'a'); INSERT INTO leads VALUES (1, 'far too long a name', 1)",
+    )
+    .await;
+    until_set_aside(&daemon).await;
+    s.on_source("TRUNCATE notes, leads; INSERT INTO notes VALUES (2, 'b')")
+        .await;
+    // The other cannot be emptied while the first is as it was: it is set aside too.
+    until(&daemon, OPEN, 2.0).await;
+    s.until_state(&mut daemon, "streaming").await;
+    assert_eq!(
+        verb(&s, QUARANTINE, &["resync", "public.notes", "public.leads"]).0,
+        Some(0)
+    );
+    until(&daemon, OPEN, 0.0).await;
+    s.in_step(&daemon, &["SELECT * FROM notes", "SELECT * FROM leads"])
+        .await;
+    assert!(daemon.terminate().success());
+}
+
+#[tokio::test]
+async fn books_of_an_older_version_are_brought_up() {
+    let s = scenario("old_books").await;
+    let mut daemon = s.start("").await;
+    assert!(daemon.terminate().success());
+    s.on_replica(
+        "DROP TABLE pglockstep.kept_changes, pglockstep.errors; \
+         ALTER TABLE pglockstep.pipelines DROP given_up, DROP rebasing",
+    )
+    .await;
+    let mut daemon = s.start("").await;
+    s.on_source("INSERT INTO notes VALUES (9, 'on')").await;
+    s.in_step(&daemon, &ALL).await;
+    assert!(daemon.terminate().success());
+}

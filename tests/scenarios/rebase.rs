@@ -51,8 +51,11 @@ async fn goes_on_after_rebase(s: &Scenario<'_>, why: &str) {
     let mut daemon = s.start("").await;
     s.on_source("INSERT INTO t VALUES (1000, 'after')").await;
     s.in_step(&daemon, &ALL).await;
-    let (code, _, said) = rebase(s, &["--apply", "--yes"]);
+    let (code, report, said) = rebase(s, &[]);
     assert_eq!(code, Some(0), "nothing to rebase: {said}");
+    assert_eq!(report["over"], Value::Null);
+    let (code, _, said) = rebase(s, &["--force", "--apply", "--yes"]);
+    assert!(code == Some(2) && said.contains("a daemon holds"), "{said}");
     s.on_source("INSERT INTO t VALUES (1001, 'and on')").await;
     s.in_step(&daemon, &ALL).await;
     assert!(daemon.terminate().success());
@@ -138,9 +141,108 @@ async fn a_slot_over_its_budget_is_dropped_where_that_is_wanted() {
     );
     assert_eq!(s.one(&slots).await, "0");
     stuck.batch_execute("ROLLBACK").await.unwrap();
-    assert!(daemon.terminate().success());
     assert_eq!(s.replica_one("SELECT count(*) FROM t").await, "20");
-    goes_on_after_rebase(&s, "dropped to save the source").await;
+    // It says so at each attempt, and goes on by itself once somebody has decided.
+    s.until_failed(&mut daemon, &["rebase"]).await;
+    let begun = run_verb(&s.config(budget), &["rebase", "--apply", "--yes"]);
+    assert!(begun.status.success(), "{begun:?}");
+    s.until_state(&mut daemon, "streaming").await;
+    s.in_step(&daemon, &ALL).await;
+    assert!(daemon.terminate().success());
+}
+
+/// Another slot in the configuration: somebody else's, or the one that was forgotten.
+#[tokio::test]
+async fn a_slot_that_is_not_ours_is_never_dropped() {
+    let s = scenario("foreign_slot").await;
+    let mut daemon = s.start("").await;
+    s.in_step(&daemon, &ALL).await;
+    assert!(daemon.terminate().success());
+    s.on_source("SELECT pg_create_logical_replication_slot('somebody_elses', 'pgoutput')")
+        .await;
+    let config = s
+        .config("[slot]\nwarn_beyond = \"1MiB\"\ndrop_beyond = \"1MiB\"")
+        .replace(
+            &format!("slot = \"{}\"", s.slot()),
+            "slot = \"somebody_elses\"",
+        );
+    let begun = run_verb(&config, &["rebase", "--apply", "--yes"]);
+    let said = String::from_utf8(begun.stderr).unwrap();
+    assert!(
+        begun.status.code() == Some(2) && said.contains("somebody_elses"),
+        "{said}"
+    );
+    // A daemon that cannot begin looks at the slot all the same.
+    s.on_source("INSERT INTO t SELECT g, repeat('x', 1000) FROM generate_series(5000, 9000) g")
+        .await;
+    let nowhere = config.replace(
+        "[replica]\nurl = \"",
+        "[replica]\nurl = \"host=127.0.0.1 port=1 #",
+    );
+    let nowhere = nowhere
+        .lines()
+        .map(|line| match line.find(" #") {
+            Some(at) => format!("{}\"", &line[..at]),
+            None => line.to_owned(),
+        })
+        .collect::<Vec<_>>()
+        .join("\n");
+    let daemon = Daemon::start(&nowhere);
+    eventually(
+        "the slot to be looked at",
+        || daemon.stderr(),
+        async || {
+            let beyond = daemon.stderr().contains("drop_beyond");
+            let retained = daemon.metric("pglockstep_slot_retained_bytes").await?;
+            (beyond && retained > 1_048_576.0).then_some(())
+        },
+    )
+    .await;
+    drop(daemon);
+    let slots = "SELECT count(*) FROM pg_replication_slots WHERE database = 'foreign_slot'";
+    assert_eq!(s.one(slots).await, "2", "both are there");
+}
+
+#[tokio::test]
+async fn a_rebase_that_is_overtaken_begins_again_and_spares_what_it_does_not_know() {
+    let s = scenario("rebase_twice").await;
+    let mut daemon = s.start("").await;
+    s.in_step(&daemon, &ALL).await;
+    assert!(daemon.terminate().success());
+    let drop_slot = format!("SELECT pg_drop_replication_slot('{}')", s.slot());
+    s.on_source(&drop_slot).await;
+    assert_eq!(rebase(&s, &["--apply", "--yes"]).0, Some(0));
+    // A table joins whose rows on the replica are somebody's own.
+    s.on_both("CREATE TABLE own (id int PRIMARY KEY)").await;
+    s.on_replica("INSERT INTO own SELECT generate_series(1, 3)")
+        .await;
+    let said = s.refused("").await;
+    assert!(
+        said.contains("public.own") && said.contains("already hold"),
+        "{said}"
+    );
+    assert_eq!(s.replica_one("SELECT count(*) FROM own").await, "3");
+    s.on_both("DROP TABLE own").await;
+    // The new slot goes while the tables are being merged.
+    s.on_replica("BEGIN; ALTER TABLE t ADD CHECK (id <> 4) NOT VALID; COMMIT")
+        .await;
+    s.on_replica("DELETE FROM t WHERE id = 4").await;
+    s.refused("").await;
+    let slots = format!(
+        "SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{}'",
+        s.slot()
+    );
+    assert_eq!(s.one(&slots).await, "1");
+    s.on_source(&drop_slot).await;
+    s.on_replica("ALTER TABLE t DROP CONSTRAINT t_id_check")
+        .await;
+    let said = s.refused("").await;
+    assert!(said.contains("is gone"), "{said}");
+    let (code, report, said) = rebase(&s, &["--apply", "--yes"]);
+    assert!(code == Some(0) && report["done"] == true, "{said}");
+    let mut daemon = s.start("").await;
+    s.in_step(&daemon, &ALL).await;
+    assert!(daemon.terminate().success());
 }
 
 #[tokio::test]

@@ -313,7 +313,6 @@ fn lost() -> ApplyError {
             sqlstate: "57P01".into(),
             message: "simulated".into(),
             constraint: None,
-            table: None,
         })),
     }
 }

@@ -1,0 +1,65 @@
+//! What outlives an attempt: whose slot it is, and which requests were known when it began.
+
+use crate::progress::{PipelineIdentity, Store};
+use std::sync::{Mutex, PoisonError};
+
+/// Kept by who tries again, written by each attempt.
+#[derive(Default)]
+pub(super) struct Memory {
+    owned: Mutex<Option<Owned>>,
+    requests: Mutex<Option<String>>,
+}
+
+/// A slot that this process has resumed or made.
+#[derive(Clone, Debug)]
+pub(super) struct Owned {
+    pub(super) identity: PipelineIdentity,
+    pub(super) store: Store,
+}
+
+impl Memory {
+    pub(super) fn own(&self, identity: PipelineIdentity, store: Store) {
+        *lock(&self.owned) = Some(Owned { identity, store });
+    }
+
+    /// It is not known yet whether the slot goes on.
+    pub(super) fn disown(&self) {
+        *lock(&self.owned) = None;
+    }
+
+    pub(super) fn owned(&self) -> Option<Owned> {
+        lock(&self.owned).clone()
+    }
+
+    /// Requests as an attempt found them.
+    pub(super) fn know(&self, requests: Option<String>) {
+        *lock(&self.requests) = requests;
+    }
+
+    /// Whether there are some, and others than the last attempt found.
+    pub(super) fn are_news(&self, requests: Option<&String>) -> bool {
+        requests.is_some() && requests != lock(&self.requests).as_ref()
+    }
+}
+
+/// Held for an assignment only.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_attempt_has_seen_is_no_news() {
+        let memory = Memory::default();
+        let some = "1 retry".to_owned();
+        assert!(!memory.are_news(None));
+        assert!(memory.are_news(Some(&some)));
+        memory.know(Some(some.clone()));
+        assert!(!memory.are_news(Some(&some)));
+        assert!(memory.are_news(Some(&"1 skip".to_owned())));
+        assert!(!memory.are_news(None), "carried out");
+    }
+}

@@ -1,0 +1,111 @@
+//! Why a copy ended, whether to try again, and what an operator can do.
+
+use crate::conn::ConnError;
+use crate::faults::Fault;
+use crate::pg::{Disposition, QualifiedName, ServerError};
+use crate::progress::ProgressError;
+
+/// Copying failed.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// A source table cannot be read.
+    #[error("cannot copy out of {table}")]
+    CopyOut {
+        /// The source table.
+        table: QualifiedName,
+        /// The server's refusal, or the lost connection.
+        #[source]
+        source: ServerError,
+    },
+    /// A statement on a replica table failed.
+    #[error("cannot {what} {table}")]
+    Table {
+        /// The replica table.
+        table: QualifiedName,
+        /// What was being done.
+        what: &'static str,
+        /// The server's refusal, or the lost connection.
+        #[source]
+        source: ServerError,
+    },
+    /// The source's snapshot cannot be taken over.
+    #[error("cannot use the exported snapshot on the source")]
+    Snapshot(#[source] ServerError),
+    /// No connection.
+    #[error(transparent)]
+    Conn(#[from] ConnError),
+    /// The bookkeeping failed.
+    #[error(transparent)]
+    Progress(#[from] ProgressError),
+    /// Rows are there, and nothing says what to do with them.
+    #[error(
+        "the replica tables {} already hold rows: set existing_rows to \"merge\" or \"truncate\" for them, or empty them", tables.join(", ")
+    )]
+    HasRows {
+        /// The replica tables.
+        tables: Vec<String>,
+    },
+    /// A merge without a key to merge by.
+    #[error(
+        "the replica table {table} already holds rows and has no key to merge by: set existing_rows to \"truncate\", or name a `key`"
+    )]
+    MergeNeedsKey {
+        /// The replica table.
+        table: QualifiedName,
+    },
+    /// A worker ended without a word.
+    #[error("a copy worker ended unexpectedly")]
+    Worker(#[source] tokio::task::JoinError),
+}
+
+impl From<Fault> for SnapshotError {
+    fn from(fault: Fault) -> Self {
+        Self::Progress(fault.into())
+    }
+}
+
+impl SnapshotError {
+    pub(crate) fn on(
+        table: &QualifiedName,
+        what: &'static str,
+    ) -> impl FnOnce(tokio_postgres::Error) -> Self {
+        let table = table.clone();
+        move |error| Self::Table {
+            table,
+            what,
+            source: error.into(),
+        }
+    }
+
+    pub(crate) fn copy_out(table: &QualifiedName) -> impl FnOnce(tokio_postgres::Error) -> Self {
+        let table = table.clone();
+        move |error| Self::CopyOut {
+            table,
+            source: error.into(),
+        }
+    }
+
+    /// What an operator can do about it.
+    #[must_use]
+    pub fn advice(&self) -> Option<&'static str> {
+        match self {
+            Self::Table { source, .. } if source.sqlstate() == Some("23503") => Some(
+                "a row refers to one that comes later: GRANT SET ON PARAMETER session_replication_role to the daemon's role (15 and newer), or make the foreign key DEFERRABLE INITIALLY DEFERRED",
+            ),
+            _ => None,
+        }
+    }
+
+    /// Whether to try again.
+    #[must_use]
+    pub fn disposition(&self) -> Disposition {
+        match self {
+            Self::Table { source, .. } | Self::CopyOut { source, .. } => source.disposition(),
+            // The exporting session is gone: the next attempt exports anew.
+            Self::Snapshot(_) | Self::Worker(_) => Disposition::Transient,
+            Self::Conn(error) => error.disposition(),
+            Self::Progress(error) => error.disposition(),
+            Self::HasRows { .. } | Self::MergeNeedsKey { .. } => Disposition::Definite,
+        }
+    }
+}
