@@ -1,4 +1,5 @@
-//! What outlives an attempt: whose slot it is, and which requests were known when it began.
+//! What outlives an attempt: whose slot it is, whether it was given up, and which requests were
+//! known when it began.
 
 use crate::progress::{PipelineIdentity, Store};
 use std::sync::{Mutex, PoisonError};
@@ -8,6 +9,7 @@ use std::sync::{Mutex, PoisonError};
 pub(super) struct Memory {
     owned: Mutex<Option<Owned>>,
     requests: Mutex<Option<String>>,
+    given_up: Mutex<Option<String>>,
 }
 
 /// A slot that this process has resumed or made.
@@ -20,6 +22,17 @@ pub(super) struct Owned {
 impl Memory {
     pub(super) fn own(&self, identity: PipelineIdentity, store: Store) {
         *lock(&self.owned) = Some(Owned { identity, store });
+        *lock(&self.given_up) = None;
+    }
+
+    /// The slot was dropped, and why; until there is another.
+    pub(super) fn give_up(&self, why: String) {
+        *lock(&self.owned) = None;
+        *lock(&self.given_up) = Some(why);
+    }
+
+    pub(super) fn given_up(&self) -> Option<String> {
+        lock(&self.given_up).clone()
     }
 
     /// It is not known yet whether the slot goes on.

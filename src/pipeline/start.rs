@@ -40,6 +40,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_postgres::Client;
 
+const TAKING_OVER: &str = "another daemon runs this pipeline; taking over when it ends";
 /// How long another daemon's lock is waited for between looks.
 const STANDBY_LOOKS_EVERY: Duration = Duration::from_secs(1);
 
@@ -91,7 +92,7 @@ pub(crate) async fn start<'a>(
     let second = replica_pool.get().await?;
     config.replica.refuse_pooler(&writer, &second).await?;
     drop(second);
-    queue(&writer, config, telemetry).await?;
+    queue(&writer, config, telemetry, memory).await?;
     faults::at("start.locked").await?;
     let source_pool = config
         .source
@@ -147,10 +148,15 @@ async fn queue(
     writer: &Client,
     config: &PipelineConfig,
     telemetry: &Telemetry,
+    memory: &Memory,
 ) -> Result<(), PipelineError> {
     while !Store::try_lock(writer, &config.name).await? {
-        let reason = "another daemon runs this pipeline; taking over when it ends".to_owned();
-        telemetry.set_state(PipelineState::Standby, Some(reason));
+        // The session of an attempt that was broken off may hang for a while, and hold the lock.
+        let (state, reason) = match memory.given_up() {
+            Some(why) => (PipelineState::Failed, why),
+            None => (PipelineState::Standby, TAKING_OVER.to_owned()),
+        };
+        telemetry.set_state(state, Some(reason));
         telemetry.progressed();
         tokio::time::sleep(STANDBY_LOOKS_EVERY).await;
     }
@@ -227,32 +233,7 @@ impl<'a> Start<'a> {
         if tells_catching_up {
             self.telemetry.set_state(PipelineState::CatchingUp, None);
         }
-        let records = Store::fetch_tables(&self.control, &self.config.name).await?;
-        let types = self.plan.types.as_ref().clone();
-        let pools = (self.source_pool.clone(), self.replica_pool.clone());
-        let mut relations = Relations::new(self.config, types, pools, applied);
-        for table in self.plan.tables.values() {
-            let record = records.iter().find(|record| table.is_of(record));
-            let state = record.map_or(TableState::Init, |record| record.state);
-            if matches!(state, TableState::Resync { .. }) {
-                // Asked for while others were copied.
-                return Err(PipelineError::Requested);
-            }
-            if state.copied_at().is_none() {
-                // Its changes would be passed by, and nothing would say so.
-                return Err(PipelineError::Definite {
-                    message: format!("{} is to be followed and was not copied", table.source.name),
-                    advice: "report this".into(),
-                });
-            }
-            let telemetry = self
-                .telemetry
-                .table(&table.source.name, &table.replica.name);
-            if tells_catching_up {
-                telemetry.set_state(TableStateLabel::CatchingUp);
-            }
-            relations.add(table, state, telemetry);
-        }
+        let mut relations = self.relations(applied, tells_catching_up).await?;
         if self.store.is_rebasing() {
             let parts: Vec<u32> = self.plan.tables.keys().copied().collect();
             self.store.end_rebase(&self.control, &parts).await?;
@@ -305,6 +286,41 @@ impl<'a> Start<'a> {
             books: Some(books),
         };
         Ok(Follower::new(streams, applied, &self.config.apply, self.telemetry).after(from.trouble))
+    }
+
+    /// Every table that takes part, with its state.
+    async fn relations(
+        &self,
+        applied: Lsn,
+        tells_catching_up: bool,
+    ) -> Result<Relations, PipelineError> {
+        let records = Store::fetch_tables(&self.control, &self.config.name).await?;
+        let types = self.plan.types.as_ref().clone();
+        let pools = (self.source_pool.clone(), self.replica_pool.clone());
+        let mut relations = Relations::new(self.config, types, pools, applied);
+        for table in self.plan.tables.values() {
+            let record = records.iter().find(|record| table.is_of(record));
+            let state = record.map_or(TableState::Init, |record| record.state);
+            if matches!(state, TableState::Resync { .. }) {
+                // Asked for while others were copied.
+                return Err(PipelineError::Requested);
+            }
+            if state.copied_at().is_none() {
+                // Its changes would be passed by, and nothing would say so.
+                return Err(PipelineError::Definite {
+                    message: format!("{} is to be followed and was not copied", table.source.name),
+                    advice: "report this".into(),
+                });
+            }
+            let telemetry = self
+                .telemetry
+                .table(&table.source.name, &table.replica.name);
+            if tells_catching_up {
+                telemetry.set_state(TableStateLabel::CatchingUp);
+            }
+            relations.add(table, state, telemetry);
+        }
+        Ok(relations)
     }
 
     /// This daemon owns the pipeline: whoever still holds the slot under its name did before. One

@@ -54,7 +54,8 @@ pub async fn supervise(
                 // The attempt is dropped by now, and its sessions with it.
                 let why = given_up.carry_out(&configure).await;
                 telemetry.error(ErrorCategory::System, Severity::Critical);
-                telemetry.set_state(PipelineState::Failed, Some(why));
+                telemetry.set_state(PipelineState::Failed, Some(why.clone()));
+                memory.give_up(why);
             }
         }
         // The books say what has become of the slot: that is what each attempt finds from now on.

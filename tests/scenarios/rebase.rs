@@ -176,17 +176,9 @@ async fn a_slot_that_is_not_ours_is_never_dropped() {
     s.on_source("INSERT INTO t SELECT g, repeat('x', 1000) FROM generate_series(5000, 9000) g")
         .await;
     let nowhere = config.replace(
-        "[replica]\nurl = \"",
-        "[replica]\nurl = \"host=127.0.0.1 port=1 #",
+        &s.pair.replica.url(&s.name),
+        "postgres://postgres@127.0.0.1:1/none?sslmode=disable",
     );
-    let nowhere = nowhere
-        .lines()
-        .map(|line| match line.find(" #") {
-            Some(at) => format!("{}\"", &line[..at]),
-            None => line.to_owned(),
-        })
-        .collect::<Vec<_>>()
-        .join("\n");
     let daemon = Daemon::start(&nowhere);
     eventually(
         "the slot to be looked at",
