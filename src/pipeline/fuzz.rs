@@ -280,6 +280,32 @@ fn transaction(corpus: &Corpus) -> (Vec<Message>, [Message; 3]) {
     (told(corpus, 0, insert_at), [begin, insert, commit])
 }
 
+/// A row of one column.
+fn insert_into(relation: RelationId) -> Message {
+    let new = tuple(&[Value::Null]);
+    let change = Change::Insert { relation, new };
+    Message::Change { xid: None, change }
+}
+
+fn truncate(relation: RelationId) -> Message {
+    let change = Change::Truncate {
+        relations: vec![relation],
+        cascade: false,
+        restart_identity: false,
+    };
+    Message::Change { xid: None, change }
+}
+
+fn logical(transactional: bool, lsn: Lsn) -> Message {
+    Message::Logical {
+        xid: None,
+        transactional,
+        lsn,
+        prefix: "p".into(),
+        content: Payload(Bytes::new()),
+    }
+}
+
 #[test]
 fn what_makes_no_sense_where_it_is_said() {
     let (bench, corpus) = (Bench::new(), corpus());
@@ -298,19 +324,7 @@ fn what_makes_no_sense_where_it_is_said() {
         commit_time_us,
     };
     let after = Lsn::from_wire(end.as_u64() + 1).unwrap();
-    let change = |change| Message::Change { xid: None, change };
-    let new = || tuple(&[Value::Null]);
-    let insert_into = |relation| {
-        change(Change::Insert {
-            relation,
-            new: new(),
-        })
-    };
-    let truncate = change(Change::Truncate {
-        relations: vec![1],
-        cascade: false,
-        restart_identity: false,
-    });
+    let truncate = truncate(1);
     let Message::Relation { relation, .. } = told
         .iter()
         .rfind(|message| matches!(message, Message::Relation { .. }))
@@ -326,13 +340,7 @@ fn what_makes_no_sense_where_it_is_said() {
         commit_lsn: None,
         name: "elsewhere".into(),
     };
-    let logical = |transactional| Message::Logical {
-        xid: None,
-        transactional,
-        lsn: end,
-        prefix: "p".into(),
-        content: Payload(Bytes::new()),
-    };
+    let logical = |transactional| logical(transactional, end);
     let outside = "what belongs to a transaction came outside of one";
     let another = "a commit that is not the one its transaction began with";
     let unknown = "a change of an unknown table";

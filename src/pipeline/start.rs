@@ -133,7 +133,7 @@ pub(crate) async fn start<'a>(
         places,
         listener: Listener::start()?,
     };
-    start.open(applier, trouble).await
+    Box::pin(start.open(applier, trouble)).await
 }
 
 /// Waits until no other daemon runs this pipeline; what comes after sees the world as it is then.
