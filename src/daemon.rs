@@ -33,6 +33,9 @@ pub enum DaemonError {
     /// The pipeline ended before it ever ran.
     #[error(transparent)]
     Pipeline(#[from] PipelineError),
+    /// A part of the daemon ended without being told to.
+    #[error("the task of {0} ended unexpectedly")]
+    Task(&'static str),
 }
 
 impl DaemonError {
@@ -42,6 +45,7 @@ impl DaemonError {
         match self {
             Self::Bind(_) => Some("choose another [http] listen, or end what holds it".to_owned()),
             Self::Pipeline(error) => error.advice(),
+            Self::Task(_) => Some("report it; the log says where it panicked".to_owned()),
         }
     }
 }
@@ -63,24 +67,32 @@ pub async fn run(
         "started"
     );
     let http_shutdown = CancellationToken::new();
-    let http = tokio::spawn(http::serve(
+    let mut http = tokio::spawn(http::serve(
         listener,
         telemetry.clone(),
         config.http,
         http_shutdown.clone(),
     ));
     notify(&[NotifyState::Ready]);
-    let service_manager = tokio::spawn(feed_watchdog(telemetry.clone()));
+    let mut service_manager = tokio::spawn(feed_watchdog(telemetry.clone()));
 
-    let done = run_pipeline(config, &telemetry, &shutdown).await;
+    // Neither of the others ends before it is told to, but by a panic: then nobody would see how
+    // the pipeline is, and what runs blind is better begun again.
+    let done = tokio::select! {
+        done = run_pipeline(config, &telemetry, &shutdown) => done.map_err(DaemonError::from),
+        _ = &mut http => Err(DaemonError::Task("the endpoints")),
+        _ = &mut service_manager => Err(DaemonError::Task("the service manager")),
+    };
 
     notify(&[NotifyState::Stopping]);
     service_manager.abort();
     http_shutdown.cancel();
-    // Requests under way get their second; nothing of theirs can fail the daemon.
-    let _ = http.await;
+    if !http.is_finished() {
+        // Requests under way get their second; nothing of theirs can fail the daemon.
+        let _ = http.await;
+    }
     tracing::info!("stopped");
-    Ok(done?)
+    done
 }
 
 async fn run_pipeline(

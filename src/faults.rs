@@ -6,8 +6,13 @@
 //! ```
 //!
 //! A fail point stands between two steps of the work: `error` ends the work there by a transient
-//! error of the fitting type, `kill` the process by SIGKILL, `delay(…)` waits. What was done is said
+//! error of the fitting type, `kill` the process by SIGKILL, `panic` the task, `delay(…)` waits. What was done is said
 //! on stderr. A planted bug is a mistake that the tests must notice; see `pipeline/simulation`.
+
+#[cfg(test)]
+pub(crate) mod golden;
+#[cfg(test)]
+pub(crate) mod random;
 
 use std::fmt;
 
@@ -121,6 +126,7 @@ mod orders {
     enum Act {
         Error,
         Kill,
+        Panic,
         Delay(Duration),
     }
 
@@ -155,10 +161,17 @@ mod orders {
             match order.act {
                 Act::Error => return Err(Fault { point }),
                 Act::Kill => kill(),
+                Act::Panic => panic_with(point),
                 Act::Delay(time) => tokio::time::sleep(time).await,
             }
         }
         Ok(())
+    }
+
+    /// With a text that stands for a row's value, which no log may hold.
+    #[expect(clippy::panic, reason = "that it is seen is what is tested")]
+    fn panic_with(point: &str) -> ! {
+        panic!("a value at {point}")
     }
 
     fn kill() -> ! {
@@ -190,6 +203,7 @@ mod orders {
         let act = match act {
             "error" => Act::Error,
             "kill" => Act::Kill,
+            "panic" => Act::Panic,
             act => {
                 let time = act.strip_prefix("delay(")?.strip_suffix(')')?;
                 Act::Delay(humantime::parse_duration(time).ok()?)

@@ -8,7 +8,7 @@ use super::batch::{Batch, BatchItem, RowChange};
 use super::net_effect::{NetEffect, Stage, net_effect};
 use super::plan::{StageContext, Step, Way};
 use super::resolve::Conflicts;
-use super::statement::Shape;
+use super::statement::{Shape, statement};
 use super::{ApplyError, Outcome, Written, tell};
 use crate::mapping::TableMapping;
 use crate::pg::{ConflictKind, Refusal, RelationId, ServerError, Tuple, TupleValue};
@@ -64,6 +64,35 @@ pub(crate) fn write(
             Err(error)
         }
     }
+}
+
+/// Plans a batch in both orders and writes its statements; nothing is carried out.
+pub(crate) fn plan(batch: &Batch) -> Result<usize, ApplyError> {
+    let mut statements = 0;
+    for effect in [net_effect(batch), NetEffect::in_source_order(batch)] {
+        let context = StageContext {
+            batch,
+            effect: &effect,
+            parents_first: &vec![0; batch.tables.len()],
+        };
+        for stage in &effect.stages {
+            let mut steps = Vec::new();
+            match stage {
+                Stage::Net(nets) => steps = context.plan_net(nets),
+                Stage::Ordered(items) => {
+                    for item in items {
+                        context.plan_single(*item, &mut steps);
+                    }
+                }
+                Stage::Truncate(_) => {}
+            }
+            for step in &steps {
+                statement(step.mapping, &step.shape)?;
+                statements += 1;
+            }
+        }
+    }
+    Ok(statements)
 }
 
 fn run_stages(

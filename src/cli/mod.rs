@@ -21,11 +21,12 @@ mod teardown;
 
 use crate::config::{Config, ConfigError};
 use crate::telemetry::{FILTER_VARIABLE, LogFormat, LoggingError, init_logging};
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand, ValueEnum};
 use copy_progress::Terminal;
 use std::ffi::OsString;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -159,7 +160,9 @@ fn run(cli: Cli) -> anyhow::Result<Outcome> {
         .enable_all()
         .build()
         .context("cannot start the asynchronous runtime")?;
-    let outcome = runtime.block_on(cli.verb.run(cli.config, terminal));
+    let work = || runtime.block_on(cli.verb.run(cli.config, terminal));
+    let outcome = catch_unwind(AssertUnwindSafe(work))
+        .unwrap_or_else(|_| Err(anyhow!("a bug: the log above says where; please report it")));
     // A look-up of a host name cannot be broken off, and must not hold up the end.
     runtime.shutdown_timeout(Duration::from_secs(1));
     outcome

@@ -42,7 +42,7 @@ impl ErrorResponse {
         };
         while let Ok(Some(field)) = fields.next() {
             // Before the login is done messages come in whatever encoding the server has.
-            let value = String::from_utf8_lossy(field.value_bytes()).into_owned();
+            let value = printable(&String::from_utf8_lossy(field.value_bytes()));
             match field.type_() {
                 b'S' if error.severity.is_empty() => error.severity = value,
                 b'V' => error.severity = value,
@@ -53,7 +53,24 @@ impl ErrorResponse {
                 _ => {}
             }
         }
+        if error.message.is_empty() {
+            error.message = "an error without a text".to_owned();
+        }
         error
+    }
+
+    /// The same without a password that the server repeats.
+    pub(super) fn forget(&mut self, secret: &str) {
+        let fields = [
+            Some(&mut self.message),
+            self.detail.as_mut(),
+            self.hint.as_mut(),
+        ];
+        for text in fields.into_iter().flatten() {
+            if !secret.is_empty() && text.contains(secret) {
+                *text = text.replace(secret, "…");
+            }
+        }
     }
 
     /// The same without what may quote a row.
@@ -85,13 +102,20 @@ impl ErrorResponse {
 impl From<&tokio_postgres::error::DbError> for ErrorResponse {
     fn from(error: &tokio_postgres::error::DbError) -> Self {
         Self {
-            severity: error.severity().to_owned(),
-            code: error.code().code().to_owned(),
-            message: error.message().to_owned(),
-            detail: error.detail().map(str::to_owned),
-            hint: error.hint().map(str::to_owned),
+            severity: printable(error.severity()),
+            code: printable(error.code().code()),
+            message: printable(error.message()),
+            detail: error.detail().map(printable),
+            hint: error.hint().map(printable),
         }
     }
+}
+
+/// A server's words, as they may stand in a log: in one line, and not endless.
+fn printable(text: &str) -> String {
+    const CHARACTERS_MAX: usize = 1_000;
+    let plain = |c: char| if c.is_control() { ' ' } else { c };
+    text.chars().take(CHARACTERS_MAX).map(plain).collect()
 }
 
 impl fmt::Display for ErrorResponse {

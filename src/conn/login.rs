@@ -15,7 +15,7 @@ use super::socket::{Encryption, Place, ServerStream, resolve};
 use super::url::{ConnectionUrl, SslMode, TargetSessionAttrs};
 use super::{ConnError, ConnFailure, Endpoint};
 use crate::pg::Disposition;
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use std::future::Future;
 use tokio::time::timeout;
 
@@ -213,9 +213,10 @@ async fn attempt<L: Login>(
     encryption: Encryption,
     login: &L,
 ) -> Result<L::Session, (ConnFailure, bool)> {
-    let mut encrypted = false;
+    let (mut encrypted, mut secret) = (false, None);
     let work = async {
         let password = password_for(url, host).await?;
+        secret.clone_from(&password);
         let stream = ServerStream::open(url, host, place, encryption).await?;
         encrypted = stream.is_encrypted();
         login.log_in(stream, url, password.as_ref()).await
@@ -223,7 +224,12 @@ async fn attempt<L: Login>(
     // On the heap: TLS and SCRAM states are large, and callers embed this future.
     match timeout(url.connect_timeout, Box::pin(work)).await {
         Ok(Ok(session)) => Ok(session),
-        Ok(Err(failure)) => Err((failure, encrypted)),
+        Ok(Err(mut failure)) => {
+            if let (ConnFailure::Server(error), Some(secret)) = (&mut failure, secret) {
+                error.forget(secret.expose_secret());
+            }
+            Err((failure, encrypted))
+        }
         Err(_) => Err((ConnFailure::Timeout(url.connect_timeout), encrypted)),
     }
 }

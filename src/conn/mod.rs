@@ -10,6 +10,7 @@
 //! Nothing is taken from environment variables or home directories. Passwords stay
 //! in `SecretString`s, certificates and password files are read at every connect.
 
+mod admission;
 mod conninfo;
 mod error;
 mod hosts;

@@ -10,7 +10,7 @@
 //!  a BEGIN, b BEGIN ─▶ b COMMIT, a COMMIT ─▶ a again: b's process?    it takes the first one
 //! ```
 
-use super::sql::failure;
+use super::sql::{failure, value};
 use super::{ConnError, ConnFailure, Endpoint};
 use tokio::time::timeout;
 use tokio_postgres::{Client, SimpleQueryMessage};
@@ -49,7 +49,7 @@ impl Endpoint {
             .map_err(|_| self.failed(ConnFailure::Timeout(limit)))?
             .map_err(|error| self.failed(failure(error)))?;
         let pid = answer.iter().find_map(|message| match message {
-            SimpleQueryMessage::Row(row) => row.get(0),
+            SimpleQueryMessage::Row(row) => value(row, 0),
             _ => None,
         });
         Ok(pid.unwrap_or_default().to_owned())

@@ -14,6 +14,7 @@
 //! Receive buffers are left to the kernel: a size of our own would switch off TCP's
 //! auto-tuning, and a unix socket is bounded by the sender's buffer.
 
+use super::admission::Admission;
 use super::hosts::{Host, HostAddress};
 use super::pulse::{Attention, Silence};
 use super::tls::{TlsError, handshake};
@@ -83,6 +84,7 @@ pub(crate) struct ServerStream {
     certificate_expiry: CertificateExpiry,
     first: FirstBytes,
     attention: Attention,
+    admission: Arc<Admission>,
 }
 
 /// The beginning of what the server says, watched while a password could leak.
@@ -175,12 +177,18 @@ impl ServerStream {
             certificate_expiry: CertificateExpiry::default(),
             first,
             attention: Attention::default(),
+            admission: Arc::default(),
         }
     }
 
     /// For how long an answer has been waited for; it outlives the stream's being handed on.
     pub(crate) fn silence(&self) -> Arc<Silence> {
         self.attention.silence()
+    }
+
+    /// Bounds what is read until whoever opens the session admits it.
+    pub(crate) fn admission(&self) -> Arc<Admission> {
+        Arc::clone(&self.admission)
     }
 
     /// Whether TLS protects the connection.
@@ -257,9 +265,9 @@ impl AsyncRead for ServerStream {
                 let read = &buf.filled()[before..];
                 this.attention.heard(read);
                 if this.first.watched {
-                    return Poll::Ready(this.first.watch(read));
+                    this.first.watch(read)?;
                 }
-                Poll::Ready(Ok(()))
+                Poll::Ready(this.admission.heard(read.len()))
             }
             failed => failed,
         }

@@ -4,6 +4,7 @@
 //! sets for rendering and parsing must not matter; and what may break off a session
 //! behind our back (time-outs set for people) is switched off.
 
+use super::admission::{Admission, TooTalkative};
 use super::login::{Login, SERVER_KIND_SQL, ServerKind, connect};
 use super::pool::Pool;
 use super::pulse::{Pulse, Silence, watch};
@@ -102,13 +103,24 @@ impl Endpoint {
         &self,
         session: Session,
     ) -> Result<(Client, JoinHandle<()>, Pulse), ConnError> {
-        let (client, task, silence) = connect(self, &SqlLogin { endpoint: self }).await?;
+        let SqlSession {
+            client,
+            task,
+            silence,
+            admission,
+        } = connect(self, &SqlLogin { endpoint: self }).await?;
         match self.pin(&client, session).await {
-            Ok(pid) => Ok((client, task, Pulse::new(self.clone(), pid, silence))),
+            Ok(pid) => {
+                admission.admit();
+                Ok((client, task, Pulse::new(self.clone(), pid, silence)))
+            }
             Err(failure) => {
                 // It may still wait for an answer, and nobody watches it.
                 task.abort();
-                Err(self.failed(failure))
+                // The library knows no more than that its connection is gone.
+                let is_too_much = admission.is_overdrawn();
+                let too_much = || ConnFailure::Protocol(TooTalkative.to_string());
+                Err(self.failed(if is_too_much { too_much() } else { failure }))
             }
         }
     }
@@ -120,7 +132,7 @@ impl Endpoint {
         let answer = timeout(limit, client.simple_query(&sql)).await;
         let answer = answer.map_err(|_| ConnFailure::Timeout(limit))?;
         row(&answer.map_err(failure)?)
-            .and_then(|row| row.get(1)?.parse().ok())
+            .and_then(|row| value(row, 1)?.parse().ok())
             .ok_or_else(no_row)
     }
 
@@ -216,12 +228,20 @@ pub(crate) fn pins_sql(session: Session, lock_timeout_ms: u32) -> String {
     )
 }
 
+/// Logged in, and neither pinned nor watched.
+struct SqlSession {
+    client: Client,
+    task: JoinHandle<()>,
+    silence: Arc<Silence>,
+    admission: Arc<Admission>,
+}
+
 struct SqlLogin<'a> {
     endpoint: &'a Endpoint,
 }
 
 impl Login for SqlLogin<'_> {
-    type Session = (Client, JoinHandle<()>, Arc<Silence>);
+    type Session = SqlSession;
 
     async fn log_in(
         &self,
@@ -252,22 +272,27 @@ impl Login for SqlLogin<'_> {
             config.ssl_mode(SslMode::Disable);
         }
         self.endpoint.tell_certificates(&stream);
-        let silence = stream.silence();
+        let (silence, admission) = (stream.silence(), stream.admission());
         let connected = config.connect_raw(stream, AlreadyEncrypted).await;
         let (client, connection) = connected.map_err(failure)?;
         let span = tracing::debug_span!("sql session", side = %self.endpoint.side);
         let task = tokio::spawn(drive(connection).instrument(span));
-        Ok((client, task, silence))
+        Ok(SqlSession {
+            client,
+            task,
+            silence,
+            admission,
+        })
     }
 
     async fn server_kind(&self, session: &mut Self::Session) -> Result<ServerKind, ConnFailure> {
         let answer = session
-            .0
+            .client
             .simple_query(SERVER_KIND_SQL)
             .await
             .map_err(failure)?;
         row(&answer)
-            .and_then(|row| ServerKind::from_row(row.get(0), row.get(1)))
+            .and_then(|row| ServerKind::from_row(value(row, 0), value(row, 1)))
             .ok_or_else(no_row)
     }
 }
@@ -278,6 +303,11 @@ fn row(answer: &[SimpleQueryMessage]) -> Option<&SimpleQueryRow> {
         SimpleQueryMessage::Row(row) => Some(row),
         _ => None,
     })
+}
+
+/// A value of it; one that is missing or no text is none, where the library's `get` would panic.
+pub(super) fn value(row: &SimpleQueryRow, column: usize) -> Option<&str> {
+    row.try_get(column).ok().flatten()
 }
 
 fn no_row() -> ConnFailure {

@@ -17,6 +17,8 @@ pub(crate) mod encode;
 mod encode_kept;
 mod message;
 #[cfg(test)]
+pub(crate) mod fuzz;
+#[cfg(test)]
 mod properties;
 mod reader;
 #[cfg(test)]

@@ -186,9 +186,7 @@ impl<'a, W: ReplicaWriter> Follower<'a, W> {
                     Some(chunk) => self.take_all(chunk).await?,
                     None => return Ok(Ended::NothingMoreComes),
                 },
-                name = self.watch.table_left() => {
-                    return Err(PipelineError::TableLeft(name.to_string()));
-                }
+                ended = self.watch.ended() => return Err(ended),
                 _ = tick.tick() => {
                     self.telemetry.set_pool(self.relations.pool_health());
                     self.advance_idle().await?;
@@ -247,6 +245,7 @@ impl<'a, W: ReplicaWriter> Follower<'a, W> {
             }
             Event::Message(message) => message,
         };
+        self.state.in_hand.check_place(&message)?;
         match message {
             Message::Begin { final_lsn, xid, .. } => self.state.in_hand.begin(Received {
                 commit_lsn: final_lsn,
@@ -259,11 +258,12 @@ impl<'a, W: ReplicaWriter> Follower<'a, W> {
                 self.keep_within_bounds().await
             }
             Message::Commit {
+                commit_lsn,
                 end_lsn,
                 commit_time_us,
-                ..
             } => {
                 let committed = Committed {
+                    commit_lsn,
                     end: end_lsn,
                     time_us: commit_time_us,
                 };

@@ -13,10 +13,13 @@ use super::relations::{Entry, MappedTable, Relations};
 use crate::apply::{Batch, Cut, RowChange, Settings};
 use crate::faults::{Bug, planted};
 use crate::pg::{Change, Lsn, Relation, RelationId};
-use crate::pgoutput::{encode_change, encode_relation};
+use crate::pgoutput::{Message, encode_change, encode_relation};
 use crate::progress::KeptChange;
 use bytes::Bytes;
 use std::collections::HashMap;
+
+/// The stream describes a table before it speaks of it.
+const UNKNOWN_TABLE: &str = "a change of an unknown table";
 
 #[derive(Default)]
 pub(super) struct InHand {
@@ -25,6 +28,8 @@ pub(super) struct InHand {
     /// Bytes that arrived since the batch began: its rows keep all of those alive.
     held_bytes: usize,
     transaction: Option<Received>,
+    /// Where the one before it ended.
+    last_end: Option<Lsn>,
     /// Part of the transaction is written and not committed.
     is_part_written: bool,
     /// The form last kept of each table that is set aside.
@@ -42,6 +47,7 @@ struct Whole {
 /// A commit of the source.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Committed {
+    pub(super) commit_lsn: Lsn,
     pub(super) end: Lsn,
     pub(super) time_us: i64,
 }
@@ -82,7 +88,32 @@ impl InHand {
                 "a transaction begins within another",
             ));
         }
+        if self.last_end > Some(transaction.commit_lsn) {
+            return Err(PipelineError::OutOfOrder(
+                "a transaction that was committed before the end of the one before it",
+            ));
+        }
         self.transaction = Some(transaction);
+        Ok(())
+    }
+
+    /// What describes a transaction's changes stands within it.
+    pub(super) fn check_place(&self, message: &Message) -> Result<(), PipelineError> {
+        let is_within_only = matches!(
+            message,
+            Message::Relation { .. }
+                | Message::Type { .. }
+                | Message::Origin { .. }
+                | Message::Logical {
+                    transactional: true,
+                    ..
+                }
+        );
+        if is_within_only && self.transaction.is_none() {
+            return Err(PipelineError::OutOfOrder(
+                "what belongs to a transaction came outside of one",
+            ));
+        }
         Ok(())
     }
 
@@ -103,16 +134,16 @@ impl InHand {
                 restart_identity,
                 ..
             } => {
-                self.truncate(relations, transaction, &ids, restart_identity);
-                return Ok(());
+                return self.truncate(relations, transaction, &ids, restart_identity);
             }
         };
         let table = match relations.entry(id) {
-            None => return Err(PipelineError::OutOfOrder("a change of an unknown table")),
+            None => return Err(PipelineError::OutOfOrder(UNKNOWN_TABLE)),
             Some(Entry::Mapped(table)) if table.state.wants(transaction.commit_lsn) => table,
             // Left alone by the rules, or already in the copy.
             Some(_) => return Ok(()),
         };
+        table.check_width(&row_change)?;
         table.telemetry.received(1);
         if is_kept(table, transaction) {
             let change = row_change.into_change(id);
@@ -131,11 +162,13 @@ impl InHand {
         transaction: Received,
         ids: &[RelationId],
         restart_identity: bool,
-    ) {
+    ) -> Result<(), PipelineError> {
         let mut numbers = Vec::new();
         for id in ids {
-            let Some(Entry::Mapped(table)) = relations.entry(*id) else {
-                continue;
+            let table = match relations.entry(*id) {
+                None => return Err(PipelineError::OutOfOrder(UNKNOWN_TABLE)),
+                Some(Entry::Ignored) => continue,
+                Some(Entry::Mapped(table)) => table,
             };
             if !table.state.wants(transaction.commit_lsn) {
                 continue;
@@ -155,6 +188,7 @@ impl InHand {
         if !numbers.is_empty() && !planted(Bug::DropTruncate) {
             self.batch.push_truncate(numbers, restart_identity);
         }
+        Ok(())
     }
 
     fn keep(&mut self, table: &MappedTable, transaction: Received, change: &Change) {
@@ -179,6 +213,12 @@ impl InHand {
         let Some(transaction) = self.transaction.take() else {
             return Err(PipelineError::OutOfOrder("a commit without a transaction"));
         };
+        if last.commit_lsn != transaction.commit_lsn || last.end <= last.commit_lsn {
+            return Err(PipelineError::OutOfOrder(
+                "a commit that is not the one its transaction began with",
+            ));
+        }
+        self.last_end = Some(last.end);
         if self.batch.is_empty() && !self.is_part_written {
             self.held_bytes = 0;
             return Ok(false);

@@ -16,6 +16,8 @@ mod durability;
 mod error;
 mod exhaustion;
 mod follow;
+#[cfg(test)]
+mod fuzz;
 mod in_hand;
 mod lacks;
 mod lag;

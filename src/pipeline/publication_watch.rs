@@ -4,6 +4,7 @@
 //! stream; so has one whose columns or filter change. So the stream ends then, and the next start
 //! forgets its copy.
 
+use super::PipelineError;
 use crate::conn::Pool;
 use crate::pg::QualifiedName;
 use crate::replication::{PublishedTable, fetch_published_tables};
@@ -50,17 +51,20 @@ impl PublicationWatch {
     /// Nothing ever leaves.
     #[cfg(test)]
     pub(crate) fn idle() -> Self {
+        let (tell, left) = mpsc::channel(1);
         Self {
-            task: tokio::spawn(async {}),
-            left: mpsc::channel(1).1,
+            task: tokio::spawn(async move { tell.closed().await }),
+            left,
         }
     }
 
-    /// Resolves when a table is no longer published.
-    pub(crate) async fn table_left(&mut self) -> QualifiedName {
+    /// Resolves when a table is no longer published, or when nobody looks any more.
+    pub(crate) async fn ended(&mut self) -> PipelineError {
         match self.left.recv().await {
-            Some(name) => name,
-            None => std::future::pending().await,
+            Some(name) => PipelineError::TableLeft(name.to_string()),
+            None => PipelineError::Waiting(
+                "the task that watches the publication ended unexpectedly".to_owned(),
+            ),
         }
     }
 }
@@ -68,5 +72,22 @@ impl PublicationWatch {
 impl Drop for PublicationWatch {
     fn drop(&mut self) {
         self.task.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_watch_that_panics_is_an_end() {
+        let (tell, left) = mpsc::channel(1);
+        let task = tokio::spawn(async move {
+            let _held = tell;
+            panic!("a bug");
+        });
+        let mut watch = PublicationWatch { task, left };
+        let ended = watch.ended().await.to_string();
+        assert!(ended.contains("watches the publication"), "{ended}");
     }
 }

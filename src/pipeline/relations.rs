@@ -64,10 +64,8 @@ impl MappedTable {
         self.unread_form.as_ref().unwrap_or(&self.mapping.relation)
     }
 
-    /// A row must have the columns that its table was last said to have, and an old one what
-    /// finds it.
+    /// An old row must have what finds it.
     pub(crate) fn check_row(&self, change: &RowChange) -> Result<(), PipelineError> {
-        self.check_width(change)?;
         let Some(old) = change.old_tuple() else {
             return Ok(());
         };
@@ -93,8 +91,9 @@ impl MappedTable {
         })
     }
 
-    fn check_width(&self, change: &RowChange) -> Result<(), PipelineError> {
-        let fits = |tuple: &Tuple| tuple.len() == self.mapping.relation.columns.len();
+    /// A row must have the columns that its table was last said to have.
+    pub(crate) fn check_width(&self, change: &RowChange) -> Result<(), PipelineError> {
+        let fits = |tuple: &Tuple| tuple.len() == self.form().columns.len();
         let is_new_right = change.new_tuple().is_none_or(fits);
         let is_old_right = change.old_tuple().is_none_or(|old| fits(old.tuple()));
         if is_new_right && is_old_right {

@@ -15,6 +15,8 @@ use crate::pg::{Disposition, Side};
 use crate::progress::Store;
 use crate::telemetry::{Chain, ConnectionState, ErrorCategory, PipelineState, Severity, Telemetry};
 use backon::{BackoffBuilder, ExponentialBuilder};
+use futures_util::FutureExt;
+use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -82,7 +84,10 @@ async fn try_again(
         let outcome = match configure() {
             Ok(config) => {
                 let before = (trouble, memory);
-                attempt(&config, telemetry, shutdown, before, has_run).await
+                let attempt = attempt(&config, telemetry, shutdown, before, has_run);
+                // All that it held goes with it, as after any error.
+                let ended = AssertUnwindSafe(attempt).catch_unwind().await;
+                ended.unwrap_or_else(|_| Err(panicked()))
             }
             Err(error) => Err(error),
         };
@@ -139,6 +144,17 @@ async fn attempt(
     };
     *has_run = true;
     Box::pin(follower.run(shutdown)).await
+}
+
+/// The log says where. Libraries panic at answers of a server that have another form than was asked
+/// for, and there may be mistakes of ours.
+fn panicked() -> PipelineError {
+    PipelineError::Definite {
+        message: "the pipeline has panicked".into(),
+        advice:
+            "a bug, or a server that answers what it was not asked: the log says where; report it"
+                .into(),
+    }
 }
 
 /// Returns when an operator has left something that the last attempt did not find; while the

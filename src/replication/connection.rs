@@ -156,6 +156,7 @@ impl ReplicationConnection {
         self.wire.send().await?;
         let mut rows = Vec::new();
         let mut refused = None;
+        self.wire.begin_answer();
         loop {
             match self.next().await? {
                 Incoming::Message(Message::DataRow(body)) => rows.push(row(&body)?),
@@ -241,6 +242,7 @@ impl ReplicationConnection {
         let pid = rows
             .first()
             .and_then(|row| row.get(1)?.as_ref()?.parse().ok());
+        self.wire.stream().admission().admit();
         self.pulse = pid.map(|pid| Pulse::new(endpoint.clone(), pid, Arc::clone(&self.silence)));
         self.wal_sender_timeout = (timeout_ms > 0).then(|| Duration::from_millis(timeout_ms));
         Ok(())
@@ -285,7 +287,6 @@ impl Login for ReplicationLogin<'_> {
         let application_name = self.endpoint.effective_application_name();
         let mut wire = Wire::new(stream);
         let parameters = log_in(&mut wire, url, password, application_name).await?;
-        wire.accept_large_messages();
         Ok(ReplicationConnection {
             wire,
             silence,

@@ -1,6 +1,6 @@
 //! What can go wrong between us and a walsender, and what the operator can do about it.
 
-use super::wire::WireError;
+use super::wire::{TOO_MUCH, WireError};
 use crate::conn::{ConnError, ErrorResponse};
 use crate::faults::Fault;
 use crate::pg::Disposition;
@@ -241,6 +241,7 @@ impl From<WireError> for ReplicationError {
         match error {
             WireError::Io(error) => Self::Lost(error),
             WireError::TooLarge { tag, bytes, limit } => Self::TooLarge { tag, bytes, limit },
+            WireError::TooMuch => Self::Protocol(TOO_MUCH.to_owned()),
             WireError::Malformed(why) => Self::Protocol(why),
         }
     }

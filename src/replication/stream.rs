@@ -166,9 +166,13 @@ impl ReplicationConnection {
         let unsendable = |error: std::io::Error| ReplicationError::Protocol(error.to_string());
         frontend::query(&sql, &mut self.wire.write).map_err(unsendable)?;
         self.wire.send().await?;
+        self.wire.begin_answer();
         loop {
             match self.next().await? {
-                Incoming::CopyBoth => return Ok(ReplicationStream { connection: self }),
+                Incoming::CopyBoth => {
+                    self.wire.begin_stream();
+                    return Ok(ReplicationStream { connection: self });
+                }
                 Incoming::Message(Message::ErrorResponse(body)) => {
                     let error = ErrorResponse::from_wire(body.fields());
                     let request = Request::StartReplication;

@@ -25,10 +25,12 @@ const READ_BYTES: usize = 256 * 1024;
 /// Below this much room the buffer is replaced.
 const READ_BYTES_MIN: usize = 16 * 1024;
 
-/// No message before the end of login comes near this.
-pub(super) const LOGIN_BYTES_MAX: usize = 1024 * 1024;
+/// No login comes near this, and no answer before the stream.
+pub(super) const ANSWER_BYTES_MAX: usize = 1024 * 1024;
 /// PostgreSQL's own bound on a message (`PQ_LARGE_MESSAGE_LIMIT`, `MaxAllocSize`), and a little.
 pub(super) const MESSAGE_BYTES_MAX: usize = 1024 * 1024 * 1024;
+
+pub(super) const TOO_MUCH: &str = "an answer that does not end";
 
 /// What a stream of frames can suffer.
 #[derive(Debug)]
@@ -37,6 +39,8 @@ pub(super) enum WireError {
     Io(io::Error),
     /// Longer than allowed.
     TooLarge { tag: u8, bytes: usize, limit: usize },
+    /// An answer without an end.
+    TooMuch,
     /// Not a message.
     Malformed(String),
 }
@@ -48,6 +52,7 @@ impl From<WireError> for ConnFailure {
             WireError::TooLarge { tag, bytes, .. } => Self::Protocol(format!(
                 "a message 0x{tag:02X} of {bytes} bytes during login"
             )),
+            WireError::TooMuch => Self::Protocol(TOO_MUCH.to_owned()),
             WireError::Malformed(why) => Self::Protocol(why),
         }
     }
@@ -71,6 +76,8 @@ pub(super) struct Wire<S = ServerStream> {
     pub(super) write: BytesMut,
     must_flush: bool,
     message_bytes_max: usize,
+    /// What may come before the next question; none while it streams.
+    answer_bytes_left: Option<usize>,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
@@ -80,13 +87,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             read: BytesMut::new(),
             write: BytesMut::new(),
             must_flush: false,
-            message_bytes_max: LOGIN_BYTES_MAX,
+            message_bytes_max: ANSWER_BYTES_MAX,
+            answer_bytes_left: Some(ANSWER_BYTES_MAX),
         }
     }
 
-    /// From login on.
-    pub(super) fn accept_large_messages(&mut self) {
+    /// Something new was asked.
+    pub(super) fn begin_answer(&mut self) {
+        self.message_bytes_max = ANSWER_BYTES_MAX;
+        self.answer_bytes_left = Some(ANSWER_BYTES_MAX);
+    }
+
+    /// From here on it goes on for ever, in messages as large as the source's rows.
+    pub(super) fn begin_stream(&mut self) {
         self.message_bytes_max = MESSAGE_BYTES_MAX;
+        self.answer_bytes_left = None;
     }
 
     pub(super) fn stream(&self) -> &S {
@@ -101,6 +116,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         };
         if self.read.len() < length {
             return Ok(None);
+        }
+        if let Some(left) = &mut self.answer_bytes_left {
+            *left = left.checked_sub(length).ok_or(WireError::TooMuch)?;
         }
         match tag {
             b'd' => {
@@ -198,6 +216,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
 }
 
 #[cfg(test)]
+mod fuzz;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
@@ -273,7 +294,7 @@ mod tests {
             Err(WireError::TooLarge { tag: b'R', .. })
         ));
         let mut wire = Wire::new(tokio::io::empty());
-        wire.accept_large_messages();
+        wire.begin_stream();
         wire.read.extend_from_slice(b"d\x3f\xff\xff\xff");
         assert!(matches!(block_on(wire.next()), Err(WireError::Io(_))));
         assert!(

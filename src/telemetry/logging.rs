@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::fmt;
 use std::io::IsTerminal;
+use std::panic::PanicHookInfo;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::format::FmtSpan;
@@ -64,7 +65,21 @@ where
             .with_current_span(true)
             .try_init(),
     }
-    .map_err(LoggingError::Twice)
+    .map_err(LoggingError::Twice)?;
+    std::panic::set_hook(Box::new(log_panic));
+    Ok(())
+}
+
+/// A panic is a bug: where it is, in the log. What it says only where nothing was put into it, for
+/// that may be a row's value.
+fn log_panic(panic: &PanicHookInfo<'_>) {
+    let place = panic.location().map(ToString::to_string);
+    tracing::error!(
+        place = place.unwrap_or_default(),
+        says = panic.payload().downcast_ref::<&'static str>(),
+        thread = std::thread::current().name(),
+        "a bug: a task has panicked; please report it"
+    );
 }
 
 /// Shows an error and all that caused it, in one line: `what: why: why`.

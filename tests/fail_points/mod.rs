@@ -11,6 +11,7 @@
 
 mod lane;
 mod load;
+mod panics;
 mod planted;
 
 use std::collections::BTreeSet;

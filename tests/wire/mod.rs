@@ -1,6 +1,7 @@
 //! Sessions and streams against real servers: every way to log in, every way to stream.
 
 pub mod authority;
+mod fuzz;
 mod hostile;
 mod login;
 mod refusals;

@@ -3,9 +3,9 @@
 //! Transactions are in commit order, as the stream has them; where they overlapped, one's commit
 //! record begins where the one's before ends.
 
-use super::random::Random;
 use super::tables::{JOURNAL, KINDS, Kind, LEADS, PAIRS, TICKETS, empty, kind};
 use crate::apply::model::{ModelTables, Row};
+use crate::faults::random::Random;
 use crate::pg::{Change, Lsn, OldTuple, RelationId, Tuple};
 use crate::pgoutput::encode::{Value, tuple};
 

@@ -20,17 +20,16 @@
 mod bugs;
 mod daemon;
 mod history;
-mod random;
 mod replica;
 mod source;
-mod tables;
+pub(super) mod tables;
 mod world;
 
 use super::PipelineError;
 use crate::apply::Settings;
 use crate::apply::model::Taken;
+use crate::faults::random::Random;
 use crate::pg::{Disposition, Lsn};
-use random::Random;
 use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;

@@ -1,11 +1,11 @@
 //! The replica's server, and a session of it: commits that are visible, commits that are
 //! durable, and everything that can go wrong between a statement and its answer.
 
-use super::random::Random;
 use super::tables::kind;
 use super::world::Shared;
 use crate::apply::model::{self, ModelTables, Row, Taken};
 use crate::apply::{ApplyError, Batch, ReplicaWriter, Written};
+use crate::faults::random::Random;
 use crate::faults::{Bug, planted};
 use crate::pg::{Lsn, Refusal, RelationId, ServerError};
 use crate::progress::{Durability, ProgressError};

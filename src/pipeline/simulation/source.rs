@@ -1,9 +1,9 @@
 //! The source's server: its slot, and the walsender that reads the history from it.
 
 use super::history::{History, Transaction};
-use super::random::Random;
 use super::tables::Plan;
 use super::world::Shared;
+use crate::faults::random::Random;
 use crate::pg::{Lsn, RelationId};
 use crate::pgoutput::Message;
 use crate::pgoutput::encode::encode;

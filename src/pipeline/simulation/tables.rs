@@ -2,10 +2,11 @@
 
 use crate::apply::model::{ModelTable, ModelTables};
 use crate::catalog::{IdentityKind, Table, TableColumn, TableKind, UniqueKey};
-use crate::conn::{ConnectionUrl, Endpoint, Session};
-use crate::mapping::{Settings, compile, resolve};
+use crate::conn::{ConnectionUrl, Endpoint, Pool, Session};
+use crate::mapping::{MappingError, Settings, compile, resolve};
 use crate::pg::{
-    Lsn, OperatorName, QualifiedName, RelationId, ReplicaIdentity, Side, TypeName, TypeNames,
+    Lsn, OperatorName, QualifiedName, Relation, RelationId, ReplicaIdentity, Side, TypeName,
+    TypeNames,
 };
 use crate::pipeline::relations::Relations;
 use crate::pipeline::tables::relation_of;
@@ -89,9 +90,9 @@ fn text() -> TypeName {
     TypeName(QualifiedName::new("pg_catalog", "text"))
 }
 
-fn catalogue(kind: &Kind) -> Table {
-    let column = |name: &&str| TableColumn {
-        name: (*name).to_owned(),
+fn column(name: &str) -> TableColumn {
+    TableColumn {
+        name: name.to_owned(),
         type_oid: TEXT,
         base_type: text(),
         stored_as: "text".into(),
@@ -101,7 +102,39 @@ fn catalogue(kind: &Kind) -> Table {
         has_default: false,
         is_generated: false,
         identity: IdentityKind::None,
+    }
+}
+
+/// The table that a relation of a stream may be of, as far as the stream tells.
+pub(in crate::pipeline) fn table_of(relation: &Relation) -> Table {
+    let key: Vec<String> = relation
+        .columns
+        .iter()
+        .filter(|column| column.is_key)
+        .map(|column| column.name.clone())
+        .collect();
+    let is_keyed = !key.is_empty() && relation.replica_identity != ReplicaIdentity::Full;
+    let key = UniqueKey {
+        name: "key".into(),
+        columns: key,
+        is_primary: true,
+        is_replica_identity: relation.replica_identity == ReplicaIdentity::Index,
+        is_immediate: true,
     };
+    Table {
+        oid: relation.id,
+        name: relation.name.clone(),
+        kind: TableKind::Ordinary,
+        is_unlogged: false,
+        replica_identity: relation.replica_identity,
+        row_security: false,
+        fires_triggers: false,
+        columns: relation.columns.iter().map(|c| column(&c.name)).collect(),
+        unique_keys: is_keyed.then_some(key).into_iter().collect(),
+    }
+}
+
+fn catalogue(kind: &Kind) -> Table {
     let primary = UniqueKey {
         name: "pkey".into(),
         columns: kind
@@ -126,21 +159,24 @@ fn catalogue(kind: &Kind) -> Table {
         },
         row_security: false,
         fires_triggers: false,
-        columns: kind.columns.iter().map(column).collect(),
+        columns: kind.columns.iter().map(|name| column(name)).collect(),
         unique_keys: is_keyed.then_some(primary).into_iter().collect(),
     }
 }
 
-fn planned(kind: &Kind, types: &TypeNames) -> PlannedTable {
-    let table = catalogue(kind);
+/// To a table just like it.
+pub(in crate::pipeline) fn planned(
+    table: Table,
+    relation: &Relation,
+    types: &TypeNames,
+) -> Result<PlannedTable, MappingError> {
     let resolved = resolve(&Settings::default(), &table.name).unwrap();
-    let relation = relation_of(&table, None);
-    let mapping = compile(&relation, types, &resolved, &table).unwrap();
-    PlannedTable {
+    let mapping = compile(relation, types, &resolved, &table)?;
+    Ok(PlannedTable {
         mapping: Arc::new(mapping),
         resolved,
         published: PublishedTable {
-            oid: kind.id,
+            oid: table.oid,
             name: table.name.clone(),
             columns: None,
             row_filter: None,
@@ -149,7 +185,43 @@ fn planned(kind: &Kind, types: &TypeNames) -> PlannedTable {
         source: table.clone(),
         replica: table,
         bytes: 0,
+    })
+}
+
+/// Of a pipeline between two databases that nobody can reach.
+pub(in crate::pipeline) fn config() -> PipelineConfig {
+    let endpoint = |side| {
+        Endpoint::new(
+            side,
+            ConnectionUrl::parse(&"postgres://nobody@127.0.0.1:1/none".into()).unwrap(),
+            "",
+        )
+    };
+    PipelineConfig {
+        name: "simulated".into(),
+        source: endpoint(Side::Source),
+        replica: endpoint(Side::Replica),
+        publication: "p".into(),
+        slot: "s".into(),
+        failover: false,
+        replica_pool_max: 1,
+        slot_lock_timeout_ms: 0,
+        mapping: Settings::default(),
+        copy: crate::snapshot::Settings::default(),
+        apply: crate::apply::Settings::default(),
+        retry: crate::pipeline::RetrySettings::default(),
+        slot_budget: crate::pipeline::SlotBudget::default(),
+        holdback: std::time::Duration::ZERO,
     }
+}
+
+/// Its pools; they are opened when they are asked.
+pub(in crate::pipeline) fn pools(config: &PipelineConfig) -> (Pool, Pool) {
+    let pool = |endpoint: &Endpoint, session| endpoint.pool(session, 1).unwrap();
+    (
+        pool(&config.source, Session::SourceRead),
+        pool(&config.replica, Session::ReplicaWrite),
+    )
 }
 
 /// Planned once, and lent to every start.
@@ -163,33 +235,16 @@ pub(super) struct Plan {
 impl Plan {
     pub(super) fn new() -> Self {
         let types: TypeNames = HashMap::from([(TEXT, text())]);
-        let endpoint = |side| {
-            Endpoint::new(
-                side,
-                ConnectionUrl::parse(&"postgres://nobody@127.0.0.1:1/none".into()).unwrap(),
-                "",
-            )
+        let plan = |kind: &Kind| {
+            let table = catalogue(kind);
+            let relation = relation_of(&table, None);
+            (kind.id, planned(table, &relation, &types).unwrap())
         };
-        let tables = KINDS.iter().map(|kind| (kind.id, planned(kind, &types)));
+        let tables = KINDS.iter().map(plan);
         Self {
             tables: tables.collect(),
             types,
-            config: PipelineConfig {
-                name: "simulated".into(),
-                source: endpoint(Side::Source),
-                replica: endpoint(Side::Replica),
-                publication: "p".into(),
-                slot: "s".into(),
-                failover: false,
-                replica_pool_max: 1,
-                slot_lock_timeout_ms: 0,
-                mapping: Settings::default(),
-                copy: crate::snapshot::Settings::default(),
-                apply: crate::apply::Settings::default(),
-                retry: crate::pipeline::RetrySettings::default(),
-                slot_budget: crate::pipeline::SlotBudget::default(),
-                holdback: std::time::Duration::ZERO,
-            },
+            config: config(),
             telemetry: Telemetry::new("simulated"),
         }
     }
@@ -200,11 +255,7 @@ impl Plan {
         resumed_at: Lsn,
         copied_at: impl Fn(RelationId) -> Lsn,
     ) -> Relations {
-        let pool = |endpoint: &Endpoint, session| endpoint.pool(session, 1).unwrap();
-        let pools = (
-            pool(&self.config.source, Session::SourceRead),
-            pool(&self.config.replica, Session::ReplicaWrite),
-        );
+        let pools = pools(&self.config);
         let mut relations = Relations::new(&self.config, self.types.clone(), pools, resumed_at);
         for (id, table) in &self.tables {
             let state = TableState::Copied { at: copied_at(*id) };

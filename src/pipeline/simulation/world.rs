@@ -1,11 +1,11 @@
 //! The two servers, and what must hold between them after every step.
 
 use super::history::History;
-use super::random::Random;
 use super::replica::{Replica, Snapshot, has_key};
 use super::source::Source;
 use super::tables::{KINDS, kind};
 use crate::apply::model::{ModelTables, Row};
+use crate::faults::random::Random;
 use crate::pg::{Lsn, RelationId};
 use std::cell::RefCell;
 use std::rc::Rc;
