@@ -323,7 +323,7 @@ fn what_makes_no_sense_where_it_is_said() {
         end_lsn,
         commit_time_us,
     };
-    let after = Lsn::from_wire(end.as_u64() + 1).unwrap();
+    let a_byte_later = Lsn::from_wire(at.as_u64() + 1).unwrap();
     let truncate = truncate(1);
     let Message::Relation { relation, .. } = told
         .iter()
@@ -360,7 +360,7 @@ fn what_makes_no_sense_where_it_is_said() {
             Some("a commit without a transaction"),
         ),
         (
-            vec![&begin, &insert, &commit_at(after, after)],
+            vec![&begin, &insert, &commit_at(a_byte_later, end)],
             Some(another),
         ),
         (vec![&begin, &insert, &commit_at(at, at)], Some(another)),
