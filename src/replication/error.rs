@@ -295,8 +295,8 @@ mod tests {
                 Definite,
                 "wal_level = logical",
             ),
-            (Request::StartReplication, "55000", Definite, "copy anew"),
-            (Request::Stream, "58P01", Definite, "copy anew"),
+            (Request::StartReplication, "55000", Definite, "rebase"),
+            (Request::Stream, "58P01", Definite, "rebase"),
             (
                 Request::CreateSlot,
                 "53400",
