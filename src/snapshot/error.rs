@@ -53,9 +53,9 @@ pub enum SnapshotError {
         /// The replica table.
         table: QualifiedName,
     },
-    /// A worker ended without a word.
+    /// A worker ended by a panic; what that says may be a row's value, so it is left to the log.
     #[error("a copy worker ended unexpectedly")]
-    Worker(#[source] tokio::task::JoinError),
+    Worker,
 }
 
 impl From<Fault> for SnapshotError {
@@ -102,7 +102,7 @@ impl SnapshotError {
         match self {
             Self::Table { source, .. } | Self::CopyOut { source, .. } => source.disposition(),
             // The exporting session is gone: the next attempt exports anew.
-            Self::Snapshot(_) | Self::Worker(_) => Disposition::Transient,
+            Self::Snapshot(_) | Self::Worker => Disposition::Transient,
             Self::Conn(error) => error.disposition(),
             Self::Progress(error) => error.disposition(),
             Self::HasRows { .. } | Self::MergeNeedsKey { .. } => Disposition::Definite,

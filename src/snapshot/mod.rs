@@ -167,7 +167,7 @@ impl SnapshotCopy<'_> {
                     // A worker that has ended does not wait.
                     let _ = go_on.send(());
                 }
-                Some(worker) = tasks.join_next() => worker.map_err(SnapshotError::Worker)??,
+                Some(worker) = tasks.join_next() => worker.map_err(|_| SnapshotError::Worker)??,
                 else => break,
             }
         }
