@@ -56,6 +56,9 @@ pub async fn supervise(
                 // The attempt is dropped by now, and its sessions with it.
                 let why = given_up.carry_out(&configure).await;
                 telemetry.error(ErrorCategory::System, Severity::Critical);
+                let advice = "mend what held the pipeline up, then `pglockstep rebase`";
+                tracing::error!(error = why, advice, "the pipeline has failed");
+                telemetry.set_last_error(why.clone(), Some(advice.to_owned()));
                 telemetry.set_state(PipelineState::Failed, Some(why.clone()));
                 memory.give_up(why);
             }

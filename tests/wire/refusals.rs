@@ -164,7 +164,7 @@ async fn a_slot_whose_log_is_gone_is_lost_for_good() {
             "{major}: {error}"
         );
         assert!(
-            error.advice().contains("copy anew"),
+            error.advice().contains("rebase"),
             "{major}: {error}: {}",
             error.advice()
         );
