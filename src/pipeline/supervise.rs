@@ -56,6 +56,7 @@ pub async fn supervise(
                 // The attempt is dropped by now, and its sessions with it.
                 let why = given_up.carry_out(&configure).await;
                 telemetry.error(ErrorCategory::System, Severity::Critical);
+                telemetry.forget_pending();
                 let advice = "mend what held the pipeline up, then `pglockstep rebase`";
                 tracing::error!(error = why, advice, "the pipeline has failed");
                 telemetry.set_last_error(why.clone(), Some(advice.to_owned()));
@@ -95,6 +96,7 @@ async fn try_again(
             Err(error) => Err(error),
         };
         let Err(error) = outcome else { return Ok(()) };
+        telemetry.forget_pending();
         if shutdown.is_cancelled() {
             return Ok(());
         }

@@ -143,6 +143,13 @@ impl Telemetry {
             .open(source, replica, Arc::clone(&self.0.clock))
     }
 
+    /// An attempt ended, in whatever way: what it received and did not settle will arrive again.
+    pub fn forget_pending(&self) {
+        for (_, facts) in self.0.tables.snapshot() {
+            facts.forget_pending();
+        }
+    }
+
     /// Transactions became durable on the replica.
     pub fn transaction_applied(&self, transactions: u64) {
         self.0.metrics.transactions_applied.inc_by(transactions);

@@ -28,7 +28,7 @@ impl TableTelemetry {
 
     /// What arrived and was not settled is gone with its connection; it will arrive again.
     pub fn forget_pending(&self) {
-        self.facts.received.store(self.facts.settled(), Relaxed);
+        self.facts.forget_pending();
     }
 
     /// Changes that are durable on the replica.
@@ -89,6 +89,10 @@ pub(super) struct TableFacts {
 }
 
 impl TableFacts {
+    pub(super) fn forget_pending(&self) {
+        self.received.store(self.settled(), Relaxed);
+    }
+
     pub(super) fn state(&self) -> TableStateLabel {
         let place = usize::from(self.state.load(Relaxed));
         TableStateLabel::ALL
