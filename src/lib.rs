@@ -37,7 +37,8 @@ pub mod faults;
 pub mod pg;
 /// What the daemon tells of itself: the `Status`, every metric's name, logging.
 pub mod telemetry;
-/// Opens SQL sessions: URL, TLS, pinned settings, pools, the read-only guard on the source.
+/// Opens SQL sessions: URL, TLS, pinned settings, pools, the read-only guard on the source;
+/// notices those that fall silent, refuses poolers.
 pub mod conn;
 /// Reads a database's catalogue into nouns.
 pub mod catalog;
@@ -47,7 +48,7 @@ pub mod replication;
 pub mod pgoutput;
 /// From a source table to its replica table: names, columns, expressions, filter; pure.
 pub mod mapping;
-/// How far the replica is: positions, table states, the bookkeeping schema on the replica.
+/// The books on the replica: positions, table states, errors, changes that are kept.
 pub mod progress;
 /// The first copy at one consistent point.
 pub mod snapshot;

@@ -7,13 +7,14 @@ use super::start::Start;
 use super::tables::PlannedTable;
 use crate::faults;
 use crate::mapping::{ConflictPolicy, ExistingRows, ExtraRows};
-use crate::pg::{Disposition, Lsn};
+use crate::pg::{Disposition, Lsn, QualifiedName};
 use crate::progress::{Store, TableRecord, TableState};
 use crate::replication::{
     ReplicationConnection, ReplicationSlot, SlotName, SlotOptions, create_slot, drop_slot,
 };
 use crate::snapshot::{CopyTable, SnapshotCopy, check_existing_rows};
 use crate::telemetry::PipelineState;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 impl Start<'_> {
@@ -72,16 +73,17 @@ impl Start<'_> {
         let is_former = |r: &TableRecord| {
             self.store.is_rebasing() && matches!(r.state, TableState::Resync { .. })
         };
-        let gone = |record: &&TableRecord| {
-            !is_former(record) && !self.plan.tables.values().any(|t| t.is_of(record))
-        };
+        let ours = self.plan.records_of(&records);
+        let gone =
+            |record: &&TableRecord| !is_former(record) && !ours.contains_key(&record.source_oid);
         let gone: Vec<&TableRecord> = records.iter().filter(gone).collect();
         self.store.forget_copies(&self.control, &gone).await?;
-        let is_copied = |table: &&PlannedTable| {
-            let is_copy = |r: &&TableRecord| r.state.copied_at().is_some();
-            records.iter().filter(is_copy).any(|r| table.is_of(r))
-        };
-        let missing = self.plan.tables.values().filter(|table| !is_copied(table));
+        let is_copied = |oid: &u32| ours.get(oid).is_some_and(|r| r.state.copied_at().is_some());
+        let missing = self
+            .plan
+            .tables
+            .values()
+            .filter(|t| !is_copied(&t.source.oid));
         let tables = self.copy_tables(missing, &records);
         if tables.is_empty() {
             return Ok(());
@@ -159,35 +161,41 @@ impl Start<'_> {
         tables: impl Iterator<Item = &'t PlannedTable>,
         records: &[TableRecord],
     ) -> Vec<CopyTable> {
-        let is_rebasing = self.store.is_rebasing();
+        let ours = self.plan.records_of(records);
+        // Under a new history tables may have other numbers; their places on the replica stay.
+        let is_former = |r: &&TableRecord| matches!(r.state, TableState::Resync { .. });
+        let former: HashMap<&QualifiedName, &TableRecord> = match self.store.is_rebasing() {
+            true => records
+                .iter()
+                .filter(is_former)
+                .map(|r| (&r.replica, r))
+                .collect(),
+            false => HashMap::new(),
+        };
         let state = |table: &PlannedTable| {
-            let own = records.iter().find(|record| table.is_of(record));
-            let is_former = |r: &&TableRecord| {
-                is_rebasing
-                    && r.replica == table.replica.name
-                    && matches!(r.state, TableState::Resync { .. })
-            };
-            let record = own.or_else(|| records.iter().find(is_former));
-            record.map_or(TableState::Init, |r| r.state)
+            let own = ours.get(&table.source.oid);
+            let record = own.or_else(|| former.get(&table.replica.name));
+            record.map_or(TableState::Init, |record| record.state)
         };
         tables
-            .map(|table| CopyTable {
+            .map(|table| (table, state(table)))
+            .map(|(table, state)| CopyTable {
                 mapping: Arc::clone(&table.mapping),
                 types: Arc::clone(&self.plan.types),
                 source_kind: table.source.kind,
                 row_filter: table.published.row_filter.clone(),
                 published_by: table.published.published_by,
-                existing_rows: match state(table) {
+                existing_rows: match state {
                     TableState::Resync { .. } => ExistingRows::Merge,
                     _ => table.resolved.rule.existing_rows,
                 },
-                extra_rows: match state(table) {
+                extra_rows: match state {
                     TableState::Resync { keep_extra: true } => ExtraRows::Keep,
                     TableState::Resync { keep_extra: false } => ExtraRows::Delete,
                     _ => table.resolved.rule.extra_rows,
                 },
                 // A table that is to be mended becomes what the source has.
-                on_conflict: match state(table) {
+                on_conflict: match state {
                     TableState::Resync { .. } => ConflictPolicy::SourceWins,
                     _ => table.mapping.on_conflict.clone(),
                 },
@@ -198,7 +206,7 @@ impl Start<'_> {
                     .copied()
                     .unwrap_or_default(),
                 bytes: table.bytes,
-                state: state(table),
+                state,
                 telemetry: self
                     .telemetry
                     .table(&table.source.name, &table.replica.name),

@@ -15,11 +15,11 @@ use super::PipelineError;
 use super::durability::DurabilityClock;
 use super::in_hand::{Committed, InHand, Received, WholeBatch};
 use super::lag::seconds_since;
-use super::publication_watch::PublicationWatch;
 use super::quarantine::{self, Books};
 use super::receive::{Chunk, Event, Inbox};
 use super::relations::Relations;
 use super::trouble::Trouble;
+use super::watch::Watch;
 use crate::apply::{Applier, ApplyError, Batch, ReplicaWriter, Settings, Written};
 use crate::faults::{self, Bug, planted};
 use crate::pg::{Change, Lsn, RelationId};
@@ -39,7 +39,7 @@ pub(crate) struct Streams<W = Applier> {
     pub(crate) inbox: Inbox,
     pub(crate) applier: W,
     pub(crate) relations: Relations,
-    pub(crate) watch: PublicationWatch,
+    pub(crate) watch: Watch,
     /// None where nobody keeps any: in the simulation.
     pub(crate) books: Option<Books>,
 }
@@ -49,7 +49,7 @@ pub(crate) struct Follower<'a, W = Applier> {
     inbox: Inbox,
     applier: W,
     relations: Relations,
-    watch: PublicationWatch,
+    watch: Watch,
     books: Option<Books>,
     /// Transactions that an operator wants passed by: the commit record and the error of each.
     skips: HashMap<Lsn, i64>,
@@ -179,33 +179,23 @@ impl<'a, W: ReplicaWriter> Follower<'a, W> {
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return Ok(Ended::Shutdown),
+                // Before the chunks: of these there may always be more.
+                ended = self.watch.ended() => return Err(ended),
                 () = sleep_until(self.state.durability.due()), if self.owes_the_disk() => {
                     self.settle().await?;
+                }
+                _ = tick.tick() => {
+                    self.telemetry.set_pool(self.relations.pool_health());
+                    self.advance_idle().await?;
                 }
                 chunk = self.inbox.chunks.recv() => match chunk {
                     Some(chunk) => self.take_all(chunk).await?,
                     None => return Ok(Ended::NothingMoreComes),
                 },
-                ended = self.watch.ended() => return Err(ended),
-                _ = tick.tick() => {
-                    self.telemetry.set_pool(self.relations.pool_health());
-                    self.advance_idle().await?;
-                    self.look_into_the_books().await?;
-                }
             }
             // Only here: while a batch hangs, nothing pretends otherwise.
             self.telemetry.progressed();
         }
-    }
-
-    /// Operators leave their requests in the books.
-    async fn look_into_the_books(&mut self) -> Result<(), PipelineError> {
-        let applied = self.in_hand_from();
-        let Some(books) = &mut self.books else {
-            return Ok(());
-        };
-        let client = self.relations.replica().await?;
-        books.look(&client, applied, self.telemetry).await
     }
 
     fn owes_the_disk(&self) -> bool {

@@ -10,10 +10,10 @@
 //! asked for the replica's.
 
 use super::follow::{Follower, Streams};
-use super::publication_watch::PublicationWatch;
 use super::receive::{Chunk, Event, Inbox};
 use super::relations::Relations;
 use super::simulation::tables::{config, planned, pools, table_of};
+use super::watch::Watch;
 use super::{PipelineConfig, PipelineError};
 use crate::apply::{ApplyError, Batch, ReplicaWriter, Written, model};
 use crate::faults::random::{for_seeds, is_soak, seed};
@@ -145,7 +145,7 @@ impl Bench {
             inbox: Inbox::of_channels(chunks, watch::channel(start).0, task, stop),
             applier: Planner { received },
             relations: self.relations(told),
-            watch: PublicationWatch::idle(),
+            watch: Watch::new(),
             books: None,
         };
         let at = Lsn::from_wire(1).unwrap();

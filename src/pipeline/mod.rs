@@ -14,6 +14,7 @@
 mod copying;
 mod durability;
 mod error;
+mod errors_watch;
 mod exhaustion;
 mod follow;
 #[cfg(test)]
@@ -38,6 +39,7 @@ mod start;
 mod supervise;
 mod tables;
 mod trouble;
+mod watch;
 
 pub use error::PipelineError;
 pub use lacks::{Lack, replica_lacks, source_lacks};

@@ -21,24 +21,17 @@ use crate::progress::{
 };
 use crate::telemetry::{Chain, ErrorStatus, Telemetry};
 use std::collections::HashMap;
-use std::time::Duration;
-use tokio::time::Instant;
 use tokio_postgres::Client;
 
 /// Kept changes read at once.
 const PAGE_ROWS_MAX: i64 = 2_000;
 const PAGE_BYTES_MAX: i64 = 4 << 20;
-/// What is kept is counted this often.
-const TELL_ERRORS_EVERY: Duration = Duration::from_secs(30);
 
 /// What is written of the pipeline on the replica, beside its position.
 pub(crate) struct Books {
     pub(crate) store: Store,
-    /// Errors that wait for somebody, as last told.
+    /// Errors that wait for somebody.
     pub(crate) open_errors: Vec<BookedError>,
-    pub(crate) told_at: Instant,
-    /// What could not be carried out yet when the attempt began.
-    pub(crate) known_requests: Option<String>,
 }
 
 impl Books {
@@ -49,27 +42,6 @@ impl Books {
             .filter(|e| e.state == ErrorState::Stopped && e.request == Some(Request::Skip))
             .map(|error| (error.commit_lsn, error.id))
             .collect()
-    }
-
-    /// Looks for requests of operators; tells now and then what waits for them.
-    pub(super) async fn look(
-        &mut self,
-        client: &Client,
-        applied: Lsn,
-        telemetry: &Telemetry,
-    ) -> Result<(), PipelineError> {
-        let pipeline = self.store.pipeline();
-        let requests = Store::fetch_requests(client, pipeline).await?;
-        if requests.is_some() && requests != self.known_requests {
-            return Err(PipelineError::Requested);
-        }
-        if !self.open_errors.is_empty() && self.told_at.elapsed() >= TELL_ERRORS_EVERY {
-            self.store.pass_errors(client, applied).await?;
-            self.open_errors = Store::fetch_errors(client, pipeline, true).await?;
-            self.told_at = Instant::now();
-            tell(telemetry, &self.open_errors);
-        }
-        Ok(())
     }
 }
 
@@ -357,8 +329,14 @@ impl Replay<'_> {
             },
         };
         failure.table = self.relations.names_of(oid);
-        self.store.note_quarantined(self.books, &failure).await?;
-        Ok(())
+        // What was passed by and what stands in its place: a table that is set aside is never
+        // without an open error.
+        let mut client = self.relations.replica().await?;
+        let transaction = client.transaction().await;
+        let transaction = transaction.map_err(ProgressError::doing("note an error"))?;
+        self.store.note_quarantined(&*transaction, &failure).await?;
+        let committed = transaction.commit().await;
+        Ok(committed.map_err(ProgressError::doing("note an error"))?)
     }
 }
 

@@ -21,7 +21,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Later than a start that is refused.
 const FIRST_LOOK_AFTER: Duration = Duration::from_secs(1);
 
-/// Ends only when the slot was dropped to save the source. It has a session of its own; what
+/// Ends only when the slot is to be dropped to save the source. It has a session of its own; what
 /// keeps it from looking is told by the attempts of the pipeline, and the last look stands.
 pub(super) async fn watch_slot(
     configure: &impl Fn() -> Result<PipelineConfig, PipelineError>,
@@ -78,18 +78,19 @@ pub(super) struct GivenUp {
 }
 
 impl GivenUp {
-    /// Notes it and drops the slot, as often as it takes; returns what was noted.
+    /// Notes it and drops the slot, as often as it takes; returns what was noted, or nothing
+    /// where the slot was not this daemon's to drop any more.
     pub(super) async fn carry_out(
         self,
         configure: &impl Fn() -> Result<PipelineConfig, PipelineError>,
-    ) -> String {
+    ) -> Option<String> {
         let why = format!(
             "the slot kept {} bytes of the source's log, more than [slot] drop_beyond: it was dropped to save the source",
             self.retained_bytes
         );
         loop {
             match drop_noted(configure, &self.owned, &why).await {
-                Ok(()) => return why,
+                Ok(was_dropped) => return was_dropped.then_some(why),
                 Err(error) => {
                     tracing::error!(error = %Chain(&error), "the slot cannot be dropped yet");
                     tokio::time::sleep(LOOK_EVERY).await;
@@ -100,12 +101,13 @@ impl GivenUp {
 }
 
 /// Where the replica cannot be reached, the slot goes all the same: its absence says enough.
-/// Where another daemon owns the pipeline by now, or another source is there, it is left to them.
+/// Where another daemon owns the pipeline by now, or another source is there, it is left to them:
+/// false.
 async fn drop_noted(
     configure: &impl Fn() -> Result<PipelineConfig, PipelineError>,
     owned: &Owned,
     why: &str,
-) -> Result<(), PipelineError> {
+) -> Result<bool, PipelineError> {
     let config = configure()?;
     let name = owned.identity.slot.parse()?;
     let source = config.source.connect(Session::SourceRead).await?;
@@ -113,7 +115,7 @@ async fn drop_noted(
     let is_same = server.system_id == owned.identity.system_id
         && server.database_oid == owned.identity.database_oid;
     if !is_same || fetch_slot(&source, &name).await?.is_none() {
-        return Ok(());
+        return Ok(false);
     }
     let noted = async {
         let replica = config.replica.connect(Session::ReplicaWrite).await?;
@@ -122,7 +124,7 @@ async fn drop_noted(
     };
     match noted.await {
         Ok(()) => {}
-        Err(PipelineError::Progress(ProgressError::Superseded { .. })) => return Ok(()),
+        Err(PipelineError::Progress(ProgressError::Superseded { .. })) => return Ok(false),
         Err(error) => {
             tracing::warn!(error = %Chain(&error), "that the slot is given up could not be noted");
         }
@@ -130,7 +132,7 @@ async fn drop_noted(
     let mut connection = ReplicationConnection::connect(&config.source).await?;
     drop_slot(&mut connection, &name).await?;
     connection.close().await;
-    Ok(())
+    Ok(true)
 }
 
 fn tell(stands: Spending, retained_bytes: u64) {

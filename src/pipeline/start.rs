@@ -13,17 +13,19 @@
 
 use super::PipelineConfig;
 use super::PipelineError;
+use super::errors_watch::ErrorsWatch;
 use super::follow::{Follower, Streams};
 use super::listener::Listener;
 use super::look::{check_mappings, check_privileges, check_publication, check_servers};
 use super::memory::Memory;
-use super::publication_watch::PublicationWatch;
+use super::publication_watch::watch_publication;
 use super::quarantine::{self, Books, Replay};
 use super::receive::{Bounds, Inbox};
 use super::relations::Relations;
 use super::resume::{SourceHistory, resume_position};
 use super::tables::{TablePlan, fetch_plan};
 use super::trouble::Trouble;
+use super::watch::Watch;
 use crate::apply::Applier;
 use crate::catalog::{Server, fetch_server};
 use crate::conn::{Pool, Session};
@@ -37,7 +39,6 @@ use crate::replication::{
 use crate::telemetry::{ConnectionState, PipelineState, TableStateLabel, Telemetry};
 use std::collections::HashMap;
 use std::time::Duration;
-use tokio::time::Instant;
 use tokio_postgres::Client;
 
 const TAKING_OVER: &str = "another daemon runs this pipeline; taking over when it ends";
@@ -238,9 +239,18 @@ impl<'a> Start<'a> {
             let parts: Vec<u32> = self.plan.tables.keys().copied().collect();
             self.store.end_rebase(&self.control, &parts).await?;
         }
-        let books = self
+        let open_errors = self
             .work_through_errors(&mut applier, &mut relations, applied)
             .await?;
+        quarantine::tell(self.telemetry, &open_errors);
+        let trouble = from
+            .trouble
+            .or_else(|| Trouble::in_books(&open_errors, applied));
+        let known_requests = Store::fetch_requests(&self.control, &self.config.name).await?;
+        let books = Books {
+            store: self.store.clone(),
+            open_errors,
+        };
         let publications = vec![self.config.publication.clone()];
         let options = StreamOptions {
             // Version 1 has all that an unstreamed, unprepared transaction needs.
@@ -270,22 +280,30 @@ impl<'a> Start<'a> {
             },
             self.telemetry.clone(),
         );
+        let published = self.plan.tables.values().map(|t| t.published.clone());
+        let errors = ErrorsWatch {
+            replica: self.replica_pool.clone(),
+            store: self.store.clone(),
+            telemetry: self.telemetry.clone(),
+            positions: inbox.positions.subscribe(),
+            known_requests,
+            has_open: !books.open_errors.is_empty(),
+        };
+        let watch = Watch::new()
+            .and(watch_publication(
+                self.source_pool.clone(),
+                self.config.publication.clone(),
+                published.collect(),
+            ))
+            .and(errors.run());
         let streams = Streams {
             inbox,
             applier,
             relations,
-            watch: PublicationWatch::start(
-                self.source_pool.clone(),
-                self.config.publication.clone(),
-                self.plan
-                    .tables
-                    .values()
-                    .map(|table| table.published.clone())
-                    .collect(),
-            ),
+            watch,
             books: Some(books),
         };
-        Ok(Follower::new(streams, applied, &self.config.apply, self.telemetry).after(from.trouble))
+        Ok(Follower::new(streams, applied, &self.config.apply, self.telemetry).after(trouble))
     }
 
     /// Every table that takes part, with its state.
@@ -298,9 +316,11 @@ impl<'a> Start<'a> {
         let types = self.plan.types.as_ref().clone();
         let pools = (self.source_pool.clone(), self.replica_pool.clone());
         let mut relations = Relations::new(self.config, types, pools, applied);
-        for table in self.plan.tables.values() {
-            let record = records.iter().find(|record| table.is_of(record));
-            let state = record.map_or(TableState::Init, |record| record.state);
+        let ours = self.plan.records_of(&records);
+        for (oid, table) in &self.plan.tables {
+            let state = ours
+                .get(oid)
+                .map_or(TableState::Init, |record| record.state);
             if matches!(state, TableState::Resync { .. }) {
                 // Asked for while others were copied.
                 return Err(PipelineError::Requested);
@@ -333,17 +353,18 @@ impl<'a> Start<'a> {
         Ok(())
     }
 
-    /// Carries out what operators want done about errors, as far as it can be done now.
+    /// Carries out what operators want done about errors, as far as it can be done now; returns
+    /// those that are left.
     async fn work_through_errors(
         &self,
         applier: &mut Applier,
         relations: &mut Relations,
         applied: Lsn,
-    ) -> Result<Books, PipelineError> {
+    ) -> Result<Vec<BookedError>, PipelineError> {
         let pipeline = &self.config.name;
-        let mut open = Store::fetch_errors(&self.control, pipeline, true).await?;
+        let open = Store::fetch_errors(&self.control, pipeline, true).await?;
         if open.is_empty() {
-            return self.books(open).await;
+            return Ok(open);
         }
         self.store.take_retries(&self.control).await?;
         self.store.pass_errors(&self.control, applied).await?;
@@ -357,19 +378,7 @@ impl<'a> Start<'a> {
             telemetry: self.telemetry,
         };
         replay.run(&open).await?;
-        open = Store::fetch_errors(&self.control, pipeline, true).await?;
-        self.books(open).await
-    }
-
-    async fn books(&self, open_errors: Vec<BookedError>) -> Result<Books, PipelineError> {
-        quarantine::tell(self.telemetry, &open_errors);
-        let requests = Store::fetch_requests(&self.control, &self.config.name).await?;
-        Ok(Books {
-            store: self.store.clone(),
-            open_errors,
-            told_at: Instant::now(),
-            known_requests: requests,
-        })
+        Ok(Store::fetch_errors(&self.control, pipeline, true).await?)
     }
 
     /// On the thread that will listen, should this connection be the one that streams.

@@ -54,9 +54,12 @@ pub async fn supervise(
             done = Box::pin(trying) => return done,
             given_up = watch_slot(&configure, telemetry, &memory) => {
                 // The attempt is dropped by now, and its sessions with it.
-                let why = given_up.carry_out(&configure).await;
-                telemetry.error(ErrorCategory::System, Severity::Critical);
                 telemetry.forget_pending();
+                let Some(why) = given_up.carry_out(&configure).await else {
+                    memory.disown();
+                    continue;
+                };
+                telemetry.error(ErrorCategory::System, Severity::Critical);
                 let advice = "mend what held the pipeline up, then `pglockstep rebase`";
                 tracing::error!(error = why, advice, "the pipeline has failed");
                 telemetry.set_last_error(why.clone(), Some(advice.to_owned()));
@@ -85,10 +88,11 @@ async fn try_again(
     let mut trouble = None;
     loop {
         let started = Instant::now();
+        let mut has_streamed = false;
         let outcome = match configure() {
             Ok(config) => {
                 let before = (trouble, memory);
-                let attempt = attempt(&config, telemetry, shutdown, before, has_run);
+                let attempt = attempt(&config, telemetry, shutdown, before, &mut has_streamed);
                 // All that it held goes with it, as after any error.
                 let ended = AssertUnwindSafe(attempt).catch_unwind().await;
                 ended.unwrap_or_else(|_| Err(panicked()))
@@ -96,6 +100,7 @@ async fn try_again(
             Err(error) => Err(error),
         };
         let Err(error) = outcome else { return Ok(()) };
+        *has_run |= has_streamed;
         telemetry.forget_pending();
         if shutdown.is_cancelled() {
             return Ok(());
@@ -104,7 +109,12 @@ async fn try_again(
         if is_definite && !*has_run {
             return Err(error);
         }
-        trouble = Trouble::after(&error, trouble, telemetry.status().applied_lsn);
+        trouble = Trouble::after(
+            &error,
+            trouble,
+            telemetry.status().applied_lsn,
+            has_streamed,
+        );
         let is_searched = error.failed_at().is_some() && trouble.is_some_and(|t| !t.is_found());
         let was_success = *has_run && started.elapsed() >= SUCCESS_AFTER;
         if was_success {
@@ -140,14 +150,14 @@ async fn attempt(
     telemetry: &Telemetry,
     shutdown: &CancellationToken,
     (trouble, memory): (Option<Trouble>, &Memory),
-    has_run: &mut bool,
+    has_streamed: &mut bool,
 ) -> Result<(), PipelineError> {
     // Before the stream there is nothing to finish: a start is dropped where it stands.
     let follower = tokio::select! {
         follower = Box::pin(start(config, telemetry, trouble, memory)) => follower?,
         () = shutdown.cancelled() => return Ok(()),
     };
-    *has_run = true;
+    *has_streamed = true;
     Box::pin(follower.run(shutdown)).await
 }
 
@@ -178,7 +188,11 @@ async fn requested(
     };
     loop {
         match Store::fetch_requests(&client, &config.name).await {
-            Ok(requests) if memory.are_news(requests.as_ref()) => return,
+            Ok(requests) if memory.are_news(requests.as_ref()) => {
+                // An attempt that fails before it comes to them is no reason for haste.
+                memory.know(requests);
+                return;
+            }
             Ok(_) => tokio::time::sleep(LOOK_FOR_REQUESTS_EVERY).await,
             Err(_) => return std::future::pending().await,
         }

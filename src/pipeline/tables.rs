@@ -88,6 +88,16 @@ pub struct TablePlan {
 }
 
 impl TablePlan {
+    /// Of the records those that speak of the plan's tables, by object id.
+    pub(super) fn records_of<'r>(
+        &self,
+        records: &'r [TableRecord],
+    ) -> HashMap<u32, &'r TableRecord> {
+        let is_of = |r: &&TableRecord| self.tables.get(&r.source_oid).is_some_and(|t| t.is_of(r));
+        let ours = records.iter().filter(is_of);
+        ours.map(|record| (record.source_oid, record)).collect()
+    }
+
     /// Each replica table's place when tables referred to come first.
     #[must_use]
     pub fn parents_first(&self) -> HashMap<QualifiedName, u32> {

@@ -15,6 +15,7 @@
 use super::store::narrow;
 use super::{ProgressError, Store};
 use crate::pg::{Lsn, QualifiedName};
+use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, GenericClient, Row};
 
 /// Why a transaction of the source cannot be applied.
@@ -193,7 +194,8 @@ impl Store {
         Ok(touched == 1)
     }
 
-    /// Notes that the changes kept of a table still cannot be applied.
+    /// Notes that the changes kept of a table still cannot be applied. To be called in a
+    /// transaction.
     ///
     /// # Errors
     /// When a statement fails or the pipeline has another owner.
@@ -234,27 +236,19 @@ impl Store {
                      WHERE pipeline = $1 AND source_oid IS NOT DISTINCT FROM $3 \
                      AND (state = 'stopped' AND commit_lsn = $2 \
                      OR state = 'quarantined' AND $4 = 'quarantined')";
-        let said = (
-            state.as_str(),
+        let (pipeline, state) = (self.pipeline(), state.as_str());
+        let said: [&(dyn ToSql + Sync); 8] = [
+            &pipeline,
+            &failure.commit_lsn,
+            &oid,
+            &state,
             &failure.sqlstate,
             &failure.message,
             &failure.advice,
             &failure.key_hash,
-        );
+        ];
         let touched = client
-            .execute(
-                again,
-                &[
-                    &self.pipeline(),
-                    &failure.commit_lsn,
-                    &oid,
-                    &said.0,
-                    &said.1,
-                    &said.2,
-                    &said.3,
-                    &said.4,
-                ],
-            )
+            .execute(again, &said)
             .await
             .map_err(ProgressError::doing("note an error"))?;
         if touched > 0 {
@@ -264,24 +258,14 @@ impl Store {
                    sqlstate, message, advice, key_hash, source_schema, source_table, \
                    replica_schema, replica_table) \
                    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)";
+        let names = [source, replica]
+            .map(|name| (name.map(|name| &name.schema), name.map(|name| &name.name)));
+        let mut all = said.to_vec();
+        for (schema, name) in &names {
+            all.extend([schema as &(dyn ToSql + Sync), name]);
+        }
         client
-            .execute(
-                new,
-                &[
-                    &self.pipeline(),
-                    &failure.commit_lsn,
-                    &oid,
-                    &said.0,
-                    &said.1,
-                    &said.2,
-                    &said.3,
-                    &said.4,
-                    &source.map(|name| &name.schema),
-                    &source.map(|name| &name.name),
-                    &replica.map(|name| &name.schema),
-                    &replica.map(|name| &name.name),
-                ],
-            )
+            .execute(new, &all)
             .await
             .map_err(ProgressError::doing("note an error"))?;
         Ok(())

@@ -101,6 +101,12 @@ async fn the_pipeline_stops_before_the_one_transaction_that_cannot_be_applied() 
         error["commit_lsn"].as_str().unwrap()
     );
     assert_eq!(s.one(&is_before).await, "t");
+    // Started again before it is mended, it never says that all is well.
+    daemon.kill9();
+    let mut daemon = s.launch("");
+    s.until_failed(&mut daemon, &["22001"]).await;
+    let said = daemon.stderr();
+    assert!(!said.contains("in step: streaming"), "{said}");
     // Mended, it goes on by itself; the error ends.
     s.on_replica("ALTER TABLE leads ALTER name TYPE varchar(40)")
         .await;

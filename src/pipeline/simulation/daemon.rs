@@ -9,9 +9,9 @@ use crate::pg::Lsn;
 use crate::pgoutput::{Decoder, Streaming};
 use crate::pipeline::PipelineError;
 use crate::pipeline::follow::{Follower, Streams};
-use crate::pipeline::publication_watch::PublicationWatch;
 use crate::pipeline::receive::{Chunk, Event, Inbox};
 use crate::pipeline::resume::{SourceHistory, resume_position};
+use crate::pipeline::watch::Watch;
 use crate::progress::{PipelineIdentity, PipelineRecord, Positions, ProgressError};
 use crate::replication::{ReplicationError, ReplicationMessage};
 use std::rc::Rc;
@@ -61,7 +61,7 @@ pub(super) async fn live(
         inbox: Inbox::of_channels(chunks, positions, task, stop),
         applier: writer,
         relations: plan.relations(from, |id| world.copied_at(id)),
-        watch: PublicationWatch::idle(),
+        watch: Watch::new(),
         books: None,
     };
     let follower = Follower::new(streams, from, &settings, &plan.telemetry);
