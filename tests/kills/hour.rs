@@ -6,9 +6,10 @@
 
 use std::time::Duration;
 
-use pglockstep::demo::cluster::StopMode;
+use pglockstep::demo::cluster::{ClusterError, StopMode};
 use rustix::process::Signal;
 use tokio::time::{Instant, sleep, sleep_until};
+use tokio_postgres::error::SqlState;
 
 use super::load::Load;
 use super::oracle::{self, Oracle};
@@ -235,8 +236,12 @@ impl Field {
             Fault::LockTables => {
                 let sql = "BEGIN; LOCK TABLE accounts, counters IN SHARE MODE; \
                            SELECT pg_sleep(3); COMMIT";
-                // The daemon holds its own locks for a moment only.
-                pair.replica.execute(DATABASE, sql).await.unwrap();
+                // Where each waits for the other the server chooses who gives way: that is a fault too.
+                match pair.replica.execute(DATABASE, sql).await {
+                    Err(ClusterError::Sql { source, .. })
+                        if source.code() == Some(&SqlState::T_R_DEADLOCK_DETECTED) => {}
+                    done => done.unwrap(),
+                }
             }
         }
         assert!(
