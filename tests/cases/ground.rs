@@ -16,6 +16,10 @@ pub struct Ground<'a> {
     pub replica: u32,
 }
 
+/// The table of a case that needs no other, and rows for it.
+pub const T: &str = "CREATE TABLE t (id int PRIMARY KEY, v text)";
+pub const FILL: &str = "INSERT INTO t SELECT g, 'v' || g FROM generate_series(1, 9) g";
+
 /// Every table of a database but ours, with its columns as a list.
 const TABLES: &str = "SELECT format('SELECT %s FROM %s%I.%I', \
          string_agg(quote_ident(a.attname), ', ' ORDER BY a.attname COLLATE \"C\"), \

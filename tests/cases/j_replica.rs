@@ -1,6 +1,6 @@
 //! J: what the replica's own tables do with the rows.
 
-use super::ground::{Ground, each, fails_until, same};
+use super::ground::{Ground, T, each, fails_until, same};
 use super::runner::{Case, case};
 
 pub const CASES: &[Case] = &[
@@ -11,8 +11,6 @@ pub const CASES: &[Case] = &[
     case!(j15_row_security),
     case!(j17_tables_of_another_owner),
 ];
-
-const T: &str = "CREATE TABLE t (id int PRIMARY KEY, v text)";
 
 /// What fires leaves a line: exactly one for each row, over a restart too.
 async fn j1_triggers_by_their_mode(g: Ground<'_>) {
