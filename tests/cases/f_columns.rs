@@ -222,20 +222,12 @@ async fn f21_changes_of_shape_that_are_undone(g: Ground<'_>) {
 }
 
 async fn f27_other_orders_and_holes(g: Ground<'_>) {
-    let s = g.scenario().await;
-    s.on_source(
-        "CREATE TABLE t (gone int, id int PRIMARY KEY, a text, hole int, b int, c text);
+    let source = "CREATE TABLE t (gone int, id int PRIMARY KEY, a text, hole int, b int, c text);
          INSERT INTO t SELECT g, g, 'a', g, g, 'c' FROM generate_series(1, 5) g;
-         ALTER TABLE t DROP gone, DROP hole; INSERT INTO t VALUES (6, 'a', 6, 'c')",
-    )
-    .await;
-    s.on_replica(
-        "CREATE TABLE t (c text, x int, b int, y text, a text, id int PRIMARY KEY);
-         ALTER TABLE t DROP x, DROP y",
-    )
-    .await;
-    s.publish_all().await;
-    let mut daemon = s.start("").await;
+         ALTER TABLE t DROP gone, DROP hole; INSERT INTO t VALUES (6, 'a', 6, 'c')";
+    let replica = "CREATE TABLE t (c text, x int, b int, y text, a text, id int PRIMARY KEY);
+         ALTER TABLE t DROP x, DROP y";
+    let (s, mut daemon) = g.running_unlike(source, replica).await;
     let statements = [
         "INSERT INTO t VALUES (7, 'a7', 7, 'c7')",
         "UPDATE t SET a = c, c = a WHERE id < 3",

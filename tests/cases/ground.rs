@@ -69,6 +69,16 @@ impl<'a> Ground<'a> {
         (s, daemon)
     }
 
+    /// As `running`, where the tables of the replica are others.
+    pub async fn running_unlike(&self, source: &str, replica: &str) -> (Scenario<'a>, Daemon) {
+        let s = self.scenario().await;
+        s.on_source(source).await;
+        s.on_replica(replica).await;
+        s.publish_all().await;
+        let daemon = s.start("").await;
+        (s, daemon)
+    }
+
     /// The same tables on both sides; each statement alone, and all tables compared after it.
     pub async fn follows(&self, both: &str, statements: &[&str]) -> (Scenario<'a>, Daemon) {
         let (s, daemon) = self.running(both, "").await;
@@ -117,21 +127,17 @@ pub async fn same(s: &Scenario<'_>, daemon: &Daemon) {
 }
 
 /// The pipeline fails with these words; what the query on the replica yields has not changed.
-pub async fn fails(s: &Scenario<'_>, daemon: &mut Daemon, sql: &str, words: &[&str], kept: &str) {
-    let before = s.replica_rows(kept).await;
-    s.on_source(sql).await;
-    s.until_failed(daemon, words).await;
-    assert_eq!(s.replica_rows(kept).await, before, "after {sql}");
-}
-
-/// As `fails`; then the remedy on the replica, and it goes on with nothing lost.
+/// Then the remedy on the replica, and it goes on with nothing lost.
 pub async fn fails_until(
     s: &Scenario<'_>,
     daemon: &mut Daemon,
     (sql, words, kept): (&str, &[&str], &str),
     remedy: &str,
 ) {
-    fails(s, daemon, sql, words, kept).await;
+    let before = s.replica_rows(kept).await;
+    s.on_source(sql).await;
+    s.until_failed(daemon, words).await;
+    assert_eq!(s.replica_rows(kept).await, before, "after {sql}");
     s.on_replica(remedy).await;
     s.until_state(daemon, "streaming").await;
     same(s, daemon).await;
