@@ -15,18 +15,7 @@ async fn endpoints_tell_what_is() {
         (health.status, health.body.as_str()),
         (200, "ok: streaming\n")
     );
-    let ready = eventually(
-        "readiness",
-        || daemon.stderr(),
-        async || {
-            daemon
-                .http_get("/readyz")
-                .await
-                .filter(|ready| ready.status == 200)
-        },
-    )
-    .await;
-    assert_eq!(ready.body, "ready\n");
+    assert_eq!(daemon.until_ready().await.body, "ready\n");
     let healthz = daemon.http_get("/healthz").await.unwrap().body;
     let healthz: serde_json::Value = serde_json::from_str(&healthz).unwrap();
     assert_eq!(
