@@ -48,6 +48,20 @@ impl<'a> Ground<'a> {
         Scenario::again(self.pair, self.name).await
     }
 
+    /// Lets the daemon log in to the replica as a role that owns nothing, and may write these
+    /// tables. Its name.
+    pub async fn writer(&self, s: &mut Scenario<'a>, tables: &str) -> String {
+        let role = format!("{}_role", self.name);
+        s.on_replica(&format!(
+            "CREATE ROLE {role} LOGIN; GRANT CREATE ON DATABASE {} TO {role};
+             GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON {tables} TO {role}",
+            self.name
+        ))
+        .await;
+        s.replica_role(&role);
+        role
+    }
+
     /// Takes slot and databases away, so that the case can have others of their name.
     pub async fn clear(&self, s: Scenario<'a>) {
         let torn_down = run_verb(&s.config(""), &["teardown", "--yes"]);
