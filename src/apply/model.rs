@@ -76,23 +76,28 @@ pub(crate) fn plan(batch: &Batch) -> Result<usize, ApplyError> {
             parents_first: &vec![0; batch.tables.len()],
         };
         for stage in &effect.stages {
-            let mut steps = Vec::new();
-            match stage {
-                Stage::Net(nets) => steps = context.plan_net(nets),
-                Stage::Ordered(items) => {
-                    for item in items {
-                        context.plan_single(*item, &mut steps);
-                    }
-                }
-                Stage::Truncate(_) => {}
-            }
-            for step in &steps {
+            for step in &steps(&context, stage) {
                 statement(step.mapping, &step.shape)?;
                 statements += 1;
             }
         }
     }
     Ok(statements)
+}
+
+/// The statements of a stage; a truncation has none.
+fn steps<'a>(context: &StageContext<'a>, stage: &Stage) -> Vec<Step<'a>> {
+    match stage {
+        Stage::Net(nets) => context.plan_net(nets),
+        Stage::Ordered(items) => {
+            let mut steps = Vec::new();
+            for item in items {
+                context.plan_single(*item, &mut steps);
+            }
+            steps
+        }
+        Stage::Truncate(_) => Vec::new(),
+    }
 }
 
 fn run_stages(
@@ -106,17 +111,10 @@ fn run_stages(
         parents_first: &vec![0; batch.tables.len()],
     };
     for stage in &effect.stages {
-        let mut steps = Vec::new();
-        match stage {
-            Stage::Net(nets) => steps = context.plan_net(nets),
-            Stage::Ordered(items) => {
-                for item in items {
-                    context.plan_single(*item, &mut steps);
-                }
-            }
-            Stage::Truncate(item) => truncate(tables, batch, *item),
+        if let Stage::Truncate(item) = stage {
+            truncate(tables, batch, *item);
         }
-        for step in &steps {
+        for step in &steps(&context, stage) {
             step.check(carry_out(tables, &context, step)?)?;
         }
     }

@@ -106,6 +106,11 @@ fn resolved(change: impl FnOnce(&mut TableRule)) -> Resolved {
     }
 }
 
+/// By the rule as it is.
+fn compiled(relation: &Relation, replica: &Table) -> Result<TableMapping, MappingError> {
+    compile(relation, &types(), &resolved(|_| ()), replica)
+}
+
 fn problems(change: impl FnOnce(&mut TableRule)) -> String {
     let error = compile(
         &relation(ReplicaIdentity::Default),
@@ -118,13 +123,7 @@ fn problems(change: impl FnOnce(&mut TableRule)) -> String {
 
 #[test]
 fn names_expressions_filter_and_key() {
-    let mapping = compile(
-        &relation(ReplicaIdentity::Default),
-        &types(),
-        &resolved(|_| ()),
-        &replica(),
-    )
-    .unwrap();
+    let mapping = compiled(&relation(ReplicaIdentity::Default), &replica()).unwrap();
     let columns: Vec<_> = mapping.columns.iter().map(|c| c.name.as_str()).collect();
     assert_eq!(columns, ["contact_id", "mood", "email"]);
     // The excluded column is shipped all the same: the filter reads it.
@@ -138,27 +137,15 @@ fn names_expressions_filter_and_key() {
 
 #[test]
 fn full_identity_takes_a_key_of_the_replica_where_there_is_one() {
-    let mapping = compile(
-        &relation(ReplicaIdentity::Full),
-        &types(),
-        &resolved(|_| ()),
-        &replica(),
-    )
-    .unwrap();
+    let mapping = compiled(&relation(ReplicaIdentity::Full), &replica()).unwrap();
     assert_eq!(mapping.identity, RowIdentity::Key(vec![0]));
     let mut keyless = replica();
     keyless.unique_keys.clear();
-    let mapping = compile(
-        &relation(ReplicaIdentity::Full),
-        &types(),
-        &resolved(|_| ()),
-        &keyless,
-    )
-    .unwrap();
+    let mapping = compiled(&relation(ReplicaIdentity::Full), &keyless).unwrap();
     assert_eq!(mapping.identity, RowIdentity::FullRow);
     let mut nothing = relation(ReplicaIdentity::Nothing);
     nothing.columns[0].is_key = false;
-    let mapping = compile(&nothing, &types(), &resolved(|_| ()), &replica()).unwrap();
+    let mapping = compiled(&nothing, &replica()).unwrap();
     assert_eq!(mapping.identity, RowIdentity::InsertsOnly);
 }
 
@@ -193,11 +180,6 @@ fn a_key_the_source_does_not_log_is_refused() {
 fn a_required_column_that_nothing_fills_is_refused() {
     let mut table = replica();
     table.columns[3].not_null = true;
-    let error = compile(
-        &relation(ReplicaIdentity::Default),
-        &types(),
-        &resolved(|_| ()),
-        &table,
-    );
+    let error = compiled(&relation(ReplicaIdentity::Default), &table);
     assert!(error.unwrap_err().to_string().contains("local is NOT NULL"));
 }

@@ -1,6 +1,6 @@
 //! A: rows, and the keys that find them.
 
-use super::ground::{Ground, at_once, each, fails, same};
+use super::ground::{Ground, T, at_once, each, fails_until, same};
 use super::runner::{Case, case};
 use crate::support::samples;
 
@@ -66,56 +66,41 @@ async fn a4_keys_shift_by_one(g: Ground<'_>) {
 
 /// Row by row the plain key objects, whichever goes first.
 async fn a4_keys_swap_against_a_plain_key(g: Ground<'_>) {
-    let s = g.scenario().await;
-    s.on_source(
-        "CREATE TABLE t (id int, v text, PRIMARY KEY (id) DEFERRABLE);
+    let source = "CREATE TABLE t (id int, v text, PRIMARY KEY (id) DEFERRABLE);
          ALTER TABLE t REPLICA IDENTITY FULL;
-         INSERT INTO t SELECT g, 'v' || g FROM generate_series(1, 9) g",
-    )
-    .await;
-    s.on_replica("CREATE TABLE t (id int PRIMARY KEY, v text)")
-        .await;
-    s.publish_all().await;
-    let mut daemon = s.start("").await;
+         INSERT INTO t SELECT g, 'v' || g FROM generate_series(1, 9) g";
+    let (s, mut daemon) = g.running_unlike(source, T).await;
     same(&s, &daemon).await;
-    let swap = "UPDATE t SET id = CASE id WHEN 1 THEN 2 ELSE 1 END WHERE id IN (1, 2)";
-    fails(
+    fails_until(
         &s,
         &mut daemon,
-        swap,
-        &["public.t", "DEFERRABLE"],
-        "SELECT * FROM t",
+        (
+            "UPDATE t SET id = CASE id WHEN 1 THEN 2 ELSE 1 END WHERE id IN (1, 2)",
+            &["public.t", "DEFERRABLE"],
+            "SELECT * FROM t",
+        ),
+        "ALTER TABLE t DROP CONSTRAINT t_pkey, ADD PRIMARY KEY (id) DEFERRABLE",
     )
     .await;
-    s.on_replica("ALTER TABLE t DROP CONSTRAINT t_pkey, ADD PRIMARY KEY (id) DEFERRABLE")
-        .await;
-    s.until_state(&mut daemon, "streaming").await;
     each(&s, &daemon, &["UPDATE t SET id = 10 - id"]).await;
 }
 
 async fn a5_unique_values_swap_against_a_plain_constraint(g: Ground<'_>) {
-    let s = g.scenario().await;
-    s.on_source(
-        "CREATE TABLE t (id int PRIMARY KEY, u int, CONSTRAINT t_u UNIQUE (u) DEFERRABLE);
-         INSERT INTO t SELECT g, g FROM generate_series(1, 9) g",
-    )
-    .await;
-    s.on_replica("CREATE TABLE t (id int PRIMARY KEY, u int, CONSTRAINT t_u UNIQUE (u))")
-        .await;
-    s.publish_all().await;
-    let mut daemon = s.start("").await;
-    let swap = "UPDATE t SET u = 10 - u";
-    fails(
+    let source = "CREATE TABLE t (id int PRIMARY KEY, u int, CONSTRAINT t_u UNIQUE (u) DEFERRABLE);
+         INSERT INTO t SELECT g, g FROM generate_series(1, 9) g";
+    let replica = "CREATE TABLE t (id int PRIMARY KEY, u int, CONSTRAINT t_u UNIQUE (u))";
+    let (s, mut daemon) = g.running_unlike(source, replica).await;
+    fails_until(
         &s,
         &mut daemon,
-        swap,
-        &["public.t", "DEFERRABLE"],
-        "SELECT * FROM t",
+        (
+            "UPDATE t SET u = 10 - u",
+            &["public.t", "DEFERRABLE"],
+            "SELECT * FROM t",
+        ),
+        "ALTER TABLE t DROP CONSTRAINT t_u, ADD CONSTRAINT t_u UNIQUE (u) DEFERRABLE",
     )
     .await;
-    s.on_replica("ALTER TABLE t DROP CONSTRAINT t_u, ADD CONSTRAINT t_u UNIQUE (u) DEFERRABLE")
-        .await;
-    s.until_state(&mut daemon, "streaming").await;
     each(&s, &daemon, &["UPDATE t SET u = u + 1"]).await;
 }
 

@@ -2,7 +2,7 @@
 
 use pglockstep::demo::cluster::StopMode;
 
-use super::ground::{Ground, each, same};
+use super::ground::{Ground, T, each, same};
 use super::runner::{Case, case, pair};
 use crate::support::{Daemon, Scenario, eventually};
 
@@ -16,8 +16,6 @@ pub const CASES: &[Case] = &[
     case!(d6_begun_first_and_committed_last),
     case!(d8_rows_that_came_from_elsewhere, Each),
 ];
-
-const T: &str = "CREATE TABLE t (id int PRIMARY KEY, v text)";
 
 async fn d1_savepoints_a_thousand_deep(g: Ground<'_>) {
     let step = |n: u32| format!("SAVEPOINT s{n}; INSERT INTO t VALUES ({n}, 'deep');");

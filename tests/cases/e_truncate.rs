@@ -45,15 +45,8 @@ async fn e4_restart_by_a_role_that_owns_nothing(g: Ground<'_>) {
     let mut s = g.scenario().await;
     s.on_both(FAMILY).await;
     s.on_source(FILL).await;
-    let role = format!("{}_role", g.name);
-    s.on_replica(&format!(
-        "CREATE ROLE {role} LOGIN; GRANT CREATE ON DATABASE {} TO {role};
-         GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON ALL TABLES IN SCHEMA public TO {role}",
-        g.name
-    ))
-    .await;
+    g.writer(&mut s, "ALL TABLES IN SCHEMA public").await;
     s.publish_all().await;
-    s.replica_role(&role);
     let daemon = s.start("").await;
     each(
         &s,

@@ -16,6 +16,10 @@ pub struct Ground<'a> {
     pub replica: u32,
 }
 
+/// The table of a case that needs no other, and rows for it.
+pub const T: &str = "CREATE TABLE t (id int PRIMARY KEY, v text)";
+pub const FILL: &str = "INSERT INTO t SELECT g, 'v' || g FROM generate_series(1, 9) g";
+
 /// Every table of a database but ours, with its columns as a list.
 const TABLES: &str = "SELECT format('SELECT %s FROM %s%I.%I', \
          string_agg(quote_ident(a.attname), ', ' ORDER BY a.attname COLLATE \"C\"), \
@@ -44,6 +48,20 @@ impl<'a> Ground<'a> {
         Scenario::again(self.pair, self.name).await
     }
 
+    /// Lets the daemon log in to the replica as a role that owns nothing, and may write these
+    /// tables. Its name.
+    pub async fn writer(&self, s: &mut Scenario<'a>, tables: &str) -> String {
+        let role = format!("{}_role", self.name);
+        s.on_replica(&format!(
+            "CREATE ROLE {role} LOGIN; GRANT CREATE ON DATABASE {} TO {role};
+             GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON {tables} TO {role}",
+            self.name
+        ))
+        .await;
+        s.replica_role(&role);
+        role
+    }
+
     /// Takes slot and databases away, so that the case can have others of their name.
     pub async fn clear(&self, s: Scenario<'a>) {
         let torn_down = run_verb(&s.config(""), &["teardown", "--yes"]);
@@ -60,6 +78,16 @@ impl<'a> Ground<'a> {
         let s = self.scenario().await;
         s.on_both(both).await;
         s.on_source(source).await;
+        s.publish_all().await;
+        let daemon = s.start("").await;
+        (s, daemon)
+    }
+
+    /// As `running`, where the tables of the replica are others.
+    pub async fn running_unlike(&self, source: &str, replica: &str) -> (Scenario<'a>, Daemon) {
+        let s = self.scenario().await;
+        s.on_source(source).await;
+        s.on_replica(replica).await;
         s.publish_all().await;
         let daemon = s.start("").await;
         (s, daemon)
@@ -113,21 +141,17 @@ pub async fn same(s: &Scenario<'_>, daemon: &Daemon) {
 }
 
 /// The pipeline fails with these words; what the query on the replica yields has not changed.
-pub async fn fails(s: &Scenario<'_>, daemon: &mut Daemon, sql: &str, words: &[&str], kept: &str) {
-    let before = s.replica_rows(kept).await;
-    s.on_source(sql).await;
-    s.until_failed(daemon, words).await;
-    assert_eq!(s.replica_rows(kept).await, before, "after {sql}");
-}
-
-/// As `fails`; then the remedy on the replica, and it goes on with nothing lost.
+/// Then the remedy on the replica, and it goes on with nothing lost.
 pub async fn fails_until(
     s: &Scenario<'_>,
     daemon: &mut Daemon,
     (sql, words, kept): (&str, &[&str], &str),
     remedy: &str,
 ) {
-    fails(s, daemon, sql, words, kept).await;
+    let before = s.replica_rows(kept).await;
+    s.on_source(sql).await;
+    s.until_failed(daemon, words).await;
+    assert_eq!(s.replica_rows(kept).await, before, "after {sql}");
     s.on_replica(remedy).await;
     s.until_state(daemon, "streaming").await;
     same(s, daemon).await;

@@ -1,6 +1,6 @@
 //! J: what the replica's own tables do with the rows.
 
-use super::ground::{Ground, each, fails_until, same};
+use super::ground::{Ground, T, each, fails_until, same};
 use super::runner::{Case, case};
 
 pub const CASES: &[Case] = &[
@@ -11,8 +11,6 @@ pub const CASES: &[Case] = &[
     case!(j15_row_security),
     case!(j17_tables_of_another_owner),
 ];
-
-const T: &str = "CREATE TABLE t (id int PRIMARY KEY, v text)";
 
 /// What fires leaves a line: exactly one for each row, over a restart too.
 async fn j1_triggers_by_their_mode(g: Ground<'_>) {
@@ -169,16 +167,12 @@ async fn j15_row_security(g: Ground<'_>) {
     let mut s = g.scenario().await;
     s.on_both(T).await;
     s.on_source("INSERT INTO t VALUES (1, 'x')").await;
-    let role = format!("{}_role", g.name);
-    s.on_replica(&format!(
-        "CREATE ROLE {role} LOGIN; GRANT CREATE ON DATABASE {} TO {role};
-         GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON t TO {role};
-         ALTER TABLE t ENABLE ROW LEVEL SECURITY; CREATE POLICY odd ON t USING (id % 2 = 1)",
-        g.name
-    ))
+    g.writer(&mut s, "t").await;
+    s.on_replica(
+        "ALTER TABLE t ENABLE ROW LEVEL SECURITY; CREATE POLICY odd ON t USING (id % 2 = 1)",
+    )
     .await;
     s.publish_all().await;
-    s.replica_role(&role);
     let said = s.refused("").await;
     assert!(
         said.contains("public.t") && said.to_lowercase().contains("row"),
@@ -214,16 +208,13 @@ async fn j17_tables_of_another_owner(g: Ground<'_>) {
     let mut s = g.scenario().await;
     s.on_both(T).await;
     s.on_source("INSERT INTO t VALUES (1, 'x')").await;
-    let role = format!("{}_role", g.name);
+    let owner = format!("{}_owner", g.name);
     s.on_replica(&format!(
-        "CREATE ROLE {role} LOGIN; CREATE ROLE {role}_owner; ALTER TABLE t OWNER TO {role}_owner;
-         GRANT CREATE ON DATABASE {} TO {role};
-         GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON t TO {role}",
-        g.name
+        "CREATE ROLE {owner}; ALTER TABLE t OWNER TO {owner}"
     ))
     .await;
+    let role = g.writer(&mut s, "t").await;
     s.publish_all().await;
-    s.replica_role(&role);
     let mut daemon = s.start("").await;
     each(
         &s,

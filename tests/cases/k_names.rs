@@ -2,7 +2,7 @@
 
 use super::ground::{Ground, each, same};
 use super::runner::{Case, case};
-use crate::support::run_verb;
+use crate::support::{Daemon, Scenario, run_verb};
 
 pub const CASES: &[Case] = &[
     case!(k1_names_that_break_tools, Crossing),
@@ -15,6 +15,20 @@ pub const CASES: &[Case] = &[
 ];
 
 const T: &str = "CREATE TABLE t (k text PRIMARY KEY, v text, vs text[])";
+
+/// Databases of these encodings, `t` on both, its rows on the source, and a running pipeline.
+async fn running_encoded<'a>(
+    g: Ground<'a>,
+    (source, replica): (&str, &str),
+    rows: &str,
+) -> (Scenario<'a>, Daemon) {
+    let s = g.encoded(source, replica).await;
+    s.on_both(T).await;
+    s.on_source(rows).await;
+    s.publish_all().await;
+    let daemon = s.start("").await;
+    (s, daemon)
+}
 
 /// What `scenarios/names.rs` does with many names, on each version with the worst.
 async fn k1_names_that_break_tools(g: Ground<'_>) {
@@ -90,12 +104,8 @@ async fn k6_from_latin1_to_utf8_and_back(g: Ground<'_>) {
 
 /// Bytes that are UTF8 go through. Others cannot be sent, and no more than that is said of them.
 async fn k7_from_sql_ascii(g: Ground<'_>) {
-    let s = g.encoded("SQL_ASCII", "UTF8").await;
-    s.on_both(T).await;
-    s.on_source("INSERT INTO t VALUES ('key', 'grüße 👩', '{ä}')")
-        .await;
-    s.publish_all().await;
-    let mut daemon = s.start("").await;
+    let rows = "INSERT INTO t VALUES ('key', 'grüße 👩', '{ä}')";
+    let (s, mut daemon) = running_encoded(g, ("SQL_ASCII", "UTF8"), rows).await;
     each(
         &s,
         &daemon,
@@ -130,12 +140,8 @@ async fn k7_from_sql_ascii(g: Ground<'_>) {
 }
 
 async fn k8_from_euc_jp(g: Ground<'_>) {
-    let s = g.encoded("EUC_JP", "UTF8").await;
-    s.on_both(T).await;
-    s.on_source("INSERT INTO t VALUES ('鍵', 'コピー', '{日本}')")
-        .await;
-    s.publish_all().await;
-    let daemon = s.start("").await;
+    let rows = "INSERT INTO t VALUES ('鍵', 'コピー', '{日本}')";
+    let (s, daemon) = running_encoded(g, ("EUC_JP", "UTF8"), rows).await;
     each(
         &s,
         &daemon,
@@ -149,10 +155,7 @@ async fn k8_from_euc_jp(g: Ground<'_>) {
 }
 
 async fn k9_a_character_that_the_replica_lacks(g: Ground<'_>) {
-    let s = g.encoded("UTF8", "LATIN1").await;
-    s.on_both(T).await;
-    s.publish_all().await;
-    let mut daemon = s.start("").await;
+    let (s, mut daemon) = running_encoded(g, ("UTF8", "LATIN1"), "").await;
     each(&s, &daemon, &["INSERT INTO t VALUES ('k', 'é', NULL)"]).await;
     s.on_source("BEGIN; INSERT INTO t VALUES ('before', 'x', NULL); INSERT INTO t VALUES ('secret', '5 €', NULL); COMMIT")
         .await;
@@ -172,23 +175,16 @@ async fn k9_a_character_that_the_replica_lacks(g: Ground<'_>) {
 
 /// Rows are found by equality alone, never by their order.
 async fn k10_other_collations(g: Ground<'_>) {
-    let s = g.scenario().await;
     let t = |collation: &str| {
         format!(
             "CREATE TABLE t (k text COLLATE {collation} PRIMARY KEY, n int);
              CREATE TABLE f (k text COLLATE {collation}, n int)"
         )
     };
-    s.on_source(&t("\"C\"")).await;
-    s.on_source(
-        "ALTER TABLE f REPLICA IDENTITY FULL; INSERT INTO t VALUES ('a', 1), ('B', 2), ('-b', 3)",
-    )
-    .await;
-    s.on_replica(&t("ucs_basic")).await;
-    s.on_replica("ALTER TABLE t ALTER k TYPE text COLLATE \"default\"")
-        .await;
-    s.publish_all().await;
-    let daemon = s.start("").await;
+    let source = t("\"C\"")
+        + "; ALTER TABLE f REPLICA IDENTITY FULL; INSERT INTO t VALUES ('a', 1), ('B', 2), ('-b', 3)";
+    let replica = t("ucs_basic") + "; ALTER TABLE t ALTER k TYPE text COLLATE \"default\"";
+    let (s, daemon) = g.running_unlike(&source, &replica).await;
     each(
         &s,
         &daemon,

@@ -16,7 +16,10 @@ mod c_values;
 mod catalogue;
 mod d_transactions;
 mod e_truncate;
-mod f_ddl;
+mod f_columns;
+mod f_publication;
+mod f_tables;
+mod f_types_and_keys;
 mod g_partitions;
 mod ground;
 mod h_filters;
@@ -34,7 +37,10 @@ fn all() -> Vec<&'static Case> {
         c_values::CASES,
         d_transactions::CASES,
         e_truncate::CASES,
-        f_ddl::CASES,
+        f_columns::CASES,
+        f_types_and_keys::CASES,
+        f_tables::CASES,
+        f_publication::CASES,
         g_partitions::CASES,
         h_filters::CASES,
         i_copy::CASES,

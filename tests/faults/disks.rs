@@ -8,7 +8,7 @@ use std::process::Command;
 
 use pglockstep::demo::cluster::{Cluster, ClusterOptions, StopMode};
 
-use super::load::{Load, is_fed, prepare};
+use super::load::{is_fed, prepare, under_load};
 use super::{assert_not_failed, errors, says};
 use crate::support::{Pair, PairOptions, Scenario};
 
@@ -92,9 +92,7 @@ async fn a_replica_without_room_for_its_tables() {
         .await
         .unwrap();
     s.on_replica("ALTER TABLE t SET TABLESPACE small").await;
-    let mut daemon = s.start("").await;
-    let load = Load::start(&s);
-    is_fed(&s, &daemon).await;
+    let (mut daemon, load) = under_load(&s).await;
     disk.fill();
     s.on_source(MANY).await;
     says(&daemon, "53100").await;
@@ -112,9 +110,7 @@ async fn a_server_without_room_for_its_log() {
     let mut pair = Pair::start().await;
     let s = Scenario::on_pair(&pair, "logs").await;
     prepare(&s, 100).await;
-    let mut daemon = s.start("").await;
-    let load = Load::start(&s);
-    is_fed(&s, &daemon).await;
+    let (mut daemon, load) = under_load(&s).await;
     drop(s);
     for side in ["replica", "source"] {
         let cluster = cluster(&mut pair, side);
@@ -182,9 +178,7 @@ async fn a_source_without_room_for_what_it_puts_aside() {
     };
     let s = Scenario::on_pair(&pair, "aside").await;
     prepare(&s, 100).await;
-    let mut daemon = s.start("").await;
-    let load = Load::start(&s);
-    is_fed(&s, &daemon).await;
+    let (mut daemon, load) = under_load(&s).await;
     disk.fill();
     s.on_source(MANY).await;
     says(&daemon, "No space left on device").await;

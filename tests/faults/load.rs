@@ -98,6 +98,14 @@ async fn write(url: String, ends: Arc<AtomicBool>, written: Arc<AtomicU64>) {
     }
 }
 
+/// A daemon that streams what a load writes.
+pub async fn under_load(s: &Scenario<'_>) -> (Daemon, Load) {
+    let daemon = s.start("").await;
+    let load = Load::start(s);
+    is_fed(s, &daemon).await;
+    (daemon, load)
+}
+
 /// It is fed from now on, and not only found as it was.
 pub async fn is_fed(s: &Scenario<'_>, daemon: &Daemon) {
     let sql = "SELECT coalesce(max(n), 0) FROM journal";

@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 
 use pglockstep::demo::cluster::Cluster;
 
-use super::load::{Load, is_fed, prepare};
+use super::load::{prepare, under_load};
 use crate::support::{Family, Scenario, eventually, free_port, run_verb};
 
 static FAMILY: Family = Family::const_new();
@@ -120,9 +120,7 @@ async fn whole_sessions_will_do_for_the_replica_and_replication_is_refused() {
     let of_replica = Pooler::start(&s.pair.replica, "pool_mode = session").await;
     let of_source = Pooler::start(&s.pair.source, "pool_mode = session").await;
     s.replica_by(of_replica.url(&s.name));
-    let daemon = s.start("").await;
-    let load = Load::start(&s);
-    is_fed(&s, &daemon).await;
+    let (daemon, load) = under_load(&s).await;
     load.compare(&s, &daemon).await;
     drop(daemon);
     s.source_by(of_source.url(&s.name));

@@ -8,7 +8,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::sync::OnceCell;
 use tokio_postgres::Client;
 
-use super::load::{Load, is_fed, prepare, reconnected, reconnects};
+use super::load::{Load, is_fed, prepare, reconnected, reconnects, under_load};
 use super::{assert_not_failed, errors, last_error, says};
 use crate::support::{Family, Pair, PairOptions, Scenario, eventually};
 
@@ -40,9 +40,7 @@ async fn restarts_are_seen_said_and_counted() {
     let mut pair = Pair::start().await;
     let s = Scenario::on_pair(&pair, "restarts").await;
     prepare(&s, 100).await;
-    let mut daemon = s.start("").await;
-    let load = Load::start(&s);
-    is_fed(&s, &daemon).await;
+    let (mut daemon, load) = under_load(&s).await;
     drop(s);
     for mode in [Some(StopMode::Fast), Some(StopMode::Immediate), None] {
         for side in ["source", "replica"] {
@@ -130,9 +128,7 @@ async fn a_frozen_walsender_is_given_up_and_its_slot_waited_for() {
         "wal_sender_timeout",
         "4s",
     ));
-    let mut daemon = s.start("").await;
-    let load = Load::start(&s);
-    is_fed(&s, &daemon).await;
+    let (mut daemon, load) = under_load(&s).await;
     let walsender: i32 = s.one(WALSENDER).await.parse().unwrap();
     let walsender = Pid::from_raw(walsender).unwrap();
     kill_process(walsender, Signal::STOP).unwrap();
@@ -321,9 +317,7 @@ async fn a_replica_that_is_a_standby_for_a_while() {
     let mut pair = Pair::start().await;
     let s = Scenario::on_pair(&pair, "standby_for_a_while").await;
     prepare(&s, 100).await;
-    let mut daemon = s.start("").await;
-    let load = Load::start(&s);
-    is_fed(&s, &daemon).await;
+    let (mut daemon, load) = under_load(&s).await;
     drop(s);
     pair.replica.stop(StopMode::Fast).await.unwrap();
     pair.replica.write_file("standby.signal", b"").unwrap();

@@ -1,7 +1,10 @@
 //! The built daemon between real servers. Each family shares a pair of clusters, each
 //! scenario has a database of its own on both; rows are compared as text.
 
+mod conflicts;
 mod copy;
+mod counter;
+mod endpoints;
 mod existing_rows;
 mod failover;
 mod follow;
@@ -11,10 +14,11 @@ mod mapping;
 mod names;
 mod plain_role;
 mod quarantine;
-mod conflicts;
-mod source_untouched;
-mod timelines;
-mod types;
 mod rebase;
 mod restart;
 mod service;
+mod slots;
+mod source_untouched;
+mod standby;
+mod timelines;
+mod types;

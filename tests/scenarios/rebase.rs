@@ -4,6 +4,7 @@
 use crate::support::{Daemon, Family, Pair, PairOptions, Scenario, eventually, run_verb};
 use pglockstep::demo::cluster::StopMode;
 use serde_json::Value;
+use tokio_postgres::Client;
 
 static FAMILY: Family = Family::const_new();
 
@@ -19,6 +20,35 @@ async fn scenario(name: &str) -> Scenario<'static> {
     s.on_source(FILL).await;
     s.publish_all().await;
     s
+}
+
+/// A daemon ran until both sides were the same, and was ended.
+async fn fed_and_ended(s: &Scenario<'_>) {
+    let mut daemon = s.start("").await;
+    s.in_step(&daemon, &ALL).await;
+    assert!(daemon.terminate().success());
+}
+
+/// Holds up `t` on the replica until this client rolls back, with so many rows of about 1 KB on
+/// their way to it.
+async fn stuck(s: &Scenario<'_>, rows: u32) -> Client {
+    let client = s.pair.replica.connect(&s.name).await.unwrap();
+    let lock = "BEGIN; LOCK TABLE t IN SHARE MODE";
+    client.batch_execute(lock).await.unwrap();
+    s.on_source(&format!(
+        "INSERT INTO t SELECT g, repeat(md5(g::text), 30) FROM generate_series(2000, 2000 + {rows}) g"
+    ))
+    .await;
+    client
+}
+
+/// How many slots of the pipeline's name there are.
+async fn slots(s: &Scenario<'_>) -> String {
+    s.one(&format!(
+        "SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{}'",
+        s.slot()
+    ))
+    .await
 }
 
 fn rebase(s: &Scenario<'_>, more: &[&str]) -> (Option<i32>, Value, String) {
@@ -64,9 +94,7 @@ async fn goes_on_after_rebase(s: &Scenario<'_>, why: &str) {
 #[tokio::test]
 async fn a_slot_that_was_dropped() {
     let s = scenario("rebase_dropped").await;
-    let mut daemon = s.start("").await;
-    s.in_step(&daemon, &ALL).await;
-    assert!(daemon.terminate().success());
+    fed_and_ended(&s).await;
     s.on_source(&format!("SELECT pg_drop_replication_slot('{}')", s.slot()))
         .await;
     s.on_source("DELETE FROM t WHERE id = 1; UPDATE t SET v = 'unseen' WHERE id = 2")
@@ -78,9 +106,7 @@ async fn a_slot_that_was_dropped() {
 #[tokio::test]
 async fn a_slot_that_somebody_moved_on() {
     let s = scenario("rebase_moved").await;
-    let mut daemon = s.start("").await;
-    s.in_step(&daemon, &ALL).await;
-    assert!(daemon.terminate().success());
+    fed_and_ended(&s).await;
     s.on_source("UPDATE t SET v = 'unseen' WHERE id = 2").await;
     let slot = s.slot();
     s.on_source(&format!(
@@ -93,9 +119,7 @@ async fn a_slot_that_somebody_moved_on() {
 #[tokio::test]
 async fn a_source_that_was_restored_into_another_database() {
     let s = scenario("rebase_restored").await;
-    let mut daemon = s.start("").await;
-    s.in_step(&daemon, &ALL).await;
-    assert!(daemon.terminate().success());
+    fed_and_ended(&s).await;
     let (pair, name) = (s.pair, s.name.clone());
     s.on_source(&format!("SELECT pg_drop_replication_slot('{}')", s.slot()))
         .await;
@@ -125,21 +149,10 @@ async fn a_slot_over_its_budget_is_dropped_where_that_is_wanted() {
     let budget = "[slot]\nwarn_beyond = \"16MiB\"\ndrop_beyond = \"32MiB\"";
     let mut daemon = s.start(budget).await;
     s.in_step(&daemon, &ALL).await;
-    let stuck = s.pair.replica.connect(&s.name).await.unwrap();
-    stuck
-        .batch_execute("BEGIN; LOCK TABLE t IN SHARE MODE")
-        .await
-        .unwrap();
-    let lots =
-        "INSERT INTO t SELECT g, repeat(md5(g::text), 30) FROM generate_series(2000, 42000) g";
-    s.on_source(lots).await;
+    let stuck = stuck(&s, 40_000).await;
     s.until_failed(&mut daemon, &["drop_beyond", "dropped to save the source"])
         .await;
-    let slots = format!(
-        "SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{}'",
-        s.slot()
-    );
-    assert_eq!(s.one(&slots).await, "0");
+    assert_eq!(slots(&s).await, "0");
     stuck.batch_execute("ROLLBACK").await.unwrap();
     assert_eq!(s.replica_one("SELECT count(*) FROM t").await, "20");
     // It says so at each attempt, and goes on by itself once somebody has decided.
@@ -155,9 +168,7 @@ async fn a_slot_over_its_budget_is_dropped_where_that_is_wanted() {
 #[tokio::test]
 async fn a_slot_that_is_not_ours_is_never_dropped() {
     let s = scenario("foreign_slot").await;
-    let mut daemon = s.start("").await;
-    s.in_step(&daemon, &ALL).await;
-    assert!(daemon.terminate().success());
+    fed_and_ended(&s).await;
     s.on_source("SELECT pg_create_logical_replication_slot('somebody_elses', 'pgoutput')")
         .await;
     let config = s
@@ -198,9 +209,7 @@ async fn a_slot_that_is_not_ours_is_never_dropped() {
 #[tokio::test]
 async fn a_rebase_that_is_overtaken_begins_again_and_spares_what_it_does_not_know() {
     let s = scenario("rebase_twice").await;
-    let mut daemon = s.start("").await;
-    s.in_step(&daemon, &ALL).await;
-    assert!(daemon.terminate().success());
+    fed_and_ended(&s).await;
     let drop_slot = format!("SELECT pg_drop_replication_slot('{}')", s.slot());
     s.on_source(&drop_slot).await;
     assert_eq!(rebase(&s, &["--apply", "--yes"]).0, Some(0));
@@ -220,11 +229,7 @@ async fn a_rebase_that_is_overtaken_begins_again_and_spares_what_it_does_not_kno
         .await;
     s.on_replica("DELETE FROM t WHERE id = 4").await;
     s.refused("").await;
-    let slots = format!(
-        "SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{}'",
-        s.slot()
-    );
-    assert_eq!(s.one(&slots).await, "1");
+    assert_eq!(slots(&s).await, "1");
     s.on_source(&drop_slot).await;
     s.on_replica("ALTER TABLE t DROP CONSTRAINT t_id_check")
         .await;
@@ -232,9 +237,7 @@ async fn a_rebase_that_is_overtaken_begins_again_and_spares_what_it_does_not_kno
     assert!(said.contains("is gone"), "{said}");
     let (code, report, said) = rebase(&s, &["--apply", "--yes"]);
     assert!(code == Some(0) && report["done"] == true, "{said}");
-    let mut daemon = s.start("").await;
-    s.in_step(&daemon, &ALL).await;
-    assert!(daemon.terminate().success());
+    fed_and_ended(&s).await;
 }
 
 #[tokio::test]
@@ -242,14 +245,7 @@ async fn a_slot_over_its_budget_is_held_where_nothing_else_is_said() {
     let s = scenario("budget_hold").await;
     let budget = "[slot]\nwarn_beyond = \"1MiB\"\ncritical_beyond = \"2MiB\"";
     let mut daemon = s.start(budget).await;
-    let stuck = s.pair.replica.connect(&s.name).await.unwrap();
-    stuck
-        .batch_execute("BEGIN; LOCK TABLE t IN SHARE MODE")
-        .await
-        .unwrap();
-    let lots =
-        "INSERT INTO t SELECT g, repeat(md5(g::text), 30) FROM generate_series(2000, 7000) g";
-    s.on_source(lots).await;
+    let stuck = stuck(&s, 5_000).await;
     let critical = "pglockstep_slot_budget_bytes{budget=\"critical\"}";
     eventually(
         "the budget to be spent",

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::WAIT_SECONDS_MAX;
+use super::{WAIT_SECONDS_MAX, eventually};
 
 /// A port that was free a moment ago, and that the kernel gives to nobody who does not ask for
 /// it: below those of outgoing connections (`ip_local_port_range`).
@@ -176,6 +176,16 @@ impl Daemon {
             .as_deref()
             .expect("the configuration has no [http] listen");
         http_request(address, method, path).await
+    }
+
+    /// Waits until it says that it is ready, and returns the answer.
+    pub async fn until_ready(&self) -> Response {
+        let evidence = || self.stderr();
+        eventually("readiness", evidence, async || {
+            let ready = self.http_get("/readyz").await?;
+            (ready.status == 200).then_some(ready)
+        })
+        .await
     }
 
     /// The value of a metric's sample, written as in `/metrics`: `name` or `name{label="x"}`.

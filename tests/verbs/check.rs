@@ -1,7 +1,7 @@
 //! `check` on one pair: what is wrong with tables, rules and privileges.
 
 use super::{TABLES, as_roles, assert_finding, assert_untouched, check, finding, pair, verb};
-use crate::support::{Daemon, eventually};
+use crate::support::Daemon;
 
 /// Each row: break it, the finding's check, object, severity, parts of message and remedy, mend it.
 struct Case {
@@ -283,15 +283,7 @@ async fn a_pipeline_that_runs_and_a_slot_that_is_not_ours() {
         .await;
 
     let mut daemon = Daemon::start(&config);
-    eventually(
-        "streaming",
-        || daemon.stderr(),
-        async || {
-            let ready = daemon.http_get("/readyz").await?;
-            (ready.status == 200).then_some(())
-        },
-    )
-    .await;
+    daemon.until_ready().await;
     // Both sides are told as connected.
     let status = verb(&config, &["status", "--json"]).await;
     let status: serde_json::Value = serde_json::from_str(&status.out).unwrap();

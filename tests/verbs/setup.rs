@@ -1,7 +1,7 @@
 //! `setup`: what it prints makes a pipeline of two roles that may do no more than they must.
 
-use super::{REPLICA, SOURCE, TABLES, as_roles, check, verb};
-use crate::support::{DATABASE, Daemon, Pair, eventually};
+use super::{REPLICA, SOURCE, Said, TABLES, as_roles, check, verb};
+use crate::support::{DATABASE, Daemon, Pair};
 
 /// Without the publication: that is for `setup` to make.
 fn source_sql() -> String {
@@ -28,6 +28,24 @@ async fn empty_pair() -> Pair {
     pair
 }
 
+/// Of the two roles that the daemon is to have; `setup` makes them.
+fn daemons_config(pair: &Pair) -> String {
+    as_roles(pair, &pair.config(TABLES), "src_daemon", "rep_daemon")
+}
+
+/// `setup` by who may do everything.
+async fn setup_as_admin(pair: &Pair, config: &str, more: &[&str]) -> Said {
+    let (source, replica) = (pair.source.url(DATABASE), pair.replica.url(DATABASE));
+    let as_admin = [
+        "setup",
+        "--source-admin-url",
+        &source,
+        "--replica-admin-url",
+        &replica,
+    ];
+    verb(config, &[&as_admin[..], more].concat()).await
+}
+
 async fn assert_runs(pair: &Pair, config: &str) {
     let (code, findings) = check(config).await;
     assert_eq!(code, 0, "{findings:#?}");
@@ -37,15 +55,7 @@ async fn assert_runs(pair: &Pair, config: &str) {
         .collect();
     assert!(worse.is_empty(), "{worse:#?}");
     let daemon = Daemon::start(config);
-    eventually(
-        "streaming",
-        || daemon.stderr(),
-        async || {
-            let ready = daemon.http_get("/readyz").await?;
-            (ready.status == 200).then_some(())
-        },
-    )
-    .await;
+    daemon.until_ready().await;
     pair.on_source(
         "UPDATE public.leads SET email = 'New' WHERE id = 1; DELETE FROM public.notes; \
          INSERT INTO public.keyless VALUES (1), (1); UPDATE public.keyless SET at = 2; \
@@ -75,20 +85,13 @@ async fn assert_runs(pair: &Pair, config: &str) {
 #[tokio::test]
 async fn the_printed_sql_is_enough() {
     let pair = empty_pair().await;
-    let config = as_roles(&pair, &pair.config(TABLES), "src_daemon", "rep_daemon");
-    let (source, replica) = (pair.source.url(DATABASE), pair.replica.url(DATABASE));
-    let admin = [
-        "--source-admin-url",
-        &source,
-        "--replica-admin-url",
-        &replica,
-    ];
+    let config = daemons_config(&pair);
     // Whoever cannot look is told who could.
     let said = verb(&config, &["setup"]).await;
     assert_eq!(said.code, 2, "{said:?}");
     assert!(said.err.contains("--source-admin-url"), "{said:?}");
 
-    let said = verb(&config, &[&["setup"], &admin[..]].concat()).await;
+    let said = setup_as_admin(&pair, &config, &[]).await;
     assert_eq!(said.code, 0, "{said:?}");
     super::assert_untouched(&pair).await;
     let (for_source, for_replica) = said.out.split_once("-- replica:").unwrap();
@@ -111,15 +114,8 @@ async fn the_printed_sql_is_enough() {
 #[tokio::test]
 async fn apply_does_it_all_or_nothing() {
     let pair = empty_pair().await;
-    let config = as_roles(&pair, &pair.config(TABLES), "src_daemon", "rep_daemon");
-    let (source, replica) = (pair.source.url(DATABASE), pair.replica.url(DATABASE));
-    let admin = [
-        "--source-admin-url",
-        &source,
-        "--replica-admin-url",
-        &replica,
-    ];
-    let apply = [&["setup", "--apply", "--json"], &admin[..]].concat();
+    let config = daemons_config(&pair);
+    let apply = || setup_as_admin(&pair, &config, &["--apply", "--json"]);
 
     // A statement in the middle is refused: the role before it is not left behind.
     pair.on_source(
@@ -127,7 +123,7 @@ async fn apply_does_it_all_or_nothing() {
          CREATE EVENT TRIGGER no ON ddl_command_start WHEN TAG IN ('CREATE PUBLICATION') EXECUTE FUNCTION no()",
     )
     .await;
-    let said = verb(&config, &apply).await;
+    let said = apply().await;
     assert_eq!(said.code, 2, "{said:?}");
     assert!(
         said.err
@@ -139,7 +135,7 @@ async fn apply_does_it_all_or_nothing() {
     assert!(crate::support::fetch_rows(&client, roles).await.is_empty());
     pair.on_source("DROP EVENT TRIGGER no").await;
 
-    let said = verb(&config, &apply).await;
+    let said = apply().await;
     assert_eq!(said.code, 0, "{said:?}");
     let answer: serde_json::Value = serde_json::from_str(&said.out).unwrap();
     assert_eq!(answer["applied"], true);
@@ -147,7 +143,7 @@ async fn apply_does_it_all_or_nothing() {
         answer["source"]["sql"].as_array().unwrap().len() > 3,
         "{answer:#}"
     );
-    let said = verb(&config, &apply).await;
+    let said = apply().await;
     let answer: serde_json::Value = serde_json::from_str(&said.out).unwrap();
     for side in ["source", "replica"] {
         assert_eq!(answer[side]["sql"], serde_json::json!([]), "{answer:#}");
@@ -165,15 +161,8 @@ async fn the_oldest_and_the_newest_servers() {
             "CREATE TABLE crm.keyless (at int); CREATE TABLE crm.parts (id int, at int)",
         )
         .await;
-        let config = as_roles(&pair, &pair.config(TABLES), "src_daemon", "rep_daemon");
-        let (source_url, replica_url) = (pair.source.url(DATABASE), pair.replica.url(DATABASE));
-        let admin = [
-            "--source-admin-url",
-            &source_url,
-            "--replica-admin-url",
-            &replica_url,
-        ];
-        let said = verb(&config, &[&["setup", "--apply"], &admin[..]].concat()).await;
+        let config = daemons_config(&pair);
+        let said = setup_as_admin(&pair, &config, &["--apply"]).await;
         assert_eq!(said.code, 0, "{said:?}");
         let may_note = said.out.contains("before PostgreSQL 15 only a superuser");
         assert_eq!(may_note, replica == 14, "{}", said.out);

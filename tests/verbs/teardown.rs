@@ -1,7 +1,7 @@
 //! `teardown`: asks, refuses while a daemon runs, and leaves nothing.
 
 use super::{TABLES, assert_untouched, pair, verb};
-use crate::support::{DATABASE, Daemon, eventually, fetch_rows};
+use crate::support::{DATABASE, Daemon, fetch_rows};
 
 #[tokio::test]
 async fn what_it_takes_away() {
@@ -15,15 +15,7 @@ async fn what_it_takes_away() {
     );
 
     let mut daemon = Daemon::start(&config);
-    eventually(
-        "streaming",
-        || daemon.stderr(),
-        async || {
-            let ready = daemon.http_get("/readyz").await?;
-            (ready.status == 200).then_some(())
-        },
-    )
-    .await;
+    daemon.until_ready().await;
     let said = verb(&config, &["teardown", "--yes"]).await;
     assert_eq!(said.code, 2, "{said:?}");
     assert!(

@@ -40,13 +40,9 @@ async fn encryption(url: &str) -> Result<bool, (ConnError, ConnError)> {
     }
 }
 
-/// Both errors say this, advise that, and hide the password.
-fn assert_refused(
-    url: &str,
-    outcome: Result<bool, (ConnError, ConnError)>,
-    says: &str,
-    advises: &str,
-) {
+/// Neither session opens; both errors say this, advise that, and hide the password.
+async fn assert_refused(url: &str, says: &str, advises: &str) {
+    let outcome = encryption(url).await;
     let Err((sql, replication)) = outcome else {
         panic!("{url} connects: {outcome:?}")
     };

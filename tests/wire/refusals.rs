@@ -1,12 +1,12 @@
 //! What a source refuses, and how a stream ends: each with its disposition and remedy.
 
-use super::stream::{SETUP, slot_name, start, transaction};
+use super::stream::{Begun, SETUP, slot_name, start, transaction};
 use pglockstep::conn::Session;
 use pglockstep::demo::cluster::{Cluster, ClusterOptions, installed_majors};
 use pglockstep::pg::Disposition;
 use pglockstep::replication::{
-    ReplicationConnection, ReplicationError, SlotOptions, SlotWalStatus, StreamOptions,
-    create_slot, fetch_slot,
+    ReplicationError, ReplicationStream, SlotOptions, SlotWalStatus, StreamOptions, create_slot,
+    fetch_slot,
 };
 
 #[tokio::test]
@@ -171,55 +171,38 @@ async fn a_slot_whose_log_is_gone_is_lost_for_good() {
     }
 }
 
+/// Receives until that fails.
+async fn until_lost(stream: &mut ReplicationStream) -> ReplicationError {
+    loop {
+        if let Err(error) = stream.receive().await {
+            return error;
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_source_that_dies_is_lost_and_comes_back() {
-    let mut cluster = Cluster::start(ClusterOptions::default()).await.unwrap();
-    cluster.execute("postgres", SETUP).await.unwrap();
-    let (endpoint, mut connection) = start(&cluster).await;
-    let name = slot_name();
-    let snapshot = create_slot(&mut connection, &name, SlotOptions::default())
-        .await
-        .unwrap();
-    let options = StreamOptions::new(connection.server_version_num(), vec!["p".to_owned()]);
-    let mut stream = connection
-        .start(&name, snapshot.consistent_point, &options)
-        .await
-        .unwrap();
+    let mut begun = Begun::new().await;
     let terminate = "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots";
-    cluster.execute("postgres", terminate).await.unwrap();
-    let error = loop {
-        if let Err(error) = stream.receive().await {
-            break error;
-        }
-    };
+    begun.cluster.execute("postgres", terminate).await.unwrap();
+    let error = until_lost(&mut begun.stream).await;
     assert_eq!(
         (error.code(), error.disposition()),
         (Some("57P01"), Disposition::Transient),
         "{error}"
     );
 
-    let connection = ReplicationConnection::connect(&endpoint).await.unwrap();
-    let mut stream = connection
-        .start(&name, snapshot.consistent_point, &options)
-        .await
-        .unwrap();
-    cluster.kill9();
-    let error = loop {
-        if let Err(error) = stream.receive().await {
-            break error;
-        }
-    };
+    begun.again().await;
+    begun.cluster.kill9();
+    let error = until_lost(&mut begun.stream).await;
     assert!(matches!(error, ReplicationError::Lost(_)), "{error:?}");
     assert_eq!(error.disposition(), Disposition::Transient);
-    cluster.restart().await.unwrap();
-    let connection = ReplicationConnection::connect(&endpoint).await.unwrap();
-    let mut stream = connection
-        .start(&name, snapshot.consistent_point, &options)
-        .await
-        .unwrap();
-    cluster
+    begun.cluster.restart().await.unwrap();
+    begun.again().await;
+    begun
+        .cluster
         .execute("postgres", "INSERT INTO t VALUES (1)")
         .await
         .unwrap();
-    assert_eq!(transaction(&mut stream).await.0, "BRIC");
+    assert_eq!(transaction(&mut begun.stream).await.0, "BRIC");
 }

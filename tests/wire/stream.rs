@@ -26,6 +26,42 @@ pub async fn start(cluster: &Cluster) -> (Endpoint, ReplicationConnection) {
     (endpoint, connection)
 }
 
+/// A server with the tables and a slot, and the slot's stream; it can be had from its start again.
+pub struct Begun {
+    pub cluster: Cluster,
+    pub stream: ReplicationStream,
+    from: Lsn,
+    options: StreamOptions,
+}
+
+impl Begun {
+    pub async fn new() -> Self {
+        let cluster = Cluster::start(ClusterOptions::default()).await.unwrap();
+        cluster.execute("postgres", SETUP).await.unwrap();
+        let (_, mut connection) = start(&cluster).await;
+        let name = slot_name();
+        let snapshot = create_slot(&mut connection, &name, SlotOptions::default())
+            .await
+            .unwrap();
+        let from = snapshot.consistent_point;
+        let options = StreamOptions::new(connection.server_version_num(), vec!["p".to_owned()]);
+        Self {
+            stream: connection.start(&name, from, &options).await.unwrap(),
+            cluster,
+            from,
+            options,
+        }
+    }
+
+    /// By another connection, after the stream was lost.
+    pub async fn again(&mut self) {
+        let (_, connection) = start(&self.cluster).await;
+        let name = slot_name();
+        let stream = connection.start(&name, self.from, &self.options).await;
+        self.stream = stream.unwrap();
+    }
+}
+
 /// Receives until a commit ('C' of pgoutput); the first letters, and the commit's place.
 pub async fn transaction(stream: &mut ReplicationStream) -> (String, Lsn) {
     let mut letters = String::new();
@@ -233,18 +269,11 @@ async fn publications_on_every_major() {
 
 #[tokio::test]
 async fn a_cancelled_reader_loses_nothing_and_a_stopping_source_says_so() {
-    let mut cluster = Cluster::start(ClusterOptions::default()).await.unwrap();
-    cluster.execute("postgres", SETUP).await.unwrap();
-    let (_, mut connection) = start(&cluster).await;
-    let name = slot_name();
-    let snapshot = create_slot(&mut connection, &name, SlotOptions::default())
-        .await
-        .unwrap();
-    let options = StreamOptions::new(connection.server_version_num(), vec!["p".to_owned()]);
-    let mut stream = connection
-        .start(&name, snapshot.consistent_point, &options)
-        .await
-        .unwrap();
+    let Begun {
+        mut cluster,
+        mut stream,
+        ..
+    } = Begun::new().await;
     let rows = 50_000;
     let insert =
         format!("INSERT INTO t SELECT g, repeat('x', g % 3000) FROM generate_series(1, {rows}) g");

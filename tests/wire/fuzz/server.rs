@@ -29,6 +29,11 @@ pub enum Turn {
     ScramFinal,
 }
 
+/// The messages of a script, in the order in which [`Play::at`] counts them.
+pub fn said(turns: &[Turn]) -> impl Iterator<Item = &Turn> {
+    turns.iter().filter(|turn| !matches!(turn, Turn::Hear))
+}
+
 /// What is done to a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Damage {
@@ -55,9 +60,21 @@ pub enum Damage {
 pub struct Play {
     pub turns: Arc<Vec<Turn>>,
     pub rules: Rules,
-    /// Which of the messages said.
+    /// Which of the messages said; beyond the last of them, none.
     pub at: usize,
     pub damage: Damage,
+}
+
+impl Play {
+    /// By a server that keeps the rules of SCRAM.
+    pub fn new(turns: &Arc<Vec<Turn>>, at: usize, damage: Damage) -> Self {
+        Self {
+            turns: Arc::clone(turns),
+            rules: Rules::default(),
+            at,
+            damage,
+        }
+    }
 }
 
 /// Places a server at a socket; it plays to everybody what is set at the time.
@@ -237,11 +254,19 @@ pub enum Login {
     Scram,
 }
 
+impl Login {
+    pub const ALL: [Self; 3] = [Self::Trust, Self::Md5, Self::Scram];
+}
+
 /// Who is on the other side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Client {
     Sql,
     Replication,
+}
+
+impl Client {
+    pub const ALL: [Self; 2] = [Self::Sql, Self::Replication];
 }
 
 fn complete(tag: &[u8]) -> Turn {
