@@ -11,6 +11,7 @@
 //! in `SecretString`s, certificates and password files are read at every connect.
 
 mod admission;
+mod answers;
 mod conninfo;
 mod error;
 mod hosts;

@@ -13,6 +13,7 @@
 //!
 //! An idle one is then ended on the server, for it may hold locks that the next one needs.
 
+use super::answers::Answers;
 use super::sql::{Endpoint, Session};
 use super::{ConnError, ConnFailure};
 use std::pin::Pin;
@@ -72,9 +73,7 @@ impl Silence {
 #[derive(Debug)]
 pub(super) struct Attention {
     silence: Arc<Silence>,
-    /// The last bytes heard.
-    tail: [u8; Self::READY_BYTES],
-    is_answer_due: bool,
+    answers: Answers,
 }
 
 impl Default for Attention {
@@ -84,40 +83,34 @@ impl Default for Attention {
                 origin: Instant::now(),
                 since: AtomicU64::new(0),
             }),
-            tail: [0; Self::READY_BYTES],
-            is_answer_due: false,
+            answers: Answers::default(),
         }
     }
 }
 
 impl Attention {
-    const READY_BYTES: usize = 6;
-    /// ReadyForQuery ends every answer; behind it is the state of the transaction.
-    const READY: [u8; 5] = [b'Z', 0, 0, 0, 5];
-
     pub(super) fn silence(&self) -> Arc<Silence> {
         Arc::clone(&self.silence)
     }
 
-    /// Something was sent; it is to be answered, sooner or later.
-    pub(super) fn asked(&mut self) {
-        self.is_answer_due = true;
-        self.silence.begin_anew();
+    /// These bytes were sent.
+    pub(super) fn said(&mut self, bytes: &[u8]) {
+        self.answers.sent(bytes);
+        if self.answers.are_due() {
+            self.silence.begin_anew();
+        }
     }
 
     /// There is nothing to read, and somebody wants to.
     pub(super) fn waits(&mut self) {
-        if self.is_answer_due {
+        if self.answers.are_due() {
             self.silence.begin();
         }
     }
 
     /// These bytes came. Nobody waits until they are dealt with.
     pub(super) fn heard(&mut self, bytes: &[u8]) {
-        let known = Self::READY_BYTES.saturating_sub(bytes.len());
-        self.tail.copy_within(Self::READY_BYTES - known.., 0);
-        self.tail[known..].copy_from_slice(&bytes[bytes.len() - (Self::READY_BYTES - known)..]);
-        self.is_answer_due = !self.tail.starts_with(&Self::READY);
+        self.answers.heard(bytes);
         self.silence.end();
     }
 }
@@ -236,20 +229,14 @@ mod tests {
         let silence = attention.silence();
         attention.waits();
         assert!(silence.since().is_none(), "nothing was asked");
-        attention.asked();
+        attention.said(b"\0\0\0\x08\0\x03\0\0");
         assert!(silence.since().is_some());
-        attention.heard(b"D\0\0\0\x0a\0\x01row");
+        attention.heard(b"R\0\0\0\x08\0\0\0\0");
         assert!(silence.since().is_none(), "somebody has to read it first");
         attention.waits();
         assert!(silence.since().is_some(), "more is to come");
-        for cut in 0..=6 {
-            attention.asked();
-            attention.heard(b"C\0\0\0\x0dSELECT 1\0");
-            let (head, rest) = b"Z\0\0\0\x05T".split_at(cut);
-            attention.heard(head);
-            attention.heard(rest);
-            attention.waits();
-            assert!(silence.since().is_none(), "cut at {cut}");
-        }
+        attention.heard(b"Z\0\0\0\x05I");
+        attention.waits();
+        assert!(silence.since().is_none());
     }
 }

@@ -286,8 +286,8 @@ impl AsyncWrite for ServerStream {
             Transport::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
             Transport::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
         };
-        if matches!(outcome, Poll::Ready(Ok(_))) {
-            this.attention.asked();
+        if let Poll::Ready(Ok(written)) = outcome {
+            this.attention.said(&buf[..written]);
         }
         outcome
     }
