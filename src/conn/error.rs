@@ -383,6 +383,13 @@ impl ConnError {
             .or_else(|| failures().next())
     }
 
+    /// Whether a server is there and takes no session: it stops, or has not started yet.
+    #[must_use]
+    pub fn is_not_accepting(&self) -> bool {
+        let refused = |f: &ConnFailure| matches!(f, ConnFailure::Server(e) if e.code == "57P03");
+        self.attempts.iter().any(|(_, failure)| refused(failure))
+    }
+
     /// Whether who we are was the matter.
     #[must_use]
     pub fn is_refused_login(&self) -> bool {

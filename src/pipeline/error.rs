@@ -120,6 +120,11 @@ pub enum PipelineError {
         "the source has said nothing for {} s though it was asked: the connection is taken for dead", .0.as_secs()
     )]
     SourceSilent(std::time::Duration),
+    /// The source waits for us to end, and in vain.
+    #[error(
+        "the source shuts down, and what it has sent does not become durable here: it is let go"
+    )]
+    SourceShutsDown,
     /// Tables joined the publication: the pipeline starts again and copies them.
     #[error("{0} has joined the publication: starting again to copy it")]
     TableJoined(String),
@@ -161,6 +166,7 @@ impl PipelineError {
             | Self::ResyncFailed { .. }
             | Self::Requested
             | Self::SourceSilent(_)
+            | Self::SourceShutsDown
             | Self::ReceiverGone => Disposition::Transient,
             Self::Decode(_)
             | Self::OutOfOrder(_)
@@ -179,7 +185,7 @@ impl PipelineError {
             Self::Conn(error)
             | Self::Snapshot(SnapshotError::Conn(error))
             | Self::Replication(ReplicationError::Connect(error)) => Some(error.side()),
-            Self::SourceSilent(_) => Some(Side::Source),
+            Self::SourceSilent(_) | Self::SourceShutsDown => Some(Side::Source),
             Self::Replication(error) if error.is_session_lost() => Some(Side::Source),
             Self::Snapshot(
                 SnapshotError::CopyOut { source, .. } | SnapshotError::Snapshot(source),
@@ -271,7 +277,9 @@ impl PipelineError {
                 ErrorCategory::Authentication
             }
             Self::Lacking { .. } => ErrorCategory::Authentication,
-            Self::Conn(_) | Self::Waiting(_) | Self::SourceSilent(_) => ErrorCategory::Network,
+            Self::Conn(_) | Self::Waiting(_) | Self::SourceSilent(_) | Self::SourceShutsDown => {
+                ErrorCategory::Network
+            }
             _ if self.lost_side().is_some() => ErrorCategory::Network,
             Self::Mapping { .. } | Self::Select { .. } => ErrorCategory::Mapping,
             Self::Definite { .. } | Self::Configuration { .. } | Self::SlotName(_) => {

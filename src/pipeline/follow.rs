@@ -31,8 +31,9 @@ use std::time::Duration;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-/// Positions without data are written this often.
+/// Positions without data are written this often, and this often while the source waits for it.
 const IDLE_ADVANCE_EVERY: Duration = Duration::from_secs(10);
+const AWAITED_ADVANCE_EVERY: Duration = Duration::from_secs(1);
 
 /// What a start hands over.
 pub(crate) struct Streams<W = Applier> {
@@ -77,6 +78,8 @@ struct State {
     /// Everything before it is known to need nothing; not yet written down.
     idle_end: Option<Lsn>,
     idle_written_at: Instant,
+    /// The source waits for it.
+    is_awaited: bool,
     /// What the open transaction wrote, told once it is committed.
     written: Vec<Written>,
     /// Changes it put into the books, by table.
@@ -96,6 +99,7 @@ impl<'a, W: ReplicaWriter> Follower<'a, W> {
             durability: DurabilityClock::new(Instant::now()),
             idle_end: None,
             idle_written_at: Instant::now(),
+            is_awaited: false,
             written: Vec::new(),
             kept: BTreeMap::new(),
         };
@@ -226,10 +230,11 @@ impl<'a, W: ReplicaWriter> Follower<'a, W> {
 
     async fn take(&mut self, event: Event) -> Result<(), PipelineError> {
         let message = match event {
-            Event::SentUpTo(end) => {
+            Event::SentUpTo { end, is_awaited } => {
                 let is_within = !self.state.in_hand.is_between_transactions();
                 if !is_within || planted(Bug::AcknowledgeWithinTransaction) {
                     self.state.idle_end = self.state.idle_end.max(Some(end));
+                    self.state.is_awaited |= is_awaited;
                 }
                 return Ok(());
             }
@@ -427,12 +432,18 @@ impl<'a, W: ReplicaWriter> Follower<'a, W> {
         };
         let Some(end) = self.state.positions.idle(end) else {
             self.state.idle_end = None;
+            self.state.is_awaited = false;
             return Ok(());
         };
-        if self.state.idle_written_at.elapsed() >= IDLE_ADVANCE_EVERY {
+        let every = match self.state.is_awaited {
+            true => AWAITED_ADVANCE_EVERY,
+            false => IDLE_ADVANCE_EVERY,
+        };
+        if self.state.idle_written_at.elapsed() >= every {
             self.commit_position(end).await?;
             self.state.idle_written_at = Instant::now();
             self.state.idle_end = None;
+            self.state.is_awaited = false;
         } else if Some(end) > self.state.positions.applied {
             self.state.positions.applied = Some(end);
             self.tell_positions();

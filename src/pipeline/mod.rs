@@ -32,6 +32,7 @@ mod relations;
 mod resume;
 mod rhythm;
 mod settings;
+mod shutdown_watch;
 #[cfg(test)]
 mod simulation;
 mod slot_watch;

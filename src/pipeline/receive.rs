@@ -4,7 +4,7 @@
 //! ```text
 //!  socket ─▶ frames ─▶ messages ─▶ Chunk ─▶ (bounded in bytes) ─▶ follow
 //!     ▲                                                             │
-//!     └──────── status every second, at once when asked ◀─ positions ┘
+//!     └──────── status every second, soon when asked ◀─ positions ┘
 //! ```
 //!
 //! When the bound is reached it stops reading, and goes on answering. A source that says
@@ -39,8 +39,12 @@ const CHUNKS_QUEUED: usize = 1_024;
 pub(crate) enum Event {
     /// A message of the stream.
     Message(Message),
-    /// Everything before this has been sent.
-    SentUpTo(Lsn),
+    /// Everything before `end` has been sent.
+    SentUpTo {
+        end: Lsn,
+        /// The source waits to hear that it is durable here: it wants to end.
+        is_awaited: bool,
+    },
 }
 
 /// Consecutive events, and the room in the queue that they take.
@@ -131,6 +135,7 @@ impl Inbox {
             source_end: resumed_at,
             last_heard: Instant::now(),
             last_status: Instant::now(),
+            is_asked: false,
             pace: Pace::new(Instant::now()),
             holdback: Holdback::new(bounds.holdback),
             telemetry,
@@ -143,6 +148,11 @@ impl Inbox {
             stop,
             _listener: Some(listener),
         }
+    }
+
+    /// Ends the stream, in order, when it is cancelled: what has arrived by then is still handed on.
+    pub(crate) fn stopper(&self) -> CancellationToken {
+        self.stop.clone()
     }
 
     /// Tells the source where we are, and says good-bye.
@@ -177,6 +187,8 @@ struct Receiver {
     source_end: Lsn,
     last_heard: Instant,
     last_status: Instant,
+    /// The source waits for a status.
+    is_asked: bool,
     pace: Pace,
     holdback: Holdback,
     telemetry: Telemetry,
@@ -233,9 +245,8 @@ impl Receiver {
         self.last_heard = now;
         self.pace.heard(now);
         let mut next = Some(first);
-        let mut wants_reply = false;
         while let Some(message) = next {
-            wants_reply |= self.take(message, now, gathered)?;
+            self.is_asked |= self.take(message, now, gathered)?;
             faults::at("receive.decoded").await?;
             if gathered.bytes >= CHUNK_BYTES || gathered.events.len() >= CHUNK_EVENTS {
                 break;
@@ -243,7 +254,8 @@ impl Receiver {
             next = self.stream.try_receive()?;
         }
         self.telemetry.set_received(self.received);
-        if wants_reply {
+        // One that wants to end asks again as soon as it has heard.
+        if self.is_asked && self.last_status.elapsed() >= self.rhythm.tick {
             self.send_status(false).await?;
         }
         Ok(())
@@ -281,7 +293,10 @@ impl Receiver {
                 if let Some(end) = keepalive.wal_end {
                     self.source_end = self.source_end.max(end);
                     gathered.bytes += size_of::<Event>();
-                    gathered.events.push(Event::SentUpTo(end));
+                    gathered.events.push(Event::SentUpTo {
+                        end,
+                        is_awaited: keepalive.reply_requested,
+                    });
                 }
                 Ok(keepalive.reply_requested)
             }
@@ -306,7 +321,8 @@ impl Receiver {
             return Err(PipelineError::SourceSilent(silent_for));
         }
         let ask = silent_for >= self.rhythm.ask_after;
-        if self.positions.has_changed().unwrap_or(false)
+        if self.is_asked
+            || self.positions.has_changed().unwrap_or(false)
             || self.last_status.elapsed() >= self.rhythm.status_every
         {
             self.send_status(ask).await?;
@@ -327,6 +343,7 @@ impl Receiver {
         positions.receive(self.received);
         let feedback = positions.feedback();
         self.last_status = Instant::now();
+        self.is_asked = false;
         faults::at("receive.status_due").await?;
         let update = StandbyStatusUpdate {
             write: feedback.write,

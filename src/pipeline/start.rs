@@ -23,6 +23,7 @@ use super::quarantine::{self, Books, Replay};
 use super::receive::{Bounds, Inbox};
 use super::relations::Relations;
 use super::resume::{SourceHistory, resume_position};
+use super::shutdown_watch::watch_shutdown;
 use super::tables::{TablePlan, fetch_plan};
 use super::trouble::Trouble;
 use super::watch::Watch;
@@ -295,7 +296,12 @@ impl<'a> Start<'a> {
                 self.config.publication.clone(),
                 published.collect(),
             ))
-            .and(errors.run());
+            .and(errors.run())
+            .and(watch_shutdown(
+                self.source_pool.clone(),
+                inbox.positions.subscribe(),
+                inbox.stopper(),
+            ));
         let streams = Streams {
             inbox,
             applier,

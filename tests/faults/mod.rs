@@ -14,6 +14,7 @@ mod network;
 mod poolers;
 pub mod proxy;
 mod servers;
+mod shutdown;
 
 use crate::support::{Daemon, eventually, samples};
 

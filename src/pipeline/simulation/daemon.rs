@@ -147,7 +147,9 @@ impl Receiver {
                     events.push(Event::Message(self.decoder.decode(data.payload)?));
                 }
                 ReplicationMessage::Keepalive(keepalive) => {
-                    events.extend(keepalive.wal_end.map(Event::SentUpTo));
+                    let is_awaited = keepalive.reply_requested;
+                    let sent = |end| Event::SentUpTo { end, is_awaited };
+                    events.extend(keepalive.wal_end.map(sent));
                     wants_reply |= keepalive.reply_requested;
                 }
             }
