@@ -270,6 +270,7 @@ impl<'a> Start<'a> {
         }
         let stream = started?;
         faults::at("stream.started").await?;
+        let watch = self.watch(known_requests, !books.open_errors.is_empty());
         let inbox = Inbox::open(
             self.listener,
             stream,
@@ -281,35 +282,42 @@ impl<'a> Start<'a> {
             },
             self.telemetry.clone(),
         );
-        let published = self.plan.tables.values().map(|t| t.published.clone());
-        let errors = ErrorsWatch {
-            replica: self.replica_pool.clone(),
-            store: self.store.clone(),
-            telemetry: self.telemetry.clone(),
-            positions: inbox.positions.subscribe(),
-            known_requests,
-            has_open: !books.open_errors.is_empty(),
-        };
-        let watch = Watch::new()
-            .and(watch_publication(
-                self.source_pool.clone(),
-                self.config.publication.clone(),
-                published.collect(),
-            ))
-            .and(errors.run())
-            .and(watch_shutdown(
-                self.source_pool.clone(),
-                inbox.positions.subscribe(),
-                inbox.stopper(),
-            ));
         let streams = Streams {
+            watch: watch(&inbox),
             inbox,
             applier,
             relations,
-            watch,
             books: Some(books),
         };
         Ok(Follower::new(streams, applied, &self.config.apply, self.telemetry).after(trouble))
+    }
+
+    /// What may end the stream from beside it, once there is one.
+    fn watch(
+        &self,
+        known_requests: Option<String>,
+        has_open: bool,
+    ) -> impl FnOnce(&Inbox) -> Watch + use<> {
+        let (source, replica) = (self.source_pool.clone(), self.replica_pool.clone());
+        let (store, telemetry) = (self.store.clone(), self.telemetry.clone());
+        let publication = self.config.publication.clone();
+        let published = self.plan.tables.values().map(|t| t.published.clone());
+        let published = published.collect();
+        move |inbox| {
+            let positions = || inbox.positions.subscribe();
+            let errors = ErrorsWatch {
+                replica,
+                store,
+                telemetry,
+                positions: positions(),
+                known_requests,
+                has_open,
+            };
+            Watch::new()
+                .and(errors.run())
+                .and(watch_shutdown(source.clone(), positions(), inbox.stopper()))
+                .and(watch_publication(source, publication, published))
+        }
     }
 
     /// Every table that takes part, with its state.
@@ -392,7 +400,19 @@ impl<'a> Start<'a> {
         let source = self.config.source.clone();
         let connecting = async move { ReplicationConnection::connect(&source).await };
         let connected = self.listener.spawn(connecting).await;
-        Ok(connected.map_err(|_| PipelineError::ReceiverGone)??)
+        let mut connection = connected.map_err(|_| PipelineError::ReceiverGone)??;
+        // Of several hosts another one may have answered this time.
+        let system = connection.identify_system().await?.system_id;
+        let known = &self.source_server.system_id;
+        if !known.is_empty() && system != *known {
+            return Err(PipelineError::Definite {
+                message: format!(
+                    "one session with the source is with system {known}, another with system {system}"
+                ),
+                advice: "all hosts of [source] url must be servers of one system".into(),
+            });
+        }
+        Ok(connection)
     }
 
     fn slot_name(&self) -> Result<SlotName, PipelineError> {
