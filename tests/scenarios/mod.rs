@@ -18,3 +18,4 @@ mod types;
 mod rebase;
 mod restart;
 mod service;
+mod skips;
