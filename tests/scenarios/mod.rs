@@ -2,6 +2,7 @@
 //! scenario has a database of its own on both; rows are compared as text.
 
 mod copy;
+mod deferred;
 mod existing_rows;
 mod failover;
 mod follow;
