@@ -10,6 +10,7 @@ mod gaps;
 mod identity;
 mod mapping;
 mod names;
+mod old_books;
 mod plain_role;
 mod quarantine;
 mod conflicts;
