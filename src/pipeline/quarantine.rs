@@ -165,6 +165,8 @@ struct Kept {
     /// The transaction of the changes in hand.
     commit_lsn: Lsn,
     written: Vec<Written>,
+    /// Constraints may wait for the transaction's end.
+    is_unchecked: bool,
 }
 
 impl Replay<'_> {
@@ -207,6 +209,7 @@ impl Replay<'_> {
             decoder: Decoder::new(1, Streaming::Off),
             commit_lsn: at,
             written: Vec::new(),
+            is_unchecked: false,
         };
         match self.apply(oid, &mut kept).await {
             Ok(()) => {
@@ -242,15 +245,17 @@ impl Replay<'_> {
                 self.take(kept, row).await?;
             }
         }
-        self.write(kept).await?;
+        self.end(kept).await?;
         let released = self.applier.release(oid, self.applied).await;
         released.map_err(|source| kept.failed(source))
     }
 
     async fn take(&mut self, kept: &mut Kept, row: KeptRow) -> Result<(), PipelineError> {
-        if row.commit_lsn != kept.commit_lsn || kept.in_hand.is_full(self.settings) {
-            self.write(kept).await?;
+        if row.commit_lsn != kept.commit_lsn {
+            self.end(kept).await?;
             kept.commit_lsn = row.commit_lsn;
+        } else if kept.in_hand.is_full(self.settings) {
+            self.write(kept).await?;
         }
         if let Some(form) = row.form {
             let Message::Relation { mut relation, .. } = kept.decoder.decode(form)? else {
@@ -278,7 +283,18 @@ impl Replay<'_> {
         kept.in_hand.change(self.relations, change)
     }
 
-    /// Ends what is in hand of one transaction.
+    /// Ends one transaction.
+    async fn end(&mut self, kept: &mut Kept) -> Result<(), PipelineError> {
+        self.write(kept).await?;
+        if std::mem::take(&mut kept.is_unchecked) {
+            // What waits for a commit is this transaction's, and not the last one's.
+            let checked = self.applier.check_constraints().await;
+            checked.map_err(|source| kept.failed(source))?;
+        }
+        Ok(())
+    }
+
+    /// Writes what is in hand of one transaction: it may be a part.
     async fn write(&mut self, kept: &mut Kept) -> Result<(), PipelineError> {
         let batch = kept.in_hand.take_part();
         kept.in_hand = InHand::default();
@@ -287,9 +303,7 @@ impl Replay<'_> {
         }
         let written = self.applier.write(&batch).await;
         let written = written.map_err(|source| kept.failed(source))?;
-        // What waits for a commit is this transaction's, and not the last one's.
-        let checked = self.applier.check_constraints().await;
-        checked.map_err(|source| kept.failed(source))?;
+        kept.is_unchecked = true;
         for written in written {
             match kept.written.last_mut() {
                 Some(last) if last.mapping == written.mapping => last.add(&written),

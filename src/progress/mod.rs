@@ -31,6 +31,6 @@ pub use errors::{BookedError, ErrorState, Failure, Request};
 pub use holdback::Holdback;
 pub use kept::{KeptChange, KeptRow};
 pub use position::{Durability, Feedback, Positions};
-pub use schema::{BOOKKEEPING_SCHEMA, BOOKKEEPING_TABLES, bookkeeping_sql};
+pub use schema::{BOOKKEEPING_SCHEMA, BOOKKEEPING_TABLES, LAST_ADDITION, bookkeeping_sql};
 pub use store::{PipelineIdentity, PipelineRecord, ProgressError, Store};
 pub use table_state::{TableRecord, TableState};

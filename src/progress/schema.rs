@@ -74,6 +74,9 @@ ALTER TABLE "pglockstep"."pipelines" ADD COLUMN IF NOT EXISTS rebasing boolean N
 /// The tables of the bookkeeping schema; those that refer to others first.
 pub const BOOKKEEPING_TABLES: [&str; 4] = ["kept_changes", "errors", "tables", "pipelines"];
 
+/// Table and column of the last addition: they stand for all that books of an older version lack.
+pub const LAST_ADDITION: (&str, &str) = ("pipelines", "rebasing");
+
 /// The SQL that makes the bookkeeping schema; with `owner`, as an administrator for the daemon's role.
 #[must_use]
 pub fn bookkeeping_sql(owner: Option<&str>) -> String {

@@ -5,7 +5,7 @@
 //! another took over touches none, and stops. The advisory lock is only the queue at
 //! the door: it may be lost without notice, the epoch may not.
 
-use super::schema::{BOOKKEEPING, BOOKKEEPING_TABLES, bookkeeping_sql};
+use super::schema::{BOOKKEEPING, BOOKKEEPING_TABLES, LAST_ADDITION, bookkeeping_sql};
 use super::{TableRecord, TableState};
 use crate::faults::{Bug, Fault, planted};
 use crate::pg::{Disposition, Lsn, QualifiedName, ServerError};
@@ -23,9 +23,10 @@ pub enum ProgressError {
         #[source]
         source: ServerError,
     },
-    /// Schema or tables are not there and the role may not create them.
+    /// Schema or tables are not there or of an older version, and the role may not make them, or
+    /// may not look.
     #[error(
-        "this role may not make the schema pglockstep, or its tables, on the replica: run the SQL that `pglockstep setup` prints"
+        "this role may not make or use the schema pglockstep, or its tables, on the replica: run the SQL that `pglockstep setup` prints"
     )]
     NoSchema(#[source] ServerError),
     /// Another daemon has claimed the pipeline since.
@@ -135,15 +136,15 @@ impl Store {
     /// # Errors
     /// When the query fails.
     pub async fn has_books(client: &Client) -> Result<bool, ProgressError> {
-        // A column of the last addition stands for all that an older version lacks.
         let known = "SELECT pg_catalog.bool_and(pg_catalog.to_regclass('pglockstep.' || name) \
                      IS NOT NULL) AND EXISTS (SELECT 1 FROM pg_catalog.pg_attribute \
-                     WHERE attrelid = pg_catalog.to_regclass('pglockstep.pipelines') \
-                     AND attname = 'rebasing') FROM unnest($1::text[]) AS name";
+                     WHERE attrelid = pg_catalog.to_regclass('pglockstep.' || $2::text) \
+                     AND attname = $3::text) FROM unnest($1::text[]) AS name";
+        let (table, column) = LAST_ADDITION;
         let row = client
-            .query_one(known, &[&BOOKKEEPING_TABLES.as_slice()])
+            .query_one(known, &[&BOOKKEEPING_TABLES.as_slice(), &table, &column])
             .await
-            .map_err(ProgressError::doing("look"))?;
+            .map_err(refused("look"))?;
         Ok(row.get(0))
     }
 
@@ -166,14 +167,7 @@ impl Store {
         } else {
             client.batch_execute(&bookkeeping_sql(None)).await
         };
-        made.map_err(ServerError::from)
-            .map_err(|source| match source.sqlstate() {
-                Some("42501") => ProgressError::NoSchema(source),
-                _ => ProgressError::Statement {
-                    what: "create the tables",
-                    source,
-                },
-            })
+        made.map_err(refused("create the tables"))
     }
 
     /// Queues for the pipeline: true when this session now holds its lock.
@@ -467,6 +461,14 @@ impl Store {
         } else {
             Err(ProgressError::Superseded { epoch: self.epoch })
         }
+    }
+}
+
+/// A missing privilege is for an administrator to mend.
+fn refused(what: &'static str) -> impl FnOnce(tokio_postgres::Error) -> ProgressError {
+    move |error| match ServerError::from(error) {
+        source if source.sqlstate() == Some("42501") => ProgressError::NoSchema(source),
+        source => ProgressError::Statement { what, source },
     }
 }
 

@@ -13,6 +13,7 @@ mod lane;
 mod load;
 mod panics;
 mod planted;
+mod skips;
 
 use std::collections::BTreeSet;
 use std::path::Path;

@@ -1,8 +1,10 @@
 //! A change that the replica refuses: the pipeline stops before its transaction, or its table is
 //! set aside and the others go on; an operator decides, and nothing is lost on the way.
 
-use crate::support::{Daemon, Family, Scenario, eventually, row, run_verb};
-use serde_json::Value;
+use crate::support::{
+    Daemon, Family, OPEN_ERRORS as OPEN, Scenario, errors, eventually, row, until_metric as until,
+    verb,
+};
 
 static FAMILY: Family = Family::const_new();
 
@@ -15,7 +17,6 @@ const ALL: [&str; 3] = [
     "SELECT * FROM journal",
 ];
 const QUARANTINE: &str = "[apply]\non_error = \"quarantine\"";
-const OPEN: &str = "pglockstep_open_errors";
 const SET_ASIDE: &str = "pglockstep_table_state{table=\"public.leads\",state=\"quarantined\"}";
 
 /// A replica whose column is too narrow for what comes.
@@ -33,29 +34,6 @@ async fn scenario(name: &str) -> Scenario<'static> {
 const POISON: &str = "BEGIN; INSERT INTO notes VALUES (2, 'with it'); \
                       INSERT INTO leads VALUES (2, 'far too long a name'); \
                       INSERT INTO journal VALUES ('with it'); COMMIT";
-
-fn verb(s: &Scenario<'_>, more: &str, arguments: &[&str]) -> (Option<i32>, String) {
-    let output = run_verb(&s.config(more), arguments);
-    let said =
-        String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap();
-    (output.status.code(), said)
-}
-
-fn errors(s: &Scenario<'_>, more: &str, all: bool) -> Vec<Value> {
-    let mut arguments = vec!["errors", "list", "--json"];
-    arguments.extend(all.then_some("--all"));
-    let output = run_verb(&s.config(more), &arguments);
-    serde_json::from_slice(&output.stdout).unwrap()
-}
-
-async fn until(daemon: &Daemon, sample: &str, value: f64) {
-    eventually(
-        &format!("{sample} {value}"),
-        || daemon.stderr(),
-        async || (daemon.metric(sample).await? == value).then_some(()),
-    )
-    .await;
-}
 
 async fn until_set_aside(daemon: &Daemon) {
     until(daemon, SET_ASIDE, 1.0).await;

@@ -4,6 +4,7 @@
 // Each family of scenarios uses a part of it.
 #![allow(dead_code, unused_imports)]
 
+mod books;
 mod daemon;
 mod pair;
 mod random;
@@ -12,6 +13,7 @@ mod scenario;
 mod types;
 mod wait;
 
+pub use books::{OPEN_ERRORS, errors, retry_in_vain, skip, until_metric, verb};
 pub use daemon::{Daemon, Response, free_port, run_verb};
 pub use pair::{DATABASE, Pair, PairOptions};
 pub use random::{Random, is_soak, seed};

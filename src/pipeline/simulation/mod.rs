@@ -17,6 +17,7 @@
 //! only grows; at the end both sides are equal. `PGLOCKSTEP_SEED=n` replays one seed,
 //! `PGLOCKSTEP_SEEDS=n` runs so many, `PGLOCKSTEP_SOAK=1` an hour of them.
 
+mod aside;
 mod bugs;
 mod daemon;
 mod history;

@@ -6,7 +6,7 @@ use crate::pg::{QualifiedName, quote_ident};
 use crate::pipeline::PipelineConfig;
 use crate::preflight::CheckError;
 use crate::preflight::query::rows;
-use crate::progress::{BOOKKEEPING_SCHEMA, bookkeeping_sql};
+use crate::progress::{BOOKKEEPING_SCHEMA, BOOKKEEPING_TABLES, LAST_ADDITION, bookkeeping_sql};
 use std::collections::BTreeSet;
 use tokio_postgres::Client;
 
@@ -105,20 +105,36 @@ async fn replica_role_step(
     Ok(may_set.is_empty().then_some(SetupStep::Run(grant)))
 }
 
-/// Whether both tables of the books are there and the role may use them.
+/// Whether the books are there and the role may use them, and bring them up where an older
+/// version has made them.
 async fn are_books_open(client: &Client, role: &str) -> Result<bool, CheckError> {
-    let sql = "SELECT 1 FROM pg_catalog.pg_class AS c \
+    let sql = "SELECT pg_catalog.count(*) = pg_catalog.cardinality($3::pg_catalog.text[]) AND EXISTS ( \
+            SELECT 1 FROM pg_catalog.pg_attribute AS a \
+            WHERE a.attname = $5::text AND a.attrelid = ANY (pg_catalog.array_agg(c.oid) \
+              FILTER (WHERE c.relname = $4::text))), \
+          pg_catalog.bool_and(pg_catalog.pg_has_role(r.oid, c.relowner, 'USAGE')), \
+          pg_catalog.bool_and(pg_catalog.has_schema_privilege(r.oid, n.oid, 'CREATE') \
+            AND pg_catalog.has_schema_privilege(r.oid, n.oid, 'USAGE') \
+            AND pg_catalog.has_table_privilege(r.oid, c.oid, 'SELECT') \
+            AND pg_catalog.has_table_privilege(r.oid, c.oid, 'INSERT') \
+            AND pg_catalog.has_table_privilege(r.oid, c.oid, 'UPDATE') \
+            AND pg_catalog.has_table_privilege(r.oid, c.oid, 'DELETE')) \
+        FROM pg_catalog.pg_class AS c \
         JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace \
         JOIN pg_catalog.pg_roles AS r ON r.rolname = $1::text \
-        WHERE n.nspname = $2::text AND c.relname IN ('pipelines', 'tables') \
-          AND pg_catalog.has_schema_privilege(r.oid, n.oid, 'CREATE') \
-          AND pg_catalog.has_table_privilege(r.oid, c.oid, 'UPDATE')";
-    let open = rows(
+        WHERE n.nspname = $2::text AND c.relname = ANY ($3::pg_catalog.text[])";
+    let tables = BOOKKEEPING_TABLES.as_slice();
+    let (newest, column) = LAST_ADDITION;
+    let found = rows(
         client,
         "the schema pglockstep",
         sql,
-        &[&role, &BOOKKEEPING_SCHEMA],
+        &[&role, &BOOKKEEPING_SCHEMA, &tables, &newest, &column],
     )
     .await?;
-    Ok(open.len() == 2)
+    Ok(found.first().is_some_and(|row| {
+        let is = |at| row.get::<_, Option<bool>>(at).unwrap_or_default();
+        let (are_whole, are_own, are_open) = (is(0), is(1), is(2));
+        are_open && (are_whole || are_own)
+    }))
 }

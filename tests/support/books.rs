@@ -1,0 +1,57 @@
+//! What an operator does about errors, and what the books on the replica say of them.
+
+use serde_json::Value;
+
+use super::{Daemon, Scenario, eventually, run_verb};
+
+/// Errors that wait for somebody.
+pub const OPEN_ERRORS: &str = "pglockstep_open_errors";
+
+/// Runs a verb: its exit code, and all that it printed.
+pub fn verb(s: &Scenario<'_>, more: &str, arguments: &[&str]) -> (Option<i32>, String) {
+    let output = run_verb(&s.config(more), arguments);
+    let said =
+        String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap();
+    (output.status.code(), said)
+}
+
+/// The errors in the books; all, or those that wait for somebody.
+pub fn errors(s: &Scenario<'_>, more: &str, all: bool) -> Vec<Value> {
+    let mut arguments = vec!["errors", "list", "--json"];
+    arguments.extend(all.then_some("--all"));
+    let output = run_verb(&s.config(more), &arguments);
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// Leaves an operator's word that a transaction be passed by.
+pub fn skip(s: &Scenario<'_>, more: &str, id: &str, reason: &str) {
+    let (code, said) = verb(s, more, &["errors", "skip", id, "--reason", reason]);
+    assert_eq!(code, Some(0), "{said}");
+}
+
+/// Has an error tried again, and waits until it was: it is there still.
+pub async fn retry_in_vain(s: &Scenario<'_>, more: &str, daemon: &Daemon, id: &str) -> Value {
+    let find = || {
+        let mut found = errors(s, more, false);
+        found.retain(|error| error["id"].as_i64() == id.parse().ok());
+        found.pop()
+    };
+    let tried = find().unwrap()["attempts"].as_i64().unwrap();
+    assert_eq!(verb(s, more, &["errors", "retry", id]).0, Some(0));
+    eventually(
+        "another attempt",
+        || daemon.stderr(),
+        async || find().filter(|error| error["attempts"].as_i64() > Some(tried)),
+    )
+    .await
+}
+
+/// Waits for a sample's value.
+pub async fn until_metric(daemon: &Daemon, sample: &str, value: f64) {
+    eventually(
+        &format!("{sample} {value}"),
+        || daemon.stderr(),
+        async || (daemon.metric(sample).await? == value).then_some(()),
+    )
+    .await;
+}
