@@ -177,18 +177,33 @@ impl Applier {
         checked.map_err(ApplyError::transaction("check the constraints"))
     }
 
+    /// Whether the session has ended.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.session.client.is_closed()
+    }
+
     /// A table that was set aside goes on like the others, in the open transaction; then as
     /// [`commit`](Self::commit).
     ///
     /// # Errors
     /// As of `commit`.
-    pub async fn release(&mut self, source_oid: u32, applied: Lsn) -> Result<(), ApplyError> {
+    pub async fn release(
+        &mut self,
+        source_oid: u32,
+        skipped: bool,
+        applied: Lsn,
+    ) -> Result<(), ApplyError> {
         if self.transaction == Transaction::None {
             let begun = self.session.client.batch_execute("BEGIN").await;
             begun.map_err(ApplyError::transaction("begin a transaction"))?;
             self.transaction = Transaction::Open;
         }
-        if let Err(error) = self.store.release(&self.session.client, source_oid).await {
+        if let Err(error) = self
+            .store
+            .release(&self.session.client, source_oid, skipped)
+            .await
+        {
             self.rollback().await;
             return Err(error.into());
         }

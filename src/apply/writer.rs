@@ -12,6 +12,10 @@ pub(crate) trait ReplicaWriter {
     async fn commit(&mut self, applied: Lsn, durability: Durability) -> Result<(), ApplyError>;
     /// Ends an open transaction without a trace.
     async fn rollback(&mut self);
+    /// Whether its session is gone; it is noticed here while there is nothing to write.
+    fn is_lost(&self) -> bool {
+        false
+    }
     /// Tells the row at which the last batch failed from others of its table.
     fn failed_key(&self) -> Option<&str> {
         None
@@ -29,6 +33,10 @@ impl ReplicaWriter for Applier {
 
     async fn rollback(&mut self) {
         Self::rollback(self).await;
+    }
+
+    fn is_lost(&self) -> bool {
+        Self::is_lost(self)
     }
 
     fn failed_key(&self) -> Option<&str> {

@@ -232,6 +232,9 @@ impl Sides {
                 );
             }
             let mut connection = ReplicationConnection::connect(&self.config.source).await?;
+            // The comparison was long: is the pipeline still ours alone?
+            let is_ours = self.replica.query_one("SELECT 1", &[]).await;
+            is_ours.context("the session that holds the pipeline is lost; nothing was changed")?;
             drop_slot(&mut connection, &slot.name.parse()?).await?;
             connection.close().await;
         }

@@ -383,6 +383,15 @@ impl ConnError {
             .or_else(|| failures().next())
     }
 
+    /// Whether nobody was there. A server that says no is alive.
+    #[must_use]
+    pub fn is_out_of_reach(&self) -> bool {
+        matches!(
+            self.failure(),
+            Some(ConnFailure::Network(_) | ConnFailure::Timeout(_) | ConnFailure::Resolve(_))
+        )
+    }
+
     /// Whether a server is there and takes no session: it stops, or has not started yet.
     #[must_use]
     pub fn is_not_accepting(&self) -> bool {

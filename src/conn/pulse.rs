@@ -15,7 +15,6 @@
 
 use super::answers::Answers;
 use super::sql::{Endpoint, Session};
-use super::{ConnError, ConnFailure};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -170,7 +169,7 @@ impl Pulse {
             let (client, task, _) = match self.endpoint.connect_unwatched(Session::SourceRead).await
             {
                 Ok(connected) => connected,
-                Err(error) => return is_out_of_reach(&error).then(|| error.to_string()),
+                Err(error) => return error.is_out_of_reach().then(|| error.to_string()),
             };
             let limit = self.endpoint.url.connect_timeout;
             let answer =
@@ -188,14 +187,6 @@ impl Pulse {
             }
         })
     }
-}
-
-/// Whether nobody was there. A server that says no is alive.
-fn is_out_of_reach(error: &ConnError) -> bool {
-    matches!(
-        error.failure(),
-        Some(ConnFailure::Network(_) | ConnFailure::Timeout(_) | ConnFailure::Resolve(_))
-    )
 }
 
 /// Ends a session's task when the session is lost; ends with it.

@@ -120,11 +120,22 @@ pub enum PipelineError {
         "the source has said nothing for {} s though it was asked: the connection is taken for dead", .0.as_secs()
     )]
     SourceSilent(std::time::Duration),
+    /// While nothing was to be written.
+    #[error("the session with the replica is lost")]
+    ReplicaLost,
     /// The source waits for us to end, and in vain.
     #[error(
         "the source shuts down, and what it has sent does not become durable here: it is let go"
     )]
     SourceShutsDown,
+    /// The publication leaves kinds of changes out: they are in no stream.
+    #[error("{message}")]
+    Narrowed {
+        /// What it leaves out.
+        message: String,
+        /// What to do.
+        advice: String,
+    },
     /// Tables joined the publication: the pipeline starts again and copies them.
     #[error("{0} has joined the publication: starting again to copy it")]
     TableJoined(String),
@@ -167,6 +178,7 @@ impl PipelineError {
             | Self::Requested
             | Self::SourceSilent(_)
             | Self::SourceShutsDown
+            | Self::ReplicaLost
             | Self::ReceiverGone => Disposition::Transient,
             Self::Decode(_)
             | Self::OutOfOrder(_)
@@ -174,6 +186,7 @@ impl PipelineError {
             | Self::Mapping { .. }
             | Self::Lacking { .. }
             | Self::Configuration { .. }
+            | Self::Narrowed { .. }
             | Self::Definite { .. } => Disposition::Definite,
         }
     }
@@ -186,6 +199,7 @@ impl PipelineError {
             | Self::Snapshot(SnapshotError::Conn(error))
             | Self::Replication(ReplicationError::Connect(error)) => Some(error.side()),
             Self::SourceSilent(_) | Self::SourceShutsDown => Some(Side::Source),
+            Self::ReplicaLost => Some(Side::Replica),
             Self::Replication(error) if error.is_session_lost() => Some(Side::Source),
             Self::Snapshot(
                 SnapshotError::CopyOut { source, .. } | SnapshotError::Snapshot(source),
@@ -253,7 +267,7 @@ impl PipelineError {
                     .to_owned(),
             ),
             Self::Snapshot(error) => error.advice().map(str::to_owned),
-            Self::Definite { advice, .. } | Self::Configuration { advice, .. } | Self::Lacking { advice, .. } => Some(advice.clone()),
+            Self::Definite { advice, .. } | Self::Narrowed { advice, .. } | Self::Configuration { advice, .. } | Self::Lacking { advice, .. } => Some(advice.clone()),
             Self::Select { .. } => {
                 Some("mend the `set` and `where` expressions of the table's rule".to_owned())
             }
@@ -277,14 +291,17 @@ impl PipelineError {
                 ErrorCategory::Authentication
             }
             Self::Lacking { .. } => ErrorCategory::Authentication,
-            Self::Conn(_) | Self::Waiting(_) | Self::SourceSilent(_) | Self::SourceShutsDown => {
-                ErrorCategory::Network
-            }
+            Self::Conn(_)
+            | Self::Waiting(_)
+            | Self::SourceSilent(_)
+            | Self::SourceShutsDown
+            | Self::ReplicaLost => ErrorCategory::Network,
             _ if self.lost_side().is_some() => ErrorCategory::Network,
             Self::Mapping { .. } | Self::Select { .. } => ErrorCategory::Mapping,
-            Self::Definite { .. } | Self::Configuration { .. } | Self::SlotName(_) => {
-                ErrorCategory::Validation
-            }
+            Self::Definite { .. }
+            | Self::Narrowed { .. }
+            | Self::Configuration { .. }
+            | Self::SlotName(_) => ErrorCategory::Validation,
             Self::Decode(_)
             | Self::OutOfOrder(_)
             | Self::TableJoined(_)

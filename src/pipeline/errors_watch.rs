@@ -13,6 +13,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// What is kept is counted this often.
 const TELL_EVERY: Duration = Duration::from_secs(30);
+/// A replica that is out of reach for so long is gone, also while nothing is to be written there.
+const LOST_AFTER: Duration = Duration::from_secs(15);
 
 /// What the looks need.
 pub(super) struct ErrorsWatch {
@@ -27,20 +29,26 @@ pub(super) struct ErrorsWatch {
 }
 
 impl ErrorsWatch {
-    /// Ends when an operator wants something.
+    /// Ends when an operator wants something, or when the replica cannot be reached any more.
     pub(super) async fn run(mut self) -> PipelineError {
         let mut looks = interval(LOOK_EVERY);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut told_at = Instant::now();
+        let (mut told_at, mut reached_at) = (Instant::now(), Instant::now());
         loop {
             looks.tick().await;
             let is_to_tell = self.has_open && told_at.elapsed() >= TELL_EVERY;
             if is_to_tell {
                 told_at = Instant::now();
             }
-            // A look that fails says nothing: the writer notices a replica that is gone.
-            if let Ok(true) = self.look(is_to_tell).await {
-                return PipelineError::Requested;
+            match self.look(is_to_tell).await {
+                Ok(true) => return PipelineError::Requested,
+                Err(PipelineError::Conn(error)) if error.is_out_of_reach() => {
+                    if reached_at.elapsed() >= LOST_AFTER {
+                        return error.into();
+                    }
+                }
+                // Any answer is a sign of life.
+                Ok(false) | Err(_) => reached_at = Instant::now(),
             }
         }
     }

@@ -94,7 +94,7 @@ impl<'a, W: ReplicaWriter> Follower<'a, W> {
         telemetry: &'a Telemetry,
     ) -> Self {
         let state = State {
-            in_hand: InHand::default(),
+            in_hand: InHand::after(applied),
             positions: Positions::resumed_at(applied),
             durability: DurabilityClock::new(Instant::now()),
             idle_end: None,
@@ -189,6 +189,9 @@ impl<'a, W: ReplicaWriter> Follower<'a, W> {
                     self.settle().await?;
                 }
                 _ = tick.tick() => {
+                    if self.applier.is_lost() {
+                        return Err(PipelineError::ReplicaLost);
+                    }
                     self.telemetry.set_pool(self.relations.pool_health());
                     self.advance_idle().await?;
                 }

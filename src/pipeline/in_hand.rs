@@ -73,6 +73,14 @@ pub(super) struct Received {
 }
 
 impl InHand {
+    /// Everything before this is applied.
+    pub(super) fn after(applied: Lsn) -> Self {
+        Self {
+            last_end: Some(applied),
+            ..Self::default()
+        }
+    }
+
     /// A chunk has arrived.
     pub(super) fn hold(&mut self, bytes: usize) {
         if self.batch.is_empty() {

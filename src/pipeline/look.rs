@@ -64,11 +64,7 @@ pub(super) fn check_servers(
     Ok(())
 }
 
-pub(super) async fn check_publication(
-    source: &Client,
-    config: &PipelineConfig,
-) -> Result<(), PipelineError> {
-    let name = &config.publication;
+pub(super) async fn check_publication(source: &Client, name: &str) -> Result<(), PipelineError> {
     let Some(publication) = fetch_publication(source, name).await? else {
         return Err(no_publication(name));
     };
@@ -76,9 +72,9 @@ pub(super) async fn check_publication(
         None => Ok(()),
         Some(PlanProblem {
             message, remedy, ..
-        }) => Err(PipelineError::Definite {
+        }) => Err(PipelineError::Narrowed {
             message,
-            advice: remedy,
+            advice: format!("{remedy}; all tables are then merged anew, for what was left out"),
         }),
     }
 }

@@ -35,7 +35,14 @@ impl Memory {
         lock(&self.given_up).clone()
     }
 
-    /// It is not known yet whether the slot goes on.
+    /// The pipeline was claimed anew: should the slot have to go, it is by this claim.
+    pub(super) fn claimed(&self, store: &Store) {
+        if let Some(owned) = &mut *lock(&self.owned) {
+            owned.store = store.clone();
+        }
+    }
+
+    /// The slot is not this pipeline's any more.
     pub(super) fn disown(&self) {
         *lock(&self.owned) = None;
     }

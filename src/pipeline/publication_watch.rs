@@ -1,39 +1,129 @@
-//! Looks whether every table is still published while the stream runs.
+//! Looks what is published while the stream runs.
 //!
 //! A table that leaves the publication and comes back has changes that never were in the
 //! stream; so has one whose columns or filter change. So the stream ends then, and the next start
-//! forgets its copy.
+//! forgets its copy. One that joins is copied by the next start. And a publication that leaves
+//! kinds of changes out for a while has left them out of all tables: they are merged anew.
 
 use super::PipelineError;
+use super::look::check_publication;
+use super::tables::TablePlan;
 use crate::conn::Pool;
+use crate::pg::QualifiedName;
+use crate::progress::Store;
 use crate::replication::{PublishedTable, fetch_published_tables};
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
-/// Ends when one of the tables is no longer published, or in another way.
-pub(super) async fn watch_publication(
-    source: Pool,
-    publication: String,
-    tables: Vec<PublishedTable>,
-) -> PipelineError {
-    let mut looks = tokio::time::interval(LOOK_EVERY);
-    loop {
-        looks.tick().await;
-        // A look that fails says nothing: the stream notices a source that is gone.
-        let Ok(client) = source.get().await else {
-            continue;
-        };
-        let Ok(published) = fetch_published_tables(&client, &publication).await else {
-            continue;
-        };
-        let is_there = |ours: &&PublishedTable| {
-            let is_it =
-                |t: &PublishedTable| t.oid == ours.oid && t.published_by == ours.published_by;
-            published.iter().any(is_it)
-        };
-        if let Some(left) = tables.iter().find(|ours| !is_there(ours)) {
-            return PipelineError::TableLeft(left.name.to_string());
+/// What the looks need.
+pub(super) struct PublicationWatch {
+    pub(super) source: Pool,
+    pub(super) replica: Pool,
+    pub(super) pipeline: String,
+    pub(super) publication: String,
+    pub(super) known: Known,
+}
+
+/// What was published when the stream began.
+pub(super) struct Known {
+    /// Object ids, and what published each.
+    tables: HashMap<u32, PublishedTable>,
+    unmapped: HashSet<QualifiedName>,
+}
+
+impl Known {
+    pub(super) fn of(plan: &TablePlan) -> Self {
+        let tables = plan.tables.iter();
+        Self {
+            tables: tables.map(|(oid, t)| (*oid, t.published.clone())).collect(),
+            unmapped: plan.unmapped.iter().cloned().collect(),
         }
+    }
+
+    /// What the stream that began then cannot bring.
+    fn compare(&self, published: &[PublishedTable]) -> Option<PipelineError> {
+        let now: HashMap<u32, Option<u32>> =
+            published.iter().map(|t| (t.oid, t.published_by)).collect();
+        let has_left = |t: &&PublishedTable| now.get(&t.oid) != Some(&t.published_by);
+        if let Some(left) = self.tables.values().find(has_left) {
+            return Some(PipelineError::TableLeft(left.name.to_string()));
+        }
+        let is_new = |t: &&PublishedTable| {
+            !self.tables.contains_key(&t.oid) && !self.unmapped.contains(&t.name)
+        };
+        let joined = published.iter().find(is_new)?;
+        Some(PipelineError::TableJoined(joined.name.to_string()))
+    }
+}
+
+impl PublicationWatch {
+    /// Ends when something else is published than when the stream began.
+    pub(super) async fn run(self) -> PipelineError {
+        let mut looks = tokio::time::interval(LOOK_EVERY);
+        loop {
+            looks.tick().await;
+            // A look that fails says nothing: the stream notices a source that is gone.
+            if let Ok(Some(ended)) = self.look().await {
+                return ended;
+            }
+        }
+    }
+
+    async fn look(&self) -> Result<Option<PipelineError>, PipelineError> {
+        let client = self.source.get().await?;
+        let checked = check_publication(&client, &self.publication).await;
+        if let Err(narrowed @ PipelineError::Narrowed { .. }) = checked {
+            let replica = self.replica.get().await?;
+            Store::want_all_again(&replica, &self.pipeline).await?;
+            return Ok(Some(narrowed));
+        }
+        let published = fetch_published_tables(&client, &self.publication).await?;
+        Ok(self.known.compare(&published))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn published(oid: u32, name: &str, by: u32) -> PublishedTable {
+        PublishedTable {
+            oid,
+            name: QualifiedName::new("public", name),
+            columns: None,
+            row_filter: None,
+            published_by: Some(by),
+        }
+    }
+
+    #[test]
+    fn what_leaves_and_what_joins_is_noticed() {
+        let (a, b) = (published(1, "a", 10), published(2, "b", 10));
+        let known = Known {
+            tables: HashMap::from([(1, a.clone()), (2, b.clone())]),
+            unmapped: HashSet::from([QualifiedName::new("public", "left_alone")]),
+        };
+        let of = |tables: &[PublishedTable]| known.compare(tables).map(|error| error.to_string());
+        let left_alone = published(3, "left_alone", 10);
+        assert_eq!(of(&[a.clone(), b.clone(), left_alone]), None);
+        assert!(
+            of(std::slice::from_ref(&b))
+                .unwrap()
+                .contains("public.a has left")
+        );
+        let otherwise = published(2, "b", 11);
+        assert!(
+            of(&[a.clone(), otherwise])
+                .unwrap()
+                .contains("public.b has left")
+        );
+        let joined = published(4, "new", 10);
+        assert!(
+            of(&[a, b, joined])
+                .unwrap()
+                .contains("public.new has joined")
+        );
     }
 }

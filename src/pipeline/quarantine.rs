@@ -45,6 +45,12 @@ impl Books {
     }
 }
 
+/// Whether `after` has a request that `before` has not.
+pub(super) fn are_news(after: Option<&str>, before: Option<&str>) -> bool {
+    let words = |text| str::split_whitespace(Option::unwrap_or(text, ""));
+    words(after).any(|word| words(before).all(|known| known != word))
+}
+
 /// Notes an error that stops the pipeline, or sets its table aside; returns what the attempt
 /// ends with.
 pub(super) async fn book(
@@ -194,12 +200,12 @@ impl Replay<'_> {
                     "a transaction's changes of a table are passed by, as an operator wants"
                 );
             }
-            self.replay(oid).await?;
+            self.replay(oid, request == Request::Skip).await?;
         }
         Ok(())
     }
 
-    async fn replay(&mut self, oid: RelationId) -> Result<(), PipelineError> {
+    async fn replay(&mut self, oid: RelationId, skipped: bool) -> Result<(), PipelineError> {
         let Some(at) = self.relations.copied_at(oid) else {
             return Ok(());
         };
@@ -211,7 +217,7 @@ impl Replay<'_> {
             written: Vec::new(),
             is_unchecked: false,
         };
-        match self.apply(oid, &mut kept).await {
+        match self.apply(oid, skipped, &mut kept).await {
             Ok(()) => {
                 for written in &kept.written {
                     self.relations.tell_written(written);
@@ -233,7 +239,12 @@ impl Replay<'_> {
         }
     }
 
-    async fn apply(&mut self, oid: RelationId, kept: &mut Kept) -> Result<(), PipelineError> {
+    async fn apply(
+        &mut self,
+        oid: RelationId,
+        skipped: bool,
+        kept: &mut Kept,
+    ) -> Result<(), PipelineError> {
         let mut after = 0;
         loop {
             let pipeline = self.store.pipeline();
@@ -246,7 +257,7 @@ impl Replay<'_> {
             }
         }
         self.end(kept).await?;
-        let released = self.applier.release(oid, self.applied).await;
+        let released = self.applier.release(oid, skipped, self.applied).await;
         released.map_err(|source| kept.failed(source))
     }
 

@@ -31,12 +31,7 @@ pub fn resume_position(
     slot: Option<&ReplicationSlot>,
     history: Option<SourceHistory>,
 ) -> Result<Lsn, PipelineError> {
-    let stop = |message: String| {
-        Err(PipelineError::Definite {
-            message,
-            advice: "changes may be missing, and nothing was skipped: `pglockstep rebase` compares both sides and, with --apply, has every table merged under a new slot".into(),
-        })
-    };
+    let stop = |message: String| Err(stopped(message));
     if record.identity != *identity {
         return stop(format!(
             "the replica was fed from system {} (database {}, slot {}), and this source is system {} (database {}, slot {})",
@@ -65,11 +60,30 @@ pub fn resume_position(
     }
     match slot.confirmed_flush_lsn {
         Some(confirmed) if planted(Bug::ResumeFromSlot) => Ok(confirmed),
-        Some(confirmed) if confirmed > applied && !planted(Bug::IgnoreGap) => stop(format!(
-            "the source's slot {} is at {confirmed}, beyond what this replica has applied ({applied}): it was used or made anew by somebody else, or the replica was restored from a backup",
-            slot.name
-        )),
-        _ => Ok(applied),
+        _ => expect_not_beyond(slot, applied).map(|()| applied),
+    }
+}
+
+/// The slot, once nobody else can move it any more: still not beyond what is applied?
+///
+/// # Errors
+/// It is: changes may be missing.
+pub(super) fn expect_not_beyond(slot: &ReplicationSlot, applied: Lsn) -> Result<(), PipelineError> {
+    match slot.confirmed_flush_lsn {
+        Some(confirmed) if confirmed > applied && !planted(Bug::IgnoreGap) => {
+            Err(stopped(format!(
+                "the source's slot {} is at {confirmed}, beyond what this replica has applied ({applied}): it was used or made anew by somebody else, or the replica was restored from a backup",
+                slot.name
+            )))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn stopped(message: String) -> PipelineError {
+    PipelineError::Definite {
+        message,
+        advice: "changes may be missing, and nothing was skipped: `pglockstep rebase` compares both sides and, with --apply, has every table merged under a new slot".into(),
     }
 }
 

@@ -78,16 +78,20 @@ pub(super) struct GivenUp {
 }
 
 impl GivenUp {
+    pub(super) fn reason(&self) -> String {
+        format!(
+            "the slot kept {} bytes of the source's log, more than [slot] drop_beyond: it was dropped to save the source",
+            self.retained_bytes
+        )
+    }
+
     /// Notes it and drops the slot, as often as it takes; returns what was noted, or nothing
     /// where the slot was not this daemon's to drop any more.
     pub(super) async fn carry_out(
         self,
         configure: &impl Fn() -> Result<PipelineConfig, PipelineError>,
     ) -> Option<String> {
-        let why = format!(
-            "the slot kept {} bytes of the source's log, more than [slot] drop_beyond: it was dropped to save the source",
-            self.retained_bytes
-        );
+        let why = self.reason();
         loop {
             match drop_noted(configure, &self.owned, &why).await {
                 Ok(was_dropped) => return was_dropped.then_some(why),
@@ -114,7 +118,12 @@ async fn drop_noted(
     let server = fetch_server(&source).await?;
     let is_same = server.system_id == owned.identity.system_id
         && server.database_oid == owned.identity.database_oid;
-    if !is_same || fetch_slot(&source, &name).await?.is_none() {
+    let Some(slot) = fetch_slot(&source, &name).await?.filter(|_| is_same) else {
+        return Ok(false);
+    };
+    let retained_bytes = slot.retained_bytes.unwrap_or_default();
+    if config.slot_budget.judge(retained_bytes) != Spending::Exceeded {
+        // Somebody has used it meanwhile.
         return Ok(false);
     }
     let noted = async {
@@ -125,6 +134,8 @@ async fn drop_noted(
     match noted.await {
         Ok(()) => {}
         Err(PipelineError::Progress(ProgressError::Superseded { .. })) => return Ok(false),
+        // Who uses it has the replica, which we cannot reach.
+        Err(_) if slot.active_pid.is_some() => return Ok(false),
         Err(error) => {
             tracing::warn!(error = %Chain(&error), "that the slot is given up could not be noted");
         }

@@ -18,11 +18,11 @@ use super::follow::{Follower, Streams};
 use super::listener::Listener;
 use super::look::{check_mappings, check_privileges, check_publication, check_servers};
 use super::memory::Memory;
-use super::publication_watch::watch_publication;
+use super::publication_watch::{Known, PublicationWatch};
 use super::quarantine::{self, Books, Replay};
 use super::receive::{Bounds, Inbox};
 use super::relations::Relations;
-use super::resume::{SourceHistory, resume_position};
+use super::resume::{SourceHistory, expect_not_beyond, resume_position};
 use super::shutdown_watch::watch_shutdown;
 use super::tables::{TablePlan, fetch_plan};
 use super::trouble::Trouble;
@@ -106,7 +106,13 @@ pub(crate) async fn start<'a>(
     telemetry.set_connection(Side::Source, ConnectionState::Connected, None);
     let source_server = fetch_server(&source).await?;
     check_servers(&source_server, &replica_server, config)?;
-    check_publication(&source, config).await?;
+    let checked = check_publication(&source, &config.publication).await;
+    if let Err(PipelineError::Narrowed { .. }) = &checked
+        && Store::has_books(&writer).await?
+    {
+        Store::want_all_again(&writer, &config.name).await?;
+    }
+    checked?;
     let control = replica_pool.get().await?;
     let plan = fetch_plan(&source, &control, &config.publication, &config.mapping).await?;
 
@@ -120,7 +126,7 @@ pub(crate) async fn start<'a>(
     // Everything was looked at; from here on things change.
     Store::ensure_schema(&writer).await?;
     let store = Store::claim(&writer, &config.name).await?;
-    memory.disown();
+    memory.claimed(&store);
     memory.know(Store::fetch_requests(&writer, &config.name).await?);
     faults::at("start.claimed").await?;
     let places = plan.parents_first();
@@ -204,7 +210,8 @@ impl<'a> Start<'a> {
                 let mut connection = self.replication().await?;
                 let history = ask_history(&mut connection, record.timeline).await?;
                 let applied =
-                    resume_position(&record, &self.identity(), slot.as_ref(), Some(history))?;
+                    resume_position(&record, &self.identity(), slot.as_ref(), Some(history))
+                        .inspect_err(|_| self.memory.disown())?;
                 self.own_slot();
                 self.store
                     .record_timeline(&self.control, history.timeline)
@@ -235,6 +242,8 @@ impl<'a> Start<'a> {
         if tells_catching_up {
             self.telemetry.set_state(PipelineState::CatchingUp, None);
         }
+        let requests = || Store::fetch_requests(&self.control, &self.config.name);
+        let requested_before = requests().await?;
         let mut relations = self.relations(applied, tells_catching_up).await?;
         if self.store.is_rebasing() {
             let parts: Vec<u32> = self.plan.tables.keys().copied().collect();
@@ -247,7 +256,11 @@ impl<'a> Start<'a> {
         let trouble = from
             .trouble
             .or_else(|| Trouble::in_books(&open_errors, applied));
-        let known_requests = Store::fetch_requests(&self.control, &self.config.name).await?;
+        let known_requests = requests().await?;
+        if quarantine::are_news(known_requests.as_deref(), requested_before.as_deref()) {
+            // Left while others were carried out.
+            return Err(PipelineError::Requested);
+        }
         let books = Books {
             store: self.store.clone(),
             open_errors,
@@ -270,6 +283,9 @@ impl<'a> Start<'a> {
         }
         let stream = started?;
         faults::at("stream.started").await?;
+        // It was looked at long ago, before the copies; now it is ours, and nobody can move it.
+        let slot = fetch_slot(&*self.source_pool.get().await?, &from.slot_name).await?;
+        slot.map_or(Ok(()), |slot| expect_not_beyond(&slot, applied))?;
         let watch = self.watch(known_requests, !books.open_errors.is_empty());
         let inbox = Inbox::open(
             self.listener,
@@ -300,9 +316,13 @@ impl<'a> Start<'a> {
     ) -> impl FnOnce(&Inbox) -> Watch + use<> {
         let (source, replica) = (self.source_pool.clone(), self.replica_pool.clone());
         let (store, telemetry) = (self.store.clone(), self.telemetry.clone());
-        let publication = self.config.publication.clone();
-        let published = self.plan.tables.values().map(|t| t.published.clone());
-        let published = published.collect();
+        let publication = PublicationWatch {
+            source: source.clone(),
+            replica: replica.clone(),
+            pipeline: self.config.name.clone(),
+            publication: self.config.publication.clone(),
+            known: Known::of(&self.plan),
+        };
         move |inbox| {
             let positions = || inbox.positions.subscribe();
             let errors = ErrorsWatch {
@@ -315,8 +335,8 @@ impl<'a> Start<'a> {
             };
             Watch::new()
                 .and(errors.run())
-                .and(watch_shutdown(source.clone(), positions(), inbox.stopper()))
-                .and(watch_publication(source, publication, published))
+                .and(publication.run())
+                .and(watch_shutdown(source, positions(), inbox.stopper()))
         }
     }
 

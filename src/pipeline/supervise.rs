@@ -55,6 +55,7 @@ pub async fn supervise(
             given_up = watch_slot(&configure, telemetry, &memory) => {
                 // The attempt is dropped by now, and its sessions with it.
                 telemetry.forget_pending();
+                telemetry.set_state(PipelineState::Failed, Some(given_up.reason()));
                 let Some(why) = given_up.carry_out(&configure).await else {
                     memory.disown();
                     continue;

@@ -4,7 +4,7 @@
 //! They are kept as the source sent them, in the transaction that moves the position beyond
 //! them, and read back by the stream's own decoder.
 
-use super::{ProgressError, Store, TableRecord};
+use super::{ErrorState, ProgressError, Store, TableRecord};
 use crate::pg::Lsn;
 use bytes::Bytes;
 use tokio_postgres::types::Type;
@@ -193,7 +193,8 @@ impl Store {
         Ok(row.get::<_, i64>(0) == 1)
     }
 
-    /// A table's kept changes were applied, in this transaction: it goes on like the others.
+    /// A table's kept changes were applied, in this transaction, all or all but those that an
+    /// operator has `skipped`: it goes on like the others.
     ///
     /// # Errors
     /// When a statement fails.
@@ -201,6 +202,7 @@ impl Store {
         &self,
         client: &impl GenericClient,
         source_oid: u32,
+        skipped: bool,
     ) -> Result<(), ProgressError> {
         let sql = "UPDATE pglockstep.tables SET state = 'copied', updated_at = pg_catalog.now() \
                    WHERE pipeline = $1 AND source_oid = $2 AND state = 'quarantined'";
@@ -208,7 +210,12 @@ impl Store {
             .execute(sql, &[&self.pipeline(), &i64::from(source_oid)])
             .await
             .map_err(ProgressError::doing("take a table back"))?;
-        self.end_kept(client, source_oid, "applied").await
+        let ended = if skipped {
+            ErrorState::Skipped
+        } else {
+            ErrorState::Applied
+        };
+        self.end_kept(client, source_oid, ended).await
     }
 
     /// A table was copied again: what is kept of it is in the copy.
@@ -217,7 +224,8 @@ impl Store {
         client: &impl GenericClient,
         source_oid: u32,
     ) -> Result<(), ProgressError> {
-        self.end_kept(client, source_oid, "resynced").await
+        self.end_kept(client, source_oid, ErrorState::Resynced)
+            .await
     }
 
     /// Forgets these copies, and what is kept of them.
@@ -252,12 +260,11 @@ impl Store {
         &self,
         client: &impl GenericClient,
         source_oid: u32,
-        as_state: &str,
+        ended: ErrorState,
     ) -> Result<(), ProgressError> {
         let delete = "DELETE FROM pglockstep.kept_changes \
                       WHERE pipeline = $1 AND source_oid = $2 AND skipped_by IS NULL";
-        let end = "UPDATE pglockstep.errors SET request = NULL, \
-                   state = CASE WHEN request = 'skip' AND $3 = 'applied' THEN 'skipped' ELSE $3 END, \
+        let end = "UPDATE pglockstep.errors SET request = NULL, state = $3, \
                    ended_at = pg_catalog.now() \
                    WHERE pipeline = $1 AND source_oid = $2 AND state = 'quarantined'";
         let oid = i64::from(source_oid);
@@ -266,7 +273,7 @@ impl Store {
             .await
             .map_err(ProgressError::doing("forget what was kept"))?;
         client
-            .execute(end, &[&self.pipeline(), &oid, &as_state])
+            .execute(end, &[&self.pipeline(), &oid, &ended.as_str()])
             .await
             .map_err(ProgressError::doing("end errors"))?;
         Ok(())

@@ -23,6 +23,7 @@ mod holdback;
 mod kept;
 mod position;
 mod rebase;
+mod resync;
 mod schema;
 mod store;
 mod table_state;

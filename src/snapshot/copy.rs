@@ -22,6 +22,19 @@ use tokio_postgres::Client;
 const CHUNK_BYTES: usize = 64 * 1024;
 const TELL_EVERY: Duration = Duration::from_secs(5);
 
+/// Tables of ours whose rows have moved since the snapshot: what it now finds in them is
+/// nothing. `pg_class` is read as of the snapshot, the function as of now.
+/// (Manual, 13.6 "Caveats": a rewriting ALTER TABLE and TRUNCATE are not MVCC-safe.)
+const REWRITTEN: &str = "
+WITH RECURSIVE parts AS (
+  SELECT $1::pg_catalog.oid AS oid
+  UNION ALL
+  SELECT i.inhrelid FROM pg_catalog.pg_inherits AS i
+  JOIN parts AS p ON i.inhparent = p.oid WHERE $2::bool)
+SELECT pg_catalog.count(*) FROM parts AS p JOIN pg_catalog.pg_class AS c ON c.oid = p.oid
+WHERE NULLIF(c.relfilenode, 0::pg_catalog.oid)
+  IS DISTINCT FROM pg_catalog.pg_relation_filenode(c.oid)";
+
 /// Lets a session of the source see what `snapshot` saw, until its transaction ends.
 pub(crate) async fn enter_snapshot(source: &Client, snapshot: &str) -> Result<(), SnapshotError> {
     // Two messages: within one, the first statement has taken a snapshot already.
@@ -105,12 +118,29 @@ impl Pipe {
         faults::at("copy.range_begun").await?;
         self.pump(table, &statements.copy_out, &statements.copy_in)
             .await?;
+        self.expect_not_rewritten(table).await?;
         faults::at("copy.range_written").await?;
         // Again, now that the table is locked: whoever took over since cannot have emptied it.
         store.prove_ownership(client).await?;
         let committed = while_it_works(table, client.batch_execute("COMMIT")).await;
         committed.map_err(SnapshotError::on(name, "copy into"))?;
         Ok(faults::at("copy.range_committed").await?)
+    }
+
+    /// The COPY's lock, held to the end of the transaction, lets nobody move them from here on.
+    async fn expect_not_rewritten(&self, table: &CopyTable) -> Result<(), SnapshotError> {
+        let name = &table.mapping.relation.name;
+        let has_parts = table.source_kind == TableKind::Partitioned;
+        let found = self
+            .source
+            .query_one(REWRITTEN, &[&table.mapping.relation.id, &has_parts])
+            .await;
+        match found.map_err(SnapshotError::copy_out(name))?.get(0) {
+            0i64 => Ok(()),
+            _ => Err(SnapshotError::Rewritten {
+                table: name.clone(),
+            }),
+        }
     }
 
     async fn pump(

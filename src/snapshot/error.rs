@@ -17,6 +17,12 @@ pub enum SnapshotError {
         #[source]
         source: ServerError,
     },
+    /// Its rows moved after the snapshot was taken, which then finds none of them.
+    #[error("{table} was rewritten or truncated while it waited for its copy")]
+    Rewritten {
+        /// The source table.
+        table: QualifiedName,
+    },
     /// A statement on a replica table failed.
     #[error("cannot {what} {table}")]
     Table {
@@ -102,10 +108,12 @@ impl SnapshotError {
         match self {
             Self::Table { source, .. } | Self::CopyOut { source, .. } => source.disposition(),
             // The exporting session is gone: the next attempt exports anew.
-            Self::Snapshot(_) | Self::Worker => Disposition::Transient,
+            Self::Snapshot(_) | Self::Rewritten { .. } => Disposition::Transient,
             Self::Conn(error) => error.disposition(),
             Self::Progress(error) => error.disposition(),
-            Self::HasRows { .. } | Self::MergeNeedsKey { .. } => Disposition::Definite,
+            Self::HasRows { .. } | Self::MergeNeedsKey { .. } | Self::Worker => {
+                Disposition::Definite
+            }
         }
     }
 }

@@ -264,6 +264,9 @@ impl SnapshotCopy<'_> {
         let sql = existing::upsert_sql(&table.mapping, staging, &table.on_conflict);
         let merged = while_it_works(table, self.control.batch_execute(&sql)).await;
         merged.map_err(SnapshotError::on(name, "merge into"))?;
+        // It is as of the snapshot now, and no longer what it was before.
+        let oid = table.mapping.relation.id;
+        self.store.forget_copy_point(self.control, oid).await?;
         self.store.prove_ownership(self.control).await?;
         let committed = while_it_works(table, self.control.batch_execute("COMMIT")).await;
         committed.map_err(SnapshotError::on(name, "merge into"))

@@ -98,14 +98,19 @@ async fn i5_empty_dead_and_single_rows(g: Ground<'_>) {
 /// Its lock lets nobody change the table that is being copied; others may change before their turn.
 async fn i7_ddl_while_a_table_is_copied(g: Ground<'_>) {
     let s = g.scenario().await;
-    s.on_both("CREATE TABLE t (id int PRIMARY KEY, v text)")
-        .await;
-    s.on_source("INSERT INTO t SELECT g, 'v' FROM generate_series(1, 50) g")
+    s.on_both(
+        "CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE rewritten (id int PRIMARY KEY)",
+    )
+    .await;
+    s.on_source("INSERT INTO t SELECT g, 'v' FROM generate_series(1, 50) g; INSERT INTO rewritten SELECT id FROM t")
         .await;
     let mut daemon = hold_copy(&s).await;
     let alter = "SET lock_timeout = '50ms'; ALTER TABLE gated ADD late int";
     let refused = s.source.batch_execute(alter).await.unwrap_err();
     assert_eq!(refused.code().unwrap().code(), "55P03", "{refused:?}");
+    // Rewritten, the table looks empty to the snapshot.
+    s.on_both("ALTER TABLE rewritten ALTER id TYPE bigint")
+        .await;
     s.on_replica("ALTER TABLE t ADD late int DEFAULT 5").await;
     s.on_source("RESET lock_timeout; ALTER TABLE t ADD late int DEFAULT 5; UPDATE t SET late = id WHERE id < 9")
         .await;

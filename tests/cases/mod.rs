@@ -21,7 +21,7 @@ mod f_publication;
 mod f_tables;
 mod f_types_and_keys;
 mod g_partitions;
-mod ground;
+pub mod ground;
 mod h_filters;
 mod i_copy;
 mod j_replica;

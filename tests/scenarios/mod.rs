@@ -1,6 +1,7 @@
 //! The built daemon between real servers. Each family shares a pair of clusters, each
 //! scenario has a database of its own on both; rows are compared as text.
 
+mod beside;
 mod conflicts;
 mod copy;
 mod counter;

@@ -2,7 +2,7 @@
 
 use rustix::process::Signal;
 
-use crate::support::{Daemon, Family, Scenario};
+use crate::support::{Daemon, Family, Scenario, eventually, run_verb};
 
 static FAMILY: Family = Family::const_new();
 
@@ -95,6 +95,51 @@ async fn rows_that_are_there_go_children_first() {
     .await;
     let daemon = s.start("[copy]\nexisting_rows = \"truncate\"").await;
     s.in_step(&daemon, &ALL).await;
+}
+
+/// Merged as of a later point, and then told that nothing had happened, a table would meet the
+/// changes in between.
+#[tokio::test]
+async fn a_table_that_was_merged_before_a_resync_failed_is_merged_again() {
+    let s = plain(
+        "half_resynced",
+        "SELECT, INSERT, UPDATE, DELETE, TRUNCATE, REFERENCES",
+    )
+    .await;
+    s.on_source("UPDATE zebra SET v = id::text").await;
+    s.on_both("ALTER TABLE zebra ADD UNIQUE (v)").await;
+    let stop = "[apply]\non_conflict = \"stop\"\nbatch_changes_max = 1";
+    let mut daemon = s.start(stop).await;
+    s.in_step(&daemon, &ALL).await;
+    assert!(daemon.terminate().success());
+    // On the replica a row is missing that cannot come back.
+    s.on_replica("DELETE FROM loose WHERE id = 9; ALTER TABLE loose ADD CHECK (id <> 9)")
+        .await;
+    for (id, v) in [(2, "moves"), (2, "freed"), (3, "moves")] {
+        s.on_source(&format!("UPDATE zebra SET v = '{v}' WHERE id = {id}"))
+            .await;
+    }
+    let asked = run_verb(&s.config(stop), &["resync", "public.zebra", "public.loose"]);
+    assert!(asked.status.success(), "{asked:?}");
+    let mut daemon = s.launch(stop);
+    eventually(
+        "the resync to fail",
+        || daemon.stderr(),
+        async || {
+            daemon
+                .stderr()
+                .contains("a resync has failed")
+                .then_some(())
+        },
+    )
+    .await;
+    s.until_state(&mut daemon, "streaming").await;
+    s.in_step(&daemon, &ALL[..3]).await;
+    let said = daemon.stderr();
+    assert!(
+        !said.contains("23505") && !said.contains("cannot be applied"),
+        "{said}"
+    );
 }
 
 #[tokio::test]

@@ -1,0 +1,117 @@
+//! What happens beside the stream, or while there is none: a publication that narrows or widens,
+//! a slot that is moved while tables are copied, a replica that goes while nothing is written.
+
+use crate::cases::ground::hold_copy;
+use crate::support::{Family, Scenario, eventually};
+
+static FAMILY: Family = Family::const_new();
+
+const T: &str = "CREATE TABLE t (id int PRIMARY KEY, v text)";
+const ALL: [&str; 1] = ["SELECT * FROM t"];
+
+async fn scenario(name: &str) -> Scenario<'static> {
+    let s = Scenario::new(&FAMILY, name).await;
+    s.on_both(T).await;
+    s.on_source("INSERT INTO t SELECT g, 'first' FROM generate_series(1, 20) g")
+        .await;
+    s
+}
+
+#[tokio::test]
+async fn a_publication_that_leaves_changes_out_for_a_while_is_not_believed() {
+    for is_running in [true, false] {
+        let s = scenario(&format!("narrowed_{is_running}")).await;
+        s.publish_all().await;
+        let mut daemon = s.start("").await;
+        s.in_step(&daemon, &ALL).await;
+        if !is_running {
+            assert!(daemon.terminate().success());
+        }
+        let publication = s.slot();
+        let publish = async |what| {
+            let sql = format!("ALTER PUBLICATION {publication} SET (publish = '{what}')");
+            s.on_source(&sql).await;
+        };
+        publish("insert").await;
+        s.on_source("UPDATE t SET v = 'missed' WHERE id = 3; DELETE FROM t WHERE id = 4")
+            .await;
+        if is_running {
+            let words = ["leaves out UPDATE, DELETE", "merged anew"];
+            s.until_failed(&mut daemon, &words).await;
+        } else {
+            let said = s.refused("").await;
+            assert!(said.contains("leaves out UPDATE, DELETE"), "{said}");
+        }
+        publish("insert, update, delete, truncate").await;
+        if !is_running {
+            daemon = s.start("").await;
+        }
+        s.replica_eventually("SELECT v FROM t WHERE id = 3", "missed")
+            .await;
+        s.until_state(&mut daemon, "streaming").await;
+        s.in_step(&daemon, &ALL).await;
+    }
+}
+
+#[tokio::test]
+async fn a_table_that_joins_is_copied_though_nobody_writes_to_it() {
+    let s = scenario("joins_quietly").await;
+    s.on_both("CREATE TABLE quiet (id int PRIMARY KEY)").await;
+    s.on_source("INSERT INTO quiet SELECT generate_series(1, 9)")
+        .await;
+    s.publish("FOR TABLE t").await;
+    let mut daemon = s.start("").await;
+    s.in_step(&daemon, &ALL).await;
+    let add = format!("ALTER PUBLICATION {} ADD TABLE quiet", s.slot());
+    s.on_source(&add).await;
+    s.replica_eventually("SELECT count(*) FROM quiet", "9")
+        .await;
+    s.until_state(&mut daemon, "streaming").await;
+    s.in_step(&daemon, &["SELECT * FROM quiet", ALL[0]]).await;
+}
+
+#[tokio::test]
+async fn a_slot_that_is_moved_while_tables_are_copied_is_refused() {
+    let s = scenario("moved_in_copy").await;
+    let mut daemon = hold_copy(&s).await;
+    s.on_source("INSERT INTO t VALUES (99, 'would be lost')")
+        .await;
+    let slot = s.slot();
+    s.on_source(&format!(
+        "SELECT pg_replication_slot_advance('{slot}', pg_current_wal_lsn())"
+    ))
+    .await;
+    s.on_source("SELECT pg_advisory_unlock(42)").await;
+    let status = daemon.wait();
+    let said = daemon.stderr();
+    assert!(!status.success(), "{said}");
+    assert!(
+        said.contains("beyond what this replica has applied") && said.contains("rebase"),
+        "{said}"
+    );
+}
+
+#[tokio::test]
+async fn a_replica_that_goes_while_nothing_is_written_is_noticed() {
+    let s = scenario("idle_loss").await;
+    s.publish_all().await;
+    let mut daemon = s.start("").await;
+    s.in_step(&daemon, &ALL).await;
+    let ended = "SELECT count(pg_terminate_backend(pid)) > 0 FROM pg_stat_activity \
+                 WHERE datname = current_database() AND application_name LIKE 'pglockstep%'";
+    assert_eq!(s.replica_one(ended).await, "t");
+    let reconnects = "pglockstep_reconnects_total{side=\"replica\"}";
+    eventually(
+        "the loss to be noticed",
+        || daemon.stderr(),
+        async || (daemon.metric(reconnects).await? > 0.0).then_some(()),
+    )
+    .await;
+    assert!(
+        daemon
+            .stderr()
+            .contains("the session with the replica is lost")
+    );
+    s.until_state(&mut daemon, "streaming").await;
+    s.in_step(&daemon, &ALL).await;
+}
