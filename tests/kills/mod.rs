@@ -20,6 +20,7 @@ mod watch;
 use std::time::Duration;
 
 use pglockstep::demo::cluster::ClusterOptions;
+use pglockstep::pg::Lsn;
 
 use crate::support::{DATABASE, Daemon, Pair, PairOptions, Random, eventually, is_soak, seed};
 use load::Load;
@@ -190,16 +191,23 @@ impl Ground {
         let (source, replica) = self.pair.clients().await;
         let mark = "UPDATE mark SET n = n + 1 RETURNING n";
         let wanted: i32 = source.query_one(mark, &[]).await.unwrap().get(0);
-        let evidence = || format!("{}\n{}", daemon.stderr(), self.pair.logs());
-        eventually(
-            "the last transaction on the replica",
-            evidence,
-            async || {
-                let found = replica.query_opt("SELECT n FROM mark", &[]).await.unwrap();
-                (found?.get::<_, i32>(0) == wanted).then_some(())
-            },
-        )
-        .await;
+        // However much there is to catch up with: while it moves, it will get there.
+        let far =
+            "SELECT (SELECT n FROM mark), (SELECT max(applied_lsn) FROM pglockstep.pipelines)";
+        let mut seen = None;
+        loop {
+            let evidence = || format!("{}\n{}", daemon.stderr(), self.pair.logs());
+            let row = eventually("the replica to move on", evidence, async || {
+                let row = replica.query_one(far, &[]).await.unwrap();
+                let found = (row.get::<_, Option<i32>>(0), row.get::<_, Option<Lsn>>(1));
+                (found.0 == Some(wanted) || Some(found) != seen).then_some(found)
+            })
+            .await;
+            if row.0 == Some(wanted) {
+                return;
+            }
+            seen = Some(row);
+        }
     }
 
     async fn compare(&self, table: &str, daemon: &Daemon) {

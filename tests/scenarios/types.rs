@@ -63,7 +63,7 @@ async fn every_change(s: &Scenario<'_>, cases: &[TypeCase], table_end: impl Fn(&
 #[tokio::test]
 async fn every_type_by_its_key() {
     let s = Scenario::new(&FAMILY, "by_key").await;
-    every_change(&s, &type_cases(15), str::to_owned).await;
+    every_change(&s, &type_cases(s.pair.major()), str::to_owned).await;
 }
 
 #[tokio::test]
@@ -77,7 +77,7 @@ async fn every_type_by_its_whole_row() {
             .collect();
         sql.replace(" PRIMARY KEY", "") + &identity
     };
-    every_change(&s, &type_cases(15), keyless).await;
+    every_change(&s, &type_cases(s.pair.major()), keyless).await;
 }
 
 #[tokio::test]

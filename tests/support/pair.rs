@@ -23,6 +23,12 @@ pub struct Pair {
     pub replica: Cluster,
 }
 
+/// Where a test does not care, by default the first version found.
+fn wanted_major() -> Option<u32> {
+    let wanted = std::env::var("PGLOCKSTEP_MAJOR").ok()?;
+    Some(wanted.parse().expect("PGLOCKSTEP_MAJOR is a major version"))
+}
+
 impl Pair {
     /// Two default clusters with an empty database each.
     pub async fn start() -> Self {
@@ -38,7 +44,10 @@ impl Pair {
         Self::start_with(PairOptions { source, replica }).await
     }
 
-    pub async fn start_with(options: PairOptions) -> Self {
+    pub async fn start_with(mut options: PairOptions) -> Self {
+        for cluster in [&mut options.source, &mut options.replica] {
+            cluster.version = cluster.version.or_else(wanted_major);
+        }
         let (source, replica) = tokio::join!(
             Cluster::start(options.source),
             Cluster::start(options.replica)
@@ -51,6 +60,22 @@ impl Pair {
             cluster.create_database(DATABASE).await.unwrap();
         }
         pair
+    }
+
+    /// Whether both have what came with this version; says it where they do not.
+    pub fn has(&self, major: u32) -> bool {
+        let has = self.major() >= major;
+        if !has {
+            let found = self.major();
+            eprintln!("left out: it takes PostgreSQL {major}, and this is {found}");
+        }
+        has
+    }
+
+    /// The older one's version.
+    pub fn major(&self) -> u32 {
+        let majors = [&self.source, &self.replica].map(|c| c.installation().major);
+        majors[0].min(majors[1])
     }
 
     /// Runs statements on the source.
