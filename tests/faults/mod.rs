@@ -13,6 +13,7 @@ mod load;
 mod network;
 mod poolers;
 pub mod proxy;
+mod refusals;
 mod servers;
 
 use crate::support::{Daemon, eventually, samples};
