@@ -12,6 +12,7 @@ mod disks;
 mod load;
 mod network;
 mod poolers;
+mod probe;
 pub mod proxy;
 mod refusals;
 mod servers;
