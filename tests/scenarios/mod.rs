@@ -10,6 +10,7 @@ mod failover;
 mod follow;
 mod gaps;
 mod identity;
+mod lost_slots;
 mod mapping;
 mod names;
 mod plain_role;
