@@ -63,7 +63,7 @@ pub struct SlotHealth {
 }
 
 impl SlotHealth {
-    /// The source threw away log that the slot needs: the pipeline cannot continue from it.
+    /// The source no longer keeps what the slot needs: the pipeline cannot continue from it.
     #[must_use]
     pub fn is_lost(&self) -> bool {
         self.wal_status.as_deref() == Some("lost")

@@ -285,8 +285,8 @@ fn judge_slot(slot: Option<&Aged<SlotHealth>>) -> Finding {
         };
     };
     let (state, why) = if slot.state.is_lost() {
-        let why = "lost: the source removed log it needs; raise max_slot_wal_keep_size, \
-                   then copy the tables again";
+        let why = "lost: the source no longer keeps what the replica needs; mend the cause, \
+                   which the pipeline's last error names, then `pglockstep rebase`";
         (PartState::Failed, Some(why.to_owned()))
     } else {
         let status = slot.state.wal_status.as_deref();
@@ -363,7 +363,9 @@ mod tests {
             wal_status: Some("lost".into()),
             ..SlotHealth::default()
         }));
-        assert!(!Health::judge(lost).healthy);
+        let lost = Health::judge(lost);
+        assert!(!lost.healthy);
+        assert!(lost.line().contains("rebase"), "{}", lost.line());
         let mut unreachable = vitals(PipelineState::Starting, 0);
         unreachable.source = aged(ConnectionState::Unreachable);
         let health = Health::judge(unreachable);

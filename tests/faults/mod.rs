@@ -12,7 +12,9 @@ mod disks;
 mod load;
 mod network;
 mod poolers;
+mod probe;
 pub mod proxy;
+mod refusals;
 mod servers;
 mod shutdown;
 

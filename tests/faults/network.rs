@@ -9,7 +9,8 @@ use pglockstep::demo::cluster::ClusterOptions;
 use tokio::sync::OnceCell;
 
 use super::load::{Load, is_fed, prepare, reconnected, reconnects};
-use super::proxy::{Line, Proxy};
+use super::probe::ask_for;
+use super::proxy::{Line, Proxy, RETRANSMITTED_AFTER};
 use crate::support::{Daemon, Family, Pair, PairOptions, Scenario, eventually};
 use crate::support::{is_soak, seed};
 
@@ -155,6 +156,26 @@ async fn black_holes_in_the_stream() {
     load.compare(&g.s, &daemon).await;
 }
 
+/// The line does to bytes what it says, by lower bounds: a slow machine adds to each.
+async fn assert_felt(proxy: &Proxy, line: Line) {
+    let narrow = |bytes: usize| {
+        line.bits_per_second.map_or(Duration::ZERO, |bits| {
+            Duration::from_secs_f64(8.0 * bytes as f64 / f64::from(bits))
+        })
+    };
+    // What is left to chance comes in the end.
+    let what = format!("{line:?} to be felt");
+    eventually(&what, String::new, async || {
+        let answer = ask_for(30_000, proxy.port()).await;
+        let least = 2 * line.latency + narrow(answer.bytes);
+        assert!(answer.took >= least, "{line:?}: {answer:?}");
+        let has_lost = line.loss_percent == 0 || answer.took >= RETRANSMITTED_AFTER;
+        let is_in_bits = !line.byte_by_byte || answer.pieces > 100;
+        (has_lost && is_in_bits).then_some(())
+    })
+    .await;
+}
+
 /// Latency is one way: 150 ms make a round trip of 300.
 #[tokio::test]
 async fn lines_that_are_slow_or_lose_are_no_reason_to_reconnect() {
@@ -191,6 +212,7 @@ async fn lines_that_are_slow_or_lose_are_no_reason_to_reconnect() {
             load.writes(30).await;
             is_fed(&g.s, &daemon).await;
             assert!(g.link(link).passed() > before, "{link} {line:?}");
+            assert_felt(g.link(link), line).await;
             g.link(link).heal();
         }
     }

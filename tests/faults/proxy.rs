@@ -24,7 +24,7 @@ const CHUNK_BYTES: usize = 16 * 1024;
 /// Chunks under way in one direction: what a long line holds.
 const CHUNKS_UNDER_WAY: usize = 64;
 /// Linux' least time before it sends again.
-const RETRANSMITTED_AFTER: Duration = Duration::from_millis(200);
+pub const RETRANSMITTED_AFTER: Duration = Duration::from_millis(200);
 
 /// How a line carries bytes, in either direction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -93,6 +93,11 @@ impl Proxy {
             passed,
             listening,
         }
+    }
+
+    /// Where it listens.
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// `cluster`'s TCP address with this proxy in its place.

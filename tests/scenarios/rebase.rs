@@ -8,11 +8,11 @@ use tokio_postgres::Client;
 
 static FAMILY: Family = Family::const_new();
 
-const TABLES: &str =
+pub(super) const TABLES: &str =
     "CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE journal (what text)";
-const FILL: &str = "INSERT INTO t SELECT g, 'first' FROM generate_series(1, 20) g; \
+pub(super) const FILL: &str = "INSERT INTO t SELECT g, 'first' FROM generate_series(1, 20) g; \
                     INSERT INTO journal VALUES ('first')";
-const ALL: [&str; 2] = ["SELECT * FROM t", "SELECT * FROM journal"];
+pub(super) const ALL: [&str; 2] = ["SELECT * FROM t", "SELECT * FROM journal"];
 
 async fn scenario(name: &str) -> Scenario<'static> {
     let s = Scenario::new(&FAMILY, name).await;
@@ -23,7 +23,7 @@ async fn scenario(name: &str) -> Scenario<'static> {
 }
 
 /// A daemon ran until both sides were the same, and was ended.
-async fn fed_and_ended(s: &Scenario<'_>) {
+pub(super) async fn fed_and_ended(s: &Scenario<'_>) {
     let mut daemon = s.start("").await;
     s.in_step(&daemon, &ALL).await;
     assert!(daemon.terminate().success());
@@ -60,7 +60,7 @@ fn rebase(s: &Scenario<'_>, more: &[&str]) -> (Option<i32>, Value, String) {
 }
 
 /// Shows what is over, changes nothing, then begins anew.
-async fn goes_on_after_rebase(s: &Scenario<'_>, why: &str) {
+pub(super) async fn goes_on_after_rebase(s: &Scenario<'_>, why: &str) {
     let said = s.refused("").await;
     assert!(said.contains(why) && said.contains("rebase"), "{said}");
     let books = "SELECT md5(string_agg(t::text, ',' ORDER BY t::text)) FROM pglockstep.tables t";
@@ -289,30 +289,40 @@ async fn a_held_back_slot_still_has_what_a_replica_lost_in_a_failover() {
             "INSERT INTO t SELECT max(id) + 1, 'lost' FROM t; INSERT INTO journal VALUES ('lost')",
         )
         .await;
+        let (source, _) = pair.clients().await;
+        let one = async |sql: &str| {
+            source
+                .query_one(sql, &[])
+                .await
+                .unwrap()
+                .get::<_, String>(0)
+        };
+        let end = one("SELECT pg_current_wal_lsn()::text").await;
+        let end_number = one(&format!("SELECT ('{end}' - '0/0'::pg_lsn)::text")).await;
+        let end_number: f64 = end_number.parse().unwrap();
         same_rows(&pair).await;
-        let flushed = "pglockstep_flushed_lsn";
-        let applied = "pglockstep_applied_lsn";
         eventually(
             "all to be durable",
             || daemon.stderr(),
-            async || (daemon.metric(flushed).await? >= daemon.metric(applied).await?).then_some(()),
+            async || (daemon.metric("pglockstep_flushed_lsn").await? >= end_number).then_some(()),
         )
         .await;
-        // The source is told every second.
-        let told = "SELECT count(*) FROM pg_replication_slots \
-                    WHERE confirmed_flush_lsn >= (SELECT pg_current_wal_insert_lsn() - 1000)";
-        if !goes_on {
-            let (source, _) = pair.clients().await;
-            eventually(
-                "the slot to move",
-                || daemon.stderr(),
-                async || {
-                    let row = source.query_one(told, &[]).await.unwrap();
-                    (row.get::<_, i64>(0) > 0).then_some(())
-                },
-            )
-            .await;
-        }
+        // The source is told every second; what it was told then, the slot has by the next time.
+        let mark = one("SELECT clock_timestamp()::text").await;
+        let told = format!(
+            "SELECT coalesce(bool_or(replay_lsn >= '{end}' AND reply_time > '{mark}'::timestamptz
+             + interval '2s'), false)::text FROM pg_stat_replication"
+        );
+        eventually(
+            "the source to be told",
+            || format!("{}\n{}", daemon.stderr(), pair.logs()),
+            async || (one(&told).await == "true").then_some(()),
+        )
+        .await;
+        let moved = format!(
+            "SELECT bool_and(confirmed_flush_lsn >= '{end}')::text FROM pg_replication_slots"
+        );
+        assert_eq!(one(&moved).await, (!goes_on).to_string(), "{holdback}");
         pair.replica.kill9();
         run("rm", &["-rf", data.to_str().unwrap()]);
         run("mv", &[standby.to_str().unwrap(), data.to_str().unwrap()]);
