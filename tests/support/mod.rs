@@ -5,6 +5,7 @@
 #![allow(dead_code, unused_imports)]
 
 mod daemon;
+mod line;
 mod pair;
 mod random;
 mod rows;
@@ -13,6 +14,7 @@ mod types;
 mod wait;
 
 pub use daemon::{Daemon, Response, free_port, run_verb};
+pub use line::Line;
 pub use pair::{DATABASE, Pair, PairOptions};
 pub use random::{Random, is_soak, seed};
 pub use rows::{Digest, Row, assert_same_rows, digest, fetch_rows, row_differences};
