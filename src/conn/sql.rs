@@ -202,10 +202,12 @@ pub(crate) fn pins_sql(session: Session, lock_timeout_ms: u32) -> String {
         Session::ReplicaWrite => &[
             ("default_transaction_read_only", "off"),
             ("synchronous_commit", "on"),
-            // One of them holds the pipeline: whoever stands by is to have it soon.
-            ("tcp_keepalives_idle", "4"),
-            ("tcp_keepalives_interval", "2"),
-            ("tcp_user_timeout", "10000"),
+            // One of them holds the pipeline: whoever stands by is to have it within 15 s, and needs
+            // some of them for the slot. After 8 s without a word the server gives the session up.
+            ("tcp_keepalives_idle", "3"),
+            ("tcp_keepalives_interval", "1"),
+            ("tcp_keepalives_count", "5"),
+            ("tcp_user_timeout", "8000"),
         ],
         Session::Admin => &[("default_transaction_read_only", "off")],
     };

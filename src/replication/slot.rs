@@ -238,6 +238,9 @@ pub async fn fetch_slot(
 
 /// A client that lives says so every second.
 const LISTEN_FOR: Duration = Duration::from_secs(3);
+/// How often a dead client's walsender is told to end, and how soon after another.
+const WORDS_MAX: u32 = 20;
+const BETWEEN_WORDS: Duration = Duration::from_millis(100);
 
 /// Listens for a moment, then ends the walsender that holds a slot if it is one of ours of this
 /// name whose client has said nothing meanwhile. True when there was one.
@@ -271,9 +274,18 @@ pub async fn end_dead_user(
     if look().await? != before {
         return Ok(false);
     }
-    let end = "SELECT pg_catalog.pg_terminate_backend($1)";
-    let ended = client.query_one(end, &[pid]).await;
-    Ok(ended.map_err(|error| catalog_error(&error))?.get(0))
+    // One that waits for room in its socket waits again to say good-bye, and goes at the second word.
+    let end = "SELECT pg_catalog.pg_terminate_backend(s.active_pid) \
+               FROM pg_catalog.pg_replication_slots AS s \
+               WHERE s.slot_name = $1::text AND s.active_pid = $2";
+    for _ in 0..WORDS_MAX {
+        let told = client.query_opt(end, &[&name.as_str(), pid]).await;
+        if told.map_err(|error| catalog_error(&error))?.is_none() {
+            break;
+        }
+        tokio::time::sleep(BETWEEN_WORDS).await;
+    }
+    Ok(true)
 }
 
 #[cfg(test)]

@@ -1,10 +1,16 @@
 //! Two daemons on one pipeline: one leads, the other stands by and takes over, whether the first
 //! died, froze, or its host is gone.
 
+use std::time::{Duration, Instant};
+
 use pglockstep::replication::end_dead_user;
 use rustix::process::Signal;
 
 use super::counter::{ALL, Load, counter_goes_on, counter_reaches, scenario};
+use crate::support::{Daemon, Line, Scenario};
+
+/// From the leader's death to the first transaction of the one who stood by: what is promised.
+const TAKES_OVER_WITHIN: Duration = Duration::from_secs(15);
 
 #[tokio::test]
 async fn a_second_daemon_stands_by_and_takes_over() {
@@ -75,4 +81,91 @@ async fn the_slot_of_a_dead_leader_is_freed_and_that_of_a_living_one_is_not() {
     s.in_step(&second, &ALL).await;
     leader.signal(Signal::CONT);
     s.until_state(&mut leader, "standby").await;
+}
+
+#[tokio::test]
+async fn a_leader_that_was_killed_is_followed_within_15_seconds() {
+    let s = scenario("killed_leader").await;
+    let load = Load::start(s.pair.source.url(&s.name));
+    let mut leader = s.start("").await;
+    let second = standing_by(&s).await;
+    counter_goes_on(&s, 50).await;
+    let died = Instant::now();
+    leader.kill9();
+    takes_over(&s, &second, died).await;
+    load.stop().await;
+    s.in_step(&second, &ALL).await;
+}
+
+/// What the servers have to send to it: that decides how they find out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Traffic {
+    /// Nothing: they notice its silence.
+    None,
+    /// Something all the time: nothing is acknowledged.
+    Steady,
+    /// More than a socket takes: the walsender waits for room, and would not even say good-bye.
+    Flood,
+}
+
+/// Its servers are not told, and nothing answers them.
+#[tokio::test]
+async fn a_leader_whose_host_died_is_followed_within_15_seconds() {
+    for (name, traffic) in [
+        ("dead_host_quiet", Traffic::None),
+        ("dead_host_steady", Traffic::Steady),
+        ("dead_host_flood", Traffic::Flood),
+    ] {
+        let mut s = scenario(name).await;
+        let mut source = Line::start(s.pair.source.port()).await;
+        let mut replica = Line::start(s.pair.replica.port()).await;
+        let load = (traffic == Traffic::Steady).then(|| Load::start(s.pair.source.url(name)));
+        s.source_by(source.url(name));
+        s.replica_by(replica.url(name));
+        let mut leader = s.start("").await;
+        s.source_by(s.pair.source.url(name));
+        s.replica_by(s.pair.replica.url(name));
+        let second = standing_by(&s).await;
+        match &load {
+            Some(_) => counter_goes_on(&s, 50).await,
+            None => s.caught_up(&leader).await,
+        }
+        let died = Instant::now();
+        source.die().await;
+        replica.die().await;
+        leader.kill9();
+        if traffic == Traffic::Flood {
+            s.on_source(FLOOD).await;
+        }
+        takes_over(&s, &second, died).await;
+        if let Some(load) = load {
+            load.stop().await;
+        }
+        s.in_step(&second, &ALL).await;
+    }
+}
+
+/// 20 MB.
+const FLOOD: &str = "INSERT INTO t SELECT n, repeat('x', 100000) FROM generate_series(1, 200) n";
+
+async fn standing_by(s: &Scenario<'_>) -> Daemon {
+    let mut second = s.launch_beside("");
+    s.until_state(&mut second, "standby").await;
+    second
+}
+
+/// What is written on the source after the death can come from the second one alone.
+async fn takes_over(s: &Scenario<'_>, second: &Daemon, died: Instant) {
+    s.on_source("INSERT INTO t VALUES (-1, 'after the death')")
+        .await;
+    s.replica_eventually("SELECT count(*) FROM t WHERE id = -1", "1")
+        .await;
+    let took = died.elapsed();
+    eprintln!("{}: taken over in {:.1} s", s.name, took.as_secs_f64());
+    assert!(
+        took <= TAKES_OVER_WITHIN,
+        "taken over in {took:?}\n{}\n{}",
+        second.stderr(),
+        s.pair.logs()
+    );
 }

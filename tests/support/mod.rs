@@ -6,6 +6,7 @@
 
 mod books;
 mod daemon;
+mod line;
 mod pair;
 mod random;
 mod rows;
@@ -15,6 +16,7 @@ mod wait;
 
 pub use books::{OPEN_ERRORS, errors, retry_in_vain, skip, until_metric, verb};
 pub use daemon::{Daemon, Response, free_port, run_verb};
+pub use line::Line;
 pub use pair::{DATABASE, Pair, PairOptions};
 pub use random::{Random, is_soak, seed};
 pub use rows::{Digest, Row, assert_same_rows, digest, fetch_rows, row_differences};
