@@ -66,6 +66,11 @@ pub async fn run(
         listen = %config.http.listen,
         "started"
     );
+    if cfg!(feature = "faults") {
+        tracing::warn!(
+            "a build for tests: its environment can make it fail and misbehave; never run it on data that matters"
+        );
+    }
     let http_shutdown = CancellationToken::new();
     let mut http = tokio::spawn(http::serve(
         listener,

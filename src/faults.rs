@@ -32,60 +32,72 @@ impl fmt::Display for Fault {
 
 impl std::error::Error for Fault {}
 
-/// A mistake that can be made on purpose.
+/// Which tests must catch a planted bug.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Bug {
-    /// The source is told of one byte more than is flushed.
-    AcknowledgeOneMore,
-    /// A keepalive counts in the middle of a transaction.
-    AcknowledgeWithinTransaction,
-    /// What is committed is told as durable.
-    CommittedIsDurable,
-    /// The position moves in a transaction of its own, before the data's.
-    PositionApart,
-    /// The stream resumes from the slot's position.
-    ResumeFromSlot,
-    /// A slot that is ahead of the replica is followed all the same.
-    IgnoreGap,
-    /// Whoever lost the pipeline goes on writing.
-    SkipEpochCheck,
-    /// TRUNCATE is passed by.
-    DropTruncate,
-    /// What follows the last commit in a batch is forgotten.
-    ForgetTail,
-    /// A commit at the copy's own position counts as copied.
-    WantsOneLater,
-    /// Of several updates of a row the first one stands.
-    KeepFirstUpdate,
-    /// Unchanged TOAST becomes NULL.
-    NullForToast,
-    /// A statement may touch any number of rows.
-    IgnoreRowCount,
-    /// Sessions render values as the databases' settings say.
-    SettingsNotPinned,
+pub enum Caught {
+    /// `pipeline/simulation/bugs.rs`, in histories without sockets or clock.
+    InSimulation,
+    /// `tests/fail_points/planted.rs`, between real servers.
+    OnServers,
 }
 
-impl Bug {
-    /// Every bug, with its name in `PGLOCKSTEP_PLANTED`.
-    pub const ALL: [(Self, &'static str); 14] = [
-        (Self::AcknowledgeOneMore, "acknowledge_one_more"),
-        (
-            Self::AcknowledgeWithinTransaction,
-            "acknowledge_within_transaction",
-        ),
-        (Self::CommittedIsDurable, "committed_is_durable"),
-        (Self::PositionApart, "position_apart"),
-        (Self::ResumeFromSlot, "resume_from_slot"),
-        (Self::IgnoreGap, "ignore_gap"),
-        (Self::SkipEpochCheck, "skip_epoch_check"),
-        (Self::DropTruncate, "drop_truncate"),
-        (Self::ForgetTail, "forget_tail"),
-        (Self::WantsOneLater, "wants_one_later"),
-        (Self::KeepFirstUpdate, "keep_first_update"),
-        (Self::NullForToast, "null_for_toast"),
-        (Self::IgnoreRowCount, "ignore_row_count"),
-        (Self::SettingsNotPinned, "settings_not_pinned"),
-    ];
+/// Every bug once, with its name in `PGLOCKSTEP_PLANTED` and who must catch it.
+macro_rules! bugs {
+    ($($(#[$doc:meta])* $bug:ident = $name:literal, $($caught:ident)+;)+) => {
+        /// A mistake that can be made on purpose.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Bug {
+            $($(#[$doc])* $bug,)+
+        }
+
+        impl Bug {
+            /// Every bug.
+            pub const ALL: &[Self] = &[$(Self::$bug,)+];
+
+            /// Its name in `PGLOCKSTEP_PLANTED`.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$bug => $name,)+ }
+            }
+
+            /// Which tests must catch it.
+            #[must_use]
+            pub const fn caught(self) -> &'static [Caught] {
+                match self { $(Self::$bug => &[$(Caught::$caught,)+],)+ }
+            }
+        }
+    };
+}
+
+bugs! {
+    /// The source is told of one byte more than is flushed.
+    AcknowledgeOneMore = "acknowledge_one_more", InSimulation;
+    /// A keepalive counts in the middle of a transaction.
+    AcknowledgeWithinTransaction = "acknowledge_within_transaction", InSimulation;
+    /// What is committed is told as durable.
+    CommittedIsDurable = "committed_is_durable", InSimulation;
+    /// The position moves in a transaction of its own, before the data's.
+    PositionApart = "position_apart", InSimulation OnServers;
+    /// The stream resumes from the slot's position.
+    ResumeFromSlot = "resume_from_slot", InSimulation;
+    /// A slot that is ahead of the replica is followed all the same.
+    IgnoreGap = "ignore_gap", InSimulation;
+    /// Whoever lost the pipeline goes on writing.
+    SkipEpochCheck = "skip_epoch_check", InSimulation OnServers;
+    /// TRUNCATE is passed by.
+    DropTruncate = "drop_truncate", InSimulation;
+    /// What follows the last commit in a batch is forgotten.
+    ForgetTail = "forget_tail", InSimulation;
+    /// A commit at the copy's own position counts as copied.
+    WantsOneLater = "wants_one_later", InSimulation;
+    /// Of several updates of a row the first one stands.
+    KeepFirstUpdate = "keep_first_update", InSimulation;
+    /// Unchanged TOAST becomes NULL.
+    NullForToast = "null_for_toast", InSimulation;
+    /// A statement may touch any number of rows.
+    IgnoreRowCount = "ignore_row_count", InSimulation;
+    /// Sessions render values as the databases' settings say.
+    SettingsNotPinned = "settings_not_pinned", OnServers;
 }
 
 /// A step of the work: `room.step`.
@@ -279,12 +291,12 @@ mod plot {
             if name.is_empty() {
                 return None;
             }
-            let known = Bug::ALL.iter().find(|(_, known)| *known == name);
+            let known = Bug::ALL.iter().find(|bug| bug.name() == name);
             match known {
                 Some(_) => eprintln!("planted: {name}"),
                 None => eprintln!("PGLOCKSTEP_PLANTED: {name:?} is no bug"),
             }
-            known.map(|(bug, _)| *bug)
+            known.copied()
         };
         *PLANTED.get_or_init(named) == Some(bug)
     }
@@ -300,5 +312,14 @@ mod tests {
         assert!(with_planted(Some(Bug::DropTruncate), is_there));
         assert!(!with_planted(Some(Bug::ForgetTail), is_there));
         assert!(!is_there());
+    }
+
+    #[test]
+    fn every_bug_has_somebody_who_must_catch_it_and_a_name_of_its_own() {
+        for bug in Bug::ALL {
+            assert!(!bug.caught().is_empty(), "{bug:?}");
+            let namesakes = Bug::ALL.iter().filter(|other| other.name() == bug.name());
+            assert_eq!(namesakes.count(), 1, "{bug:?}");
+        }
     }
 }

@@ -6,6 +6,7 @@
 mod architecture;
 mod cases;
 mod cluster;
+mod documents;
 #[cfg(feature = "faults")]
 mod fail_points;
 mod faults;

@@ -1,13 +1,46 @@
 //! Bugs that only real servers can show, each planted in the program: what the tests look at
 //! changes with the bug, and is as it must be without.
 
+use pglockstep::faults::{Bug, Caught};
+
 use super::Run;
 use super::lane::Lane;
 use crate::support::{Daemon, Family, Scenario, fetch_rows, row_differences};
 
 static FAMILY: Family = Family::const_new();
 
-async fn start(s: &Scenario<'_>, bug: Option<&str>) -> Daemon {
+/// What is caught here, and by which test.
+const HERE: [(Bug, &str); 3] = [
+    (
+        Bug::PositionApart,
+        "a_position_that_moves_apart_from_its_data_is_noticed",
+    ),
+    (
+        Bug::SkipEpochCheck,
+        "whoever_lost_the_pipeline_writes_no_more",
+    ),
+    (
+        Bug::SettingsNotPinned,
+        "settings_of_a_database_do_not_reach_the_replica",
+    ),
+];
+
+/// Those of the simulation are caught there: it goes through the same list.
+#[test]
+fn every_bug_that_needs_servers_is_caught_here() {
+    let needs_servers = |bug: &Bug| bug.caught().contains(&Caught::OnServers);
+    let wanted: Vec<Bug> = Bug::ALL.iter().copied().filter(needs_servers).collect();
+    assert_eq!(HERE.map(|(bug, _)| bug).as_slice(), wanted);
+    let text = include_str!("planted.rs");
+    for (bug, test) in HERE {
+        let (_, body) = text.split_once(&format!("async fn {test}()")).unwrap();
+        let body = body.split("\n}").next().unwrap();
+        assert!(body.contains(&format!("Bug::{bug:?}")), "{test}");
+    }
+}
+
+async fn start(s: &Scenario<'_>, bug: Option<Bug>) -> Daemon {
+    let bug = bug.map(Bug::name);
     let planted: Vec<_> = bug
         .map(|bug| ("PGLOCKSTEP_PLANTED", bug))
         .into_iter()
@@ -25,7 +58,7 @@ async fn start(s: &Scenario<'_>, bug: Option<&str>) -> Daemon {
 }
 
 /// Another daemon takes over while this one streams: it writes no more under its old epoch.
-async fn writes_under_an_old_epoch(name: &str, bug: Option<&str>) -> bool {
+async fn writes_under_an_old_epoch(name: &str, bug: Option<Bug>) -> bool {
     let s = Scenario::new(&FAMILY, name).await;
     s.on_both("CREATE TABLE t (id int PRIMARY KEY)").await;
     s.publish_all().await;
@@ -45,14 +78,14 @@ async fn writes_under_an_old_epoch(name: &str, bug: Option<&str>) -> bool {
 #[tokio::test]
 async fn whoever_lost_the_pipeline_writes_no_more() {
     assert!(!writes_under_an_old_epoch("epoch", None).await);
-    assert!(writes_under_an_old_epoch("epoch_bug", Some("skip_epoch_check")).await);
+    assert!(writes_under_an_old_epoch("epoch_bug", Some(Bug::SkipEpochCheck)).await);
 }
 
 /// Values that databases render as their settings say.
 const VALUES: &str = "INSERT INTO t SELECT i, date '2024-02-03', timestamptz '2024-02-03 04:05:06+00', \
      interval '1 mon -2 days', 0.1::float8 + 0.2, '\\x00ff'::bytea FROM generate_series(1, 3) i";
 
-async fn differs_under_other_settings(name: &str, bug: Option<&str>) -> bool {
+async fn differs_under_other_settings(name: &str, bug: Option<Bug>) -> bool {
     let s = Scenario::new(&FAMILY, name).await;
     s.on_both(
         "CREATE TABLE t (id int PRIMARY KEY, d date, t timestamptz, i interval, f float8, b bytea)",
@@ -83,13 +116,13 @@ async fn differs_under_other_settings(name: &str, bug: Option<&str>) -> bool {
 #[tokio::test]
 async fn settings_of_a_database_do_not_reach_the_replica() {
     assert!(!differs_under_other_settings("settings", None).await);
-    assert!(differs_under_other_settings("settings_bug", Some("settings_not_pinned")).await);
+    assert!(differs_under_other_settings("settings_bug", Some(Bug::SettingsNotPinned)).await);
 }
 
 /// Killed between the two, it has lost transactions. The first batch: later ones may be parts of one.
 #[tokio::test]
 async fn a_position_that_moves_apart_from_its_data_is_noticed() {
-    let bug = Some("position_apart");
+    let bug = Some(Bug::PositionApart.name());
     let here = tokio::task::LocalSet::new();
     let run = here.spawn_local(async move {
         let lane = Lane::new("lane_bug").await;
