@@ -108,12 +108,10 @@ impl SnapshotError {
         match self {
             Self::Table { source, .. } | Self::CopyOut { source, .. } => source.disposition(),
             // The exporting session is gone: the next attempt exports anew.
-            Self::Snapshot(_) | Self::Rewritten { .. } => Disposition::Transient,
+            Self::Snapshot(_) | Self::Rewritten { .. } | Self::Worker => Disposition::Transient,
             Self::Conn(error) => error.disposition(),
             Self::Progress(error) => error.disposition(),
-            Self::HasRows { .. } | Self::MergeNeedsKey { .. } | Self::Worker => {
-                Disposition::Definite
-            }
+            Self::HasRows { .. } | Self::MergeNeedsKey { .. } => Disposition::Definite,
         }
     }
 }
