@@ -224,6 +224,9 @@ async fn lines_that_are_slow_or_lose_are_no_reason_to_reconnect() {
             daemon.stderr()
         );
     }
+    // Those that the first copy is done with have ended in good order.
+    let said = daemon.stderr();
+    assert!(!said.contains("session lost"), "{said}");
     load.compare(&g.s, &daemon).await;
 }
 
