@@ -17,6 +17,7 @@ use crate::pipeline::{
 use crate::progress::{PipelineIdentity, Store};
 use crate::replication::{ReplicationConnection, ReplicationSlot, SlotName, drop_slot, fetch_slot};
 use anyhow::{Context, bail};
+use std::time::{Duration, Instant};
 use tokio_postgres::Client;
 
 /// The arguments.
@@ -72,6 +73,22 @@ struct Sides {
     slot: Option<ReplicationSlot>,
 }
 
+/// A daemon that has failed tries again for a moment now and then, and what it had open may
+/// linger.
+const LOCK_WITHIN: Duration = Duration::from_secs(10);
+const LOCK_EVERY: Duration = Duration::from_millis(200);
+
+async fn has_lock(sides: &Sides) -> anyhow::Result<bool> {
+    let begun = Instant::now();
+    while !Store::try_lock(&sides.replica, &sides.config.name).await? {
+        if begun.elapsed() >= LOCK_WITHIN {
+            return Ok(false);
+        }
+        tokio::time::sleep(LOCK_EVERY).await;
+    }
+    Ok(true)
+}
+
 pub(super) async fn run(config: Config, args: Args) -> anyhow::Result<Outcome> {
     let config = settings::pipeline_config(&config)?;
     let slot_name: SlotName = config.slot.parse()?;
@@ -84,7 +101,7 @@ pub(super) async fn run(config: Config, args: Args) -> anyhow::Result<Outcome> {
         replica,
         slot,
     };
-    if args.apply && !Store::try_lock(&sides.replica, &sides.config.name).await? {
+    if args.apply && !has_lock(&sides).await? {
         bail!(
             "a daemon holds the pipeline {} on the replica: stop it first; nothing was changed",
             sides.config.name
