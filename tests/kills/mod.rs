@@ -20,6 +20,7 @@ mod watch;
 use std::time::Duration;
 
 use pglockstep::demo::cluster::ClusterOptions;
+use pglockstep::faults::Bug;
 use pglockstep::pg::Lsn;
 
 use crate::support::{DATABASE, Daemon, Pair, PairOptions, Random, eventually, is_soak, seed};
@@ -49,6 +50,30 @@ async fn the_source_is_killed() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_replica_is_killed() {
     run(Victim::Replica, kills(3, 100)).await;
+}
+
+/// The watcher itself, by a daemon that acknowledges a byte too many.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slot_that_is_ahead_is_noticed() {
+    let mut ground = Ground::new().await;
+    ground.begin_anew().await;
+    let urls = (
+        ground.pair.source.url(DATABASE),
+        ground.pair.replica.url(DATABASE),
+    );
+    let watcher = Watcher::start(&urls.0, &urls.1);
+    let planted = [("PGLOCKSTEP_PLANTED", Bug::AcknowledgeOneMore.name())];
+    let daemon = Daemon::start_with(&ground.config, &planted);
+    let load = Load::start(&urls.0, &mut Random::new(seed()));
+    eventually(
+        "the watcher to see it",
+        || daemon.stderr(),
+        async || watcher.has_ended().then_some(()),
+    )
+    .await;
+    load.stop().await;
+    let said = tokio::spawn(watcher.stop()).await.unwrap_err();
+    assert!(said.is_panic(), "{said}");
 }
 
 fn kills(default: u32, soak: u32) -> u32 {

@@ -29,7 +29,7 @@ impl<T> Looks<T> {
 }
 
 /// Two sessions that read the replica at REPEATABLE READ.
-pub struct Readers(Vec<Looks<Vec<Vector>>>);
+pub struct Readers(Vec<Looks<Vec<Vec<Vector>>>>);
 
 impl Readers {
     pub fn start(replica_url: &str) -> Self {
@@ -41,22 +41,24 @@ impl Readers {
         Self(vec![reader(), reader()])
     }
 
-    /// What each saw, in its order.
+    /// What each session saw, in its order. A replica that crashes forgets commits that its disk
+    /// did not have yet, and gets them again: the next session may begin earlier.
     pub async fn stop(self) -> Vec<Vec<Vector>> {
         let mut seen = Vec::new();
         for reader in self.0 {
-            seen.push(reader.stop().await);
+            seen.extend(reader.stop().await);
         }
         seen
     }
 }
 
-async fn read(url: String, ends: Arc<AtomicBool>) -> Vec<Vector> {
-    let mut seen = Vec::new();
+async fn read(url: String, ends: Arc<AtomicBool>) -> Vec<Vec<Vector>> {
+    let mut sessions = Vec::new();
     while !ends.load(Ordering::Relaxed) {
         let Some(client) = connect(&url).await else {
             continue;
         };
+        let mut seen = Vec::new();
         while !ends.load(Ordering::Relaxed) {
             match read_once(&client).await {
                 Ok(vector) => seen.extend(vector),
@@ -65,8 +67,9 @@ async fn read(url: String, ends: Arc<AtomicBool>) -> Vec<Vector> {
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+        sessions.push(seen);
     }
-    seen
+    sessions
 }
 
 /// Checks one snapshot; `None` while the first copy is not over, when nothing is promised yet.
@@ -128,6 +131,11 @@ impl Watcher {
         let (source, replica) = (source_url.to_owned(), replica_url.to_owned());
         let task = tokio::spawn(watch(source, replica, Arc::clone(&ends)));
         Self(Looks { task, ends })
+    }
+
+    /// Whether it has seen what must not be.
+    pub fn has_ended(&self) -> bool {
+        self.0.task.is_finished()
     }
 
     /// How many pairs were compared.
