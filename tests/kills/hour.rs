@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use pglockstep::demo::cluster::{ClusterError, StopMode};
+use pglockstep::demo::cluster::{Cluster, ClusterError, StopMode};
 use rustix::process::Signal;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_postgres::error::SqlState;
@@ -19,6 +19,8 @@ use crate::faults::proxy::{Line, Proxy};
 use crate::support::{DATABASE, Daemon, Random, is_soak, seed};
 
 const FAULT_EVERY: Duration = Duration::from_secs(5);
+/// A source that stops is let go after 15 s without a move.
+const HELD_UP_MAX: Duration = Duration::from_secs(30);
 /// Rows are counted by readers and a history is kept in memory: both begin anew.
 const ROUND_SECONDS_MAX: u64 = 240;
 /// Silence is noticed soon: holes of a few seconds are then worse than slow.
@@ -190,7 +192,7 @@ impl Field {
                 self.daemon.signal(Signal::CONT);
             }
             Fault::StopSource(mode) => {
-                pair.source.stop(mode).await.unwrap();
+                stop_source(&mut pair.source, mode, &self.daemon).await;
                 random.pause(0, 2_000).await;
                 pair.source.restart().await.unwrap();
             }
@@ -256,5 +258,30 @@ impl Field {
             Link::Source => &self.source,
             Link::Replica => &self.replica,
         }
+    }
+}
+
+/// There may be much that it waits for. While that moves, it may be killed in the end instead.
+async fn stop_source(source: &mut Cluster, mode: StopMode, daemon: &Daemon) {
+    let (mut durable, mut moved_at) = (None, Instant::now());
+    let mut stop = std::pin::pin!(source.stop(mode));
+    let stopped = loop {
+        tokio::select! {
+            stopped = &mut stop => break stopped,
+            () = sleep(Duration::from_secs(1)) => {
+                let now = daemon.metric("pglockstep_flushed_lsn").await;
+                if now != durable {
+                    (durable, moved_at) = (now, Instant::now());
+                }
+            }
+        }
+    };
+    if let Err(error) = stopped {
+        let stands = moved_at.elapsed();
+        let said = daemon.stderr();
+        assert!(
+            stands < HELD_UP_MAX,
+            "{error}: {durable:?} for {stands:?}\n{said}"
+        );
     }
 }
