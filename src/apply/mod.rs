@@ -87,8 +87,8 @@ struct Outcome {
 pub struct Applier {
     session: ReplicaSession,
     store: Store,
-    /// Constraints by foreign key do not fire: any order of tables will do.
-    ignores_foreign_keys: bool,
+    /// Foreign keys do not fire: any order of tables will do.
+    is_replica_role: bool,
     parents_first: HashMap<QualifiedName, u32>,
     transaction: Transaction,
     /// Of the change at which the last batch failed, where it was found.
@@ -123,11 +123,11 @@ impl Applier {
     ) -> Result<Self, ApplyError> {
         let set = client.batch_execute(APPLY_SETTINGS).await;
         set.map_err(ApplyError::transaction("set up the apply session"))?;
-        let ignores_foreign_keys = take_replica_role(&client).await?;
+        let is_replica_role = take_replica_role(&client).await?;
         Ok(Self {
             session: ReplicaSession::new(client),
             store,
-            ignores_foreign_keys,
+            is_replica_role,
             parents_first,
             transaction: Transaction::None,
             failed_key: None,
@@ -142,8 +142,8 @@ impl Applier {
 
     /// Whether triggers and foreign keys keep still for this session.
     #[must_use]
-    pub fn ignores_foreign_keys(&self) -> bool {
-        self.ignores_foreign_keys
+    pub fn is_replica_role(&self) -> bool {
+        self.is_replica_role
     }
 
     /// Writes a batch into the open transaction, opening one if there is none.
@@ -246,7 +246,7 @@ impl Applier {
     async fn write_in_order_of_cost(&mut self, batch: &Batch) -> Result<Outcome, ApplyError> {
         faults::at("apply.begun").await?;
         let is_part = self.transaction == Transaction::Open;
-        let begin = match (is_part, self.ignores_foreign_keys) {
+        let begin = match (is_part, self.is_replica_role) {
             (true, _) => "SAVEPOINT part",
             (false, true) => "BEGIN",
             (false, false) => "BEGIN; SET CONSTRAINTS ALL DEFERRED",
@@ -257,8 +257,8 @@ impl Applier {
             begun.map_err(ApplyError::transaction("begin a transaction"))?;
             Ok(Outcome::default())
         } else {
-            self.run_stages(batch, &net_effect::net_effect(batch), begin)
-                .await
+            let effect = net_effect::net_effect(batch, self.is_replica_role);
+            self.run_stages(batch, &effect, begin).await
         };
         if done
             .as_ref()

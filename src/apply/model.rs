@@ -42,7 +42,7 @@ pub(crate) fn write(
 ) -> Result<(Vec<Written>, Taken), ApplyError> {
     let before = tables.clone();
     let mut taken = Taken::NetEffect;
-    let mut done = run_stages(tables, batch, &net_effect(batch));
+    let mut done = run_stages(tables, batch, &net_effect(batch, true));
     let objects = |done: &Result<Outcome, ApplyError>| {
         done.as_ref()
             .is_err_and(ApplyError::may_pass_in_source_order)
@@ -69,7 +69,7 @@ pub(crate) fn write(
 /// Plans a batch in both orders and writes its statements; nothing is carried out.
 pub(crate) fn plan(batch: &Batch) -> Result<usize, ApplyError> {
     let mut statements = 0;
-    for effect in [net_effect(batch), NetEffect::in_source_order(batch)] {
+    for effect in [net_effect(batch, true), NetEffect::in_source_order(batch)] {
         let context = StageContext {
             batch,
             effect: &effect,
@@ -89,13 +89,7 @@ pub(crate) fn plan(batch: &Batch) -> Result<usize, ApplyError> {
 fn steps<'a>(context: &StageContext<'a>, stage: &Stage) -> Vec<Step<'a>> {
     match stage {
         Stage::Net(nets) => context.plan_net(nets),
-        Stage::Ordered(items) => {
-            let mut steps = Vec::new();
-            for item in items {
-                context.plan_single(*item, &mut steps);
-            }
-            steps
-        }
+        Stage::Ordered(items) => context.plan_ordered(items),
         Stage::Truncate(_) => Vec::new(),
     }
 }

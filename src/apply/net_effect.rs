@@ -12,7 +12,8 @@
 //! "Impossible" means that the keys' bytes cannot tell what the source's index could (two
 //! texts of one number, say). The stage is then closed and the change begins the next one:
 //! stages are carried out one after the other, so source order is kept where it matters.
-//! Changes of a key, changes of rows without one, and TRUNCATE stand in stages of their own.
+//! Changes of a key, changes of rows without one, and TRUNCATE stand in stages of their own;
+//! so do the changes of a table whose triggers fire, which are to see each of them.
 //!
 //! Within a stage: deletes, updates, inserts; so a unique value may move from a row that
 //! went to a row that came. Where it moves between rows that stay, the replica may object,
@@ -97,10 +98,11 @@ impl NetEffect {
     }
 }
 
-/// Computes the net effect.
-pub(crate) fn net_effect(batch: &Batch) -> NetEffect {
+/// Computes the net effect, for a session with or without `session_replication_role = replica`.
+pub(crate) fn net_effect(batch: &Batch, is_replica_role: bool) -> NetEffect {
     let mut planner = Planner {
         batch,
+        is_replica_role,
         effect: NetEffect::default(),
         open: Open::default(),
     };
@@ -152,6 +154,7 @@ struct OpenTable<'b> {
 
 struct Planner<'b> {
     batch: &'b Batch,
+    is_replica_role: bool,
     effect: NetEffect,
     open: Open<'b>,
 }
@@ -166,6 +169,9 @@ impl<'b> Planner<'b> {
         let Some(mapping) = self.batch.mapping(*table) else {
             return;
         };
+        if mapping.triggers.fire(self.is_replica_role) {
+            return self.add_ordered(place);
+        }
         if !matches!(mapping.identity, RowIdentity::Key(_)) {
             match change {
                 RowChange::Insert { .. } => {

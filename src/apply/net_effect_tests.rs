@@ -3,6 +3,8 @@
 
 use super::*;
 use crate::apply::batch::RowChange;
+use crate::apply::plan::StageContext;
+use crate::catalog::Triggers;
 use crate::mapping::{ColumnMapping, ColumnValue, ConflictPolicy, InputColumn, TableMapping};
 use crate::pg::{
     Column, OldTuple, OperatorName, QualifiedName, Relation, ReplicaIdentity, Tuple, TypeName,
@@ -45,6 +47,7 @@ fn mapping() -> Arc<TableMapping> {
         },
         replica: QualifiedName::new("s", "t"),
         replica_is_partitioned: false,
+        triggers: Triggers::default(),
         inputs: vec![input(0, "k"), input(1, "v")],
         columns: vec![to("k", 0), to("v", 1)],
         identity: RowIdentity::Key(vec![0]),
@@ -242,7 +245,7 @@ fn check(before: &[Act], acts: &[Act], plan: impl Fn(&Batch) -> NetEffect) {
 proptest! {
     #[test]
     fn the_net_effect_ends_where_the_history_ends(before in acts(), acts in acts()) {
-        check(&before, &acts, net_effect);
+        check(&before, &acts, |batch| net_effect(batch, true));
         check(&before, &acts, NetEffect::in_source_order);
     }
 }
@@ -258,7 +261,7 @@ fn a_hot_row_is_written_once() {
         ],
         &mut rows,
     );
-    let effect = net_effect(&batch);
+    let effect = net_effect(&batch, true);
     let net = TableNet {
         table: 0,
         updates: vec![2],
@@ -276,5 +279,44 @@ fn what_came_and_went_may_still_be_there_from_before() {
         possible_deletes: vec![1],
         ..TableNet::default()
     };
-    assert_eq!(net_effect(&batch).stages, [Stage::Net(vec![net])]);
+    assert_eq!(net_effect(&batch, true).stages, [Stage::Net(vec![net])]);
+}
+
+#[test]
+fn triggers_that_fire_see_every_change_in_its_order() {
+    let acts = [Act::Insert(1, 1), Act::Update(1, Some(2)), Act::Delete(1)];
+    let mut batch = history(&acts, &mut BTreeMap::new());
+    let ordinary = Triggers {
+        ordinary: true,
+        as_replica: false,
+    };
+    batch.tables[0] = Arc::new(TableMapping {
+        triggers: ordinary,
+        ..TableMapping::clone(&batch.tables[0])
+    });
+    let in_order = [Stage::Ordered(vec![0, 1, 2])];
+    assert_eq!(net_effect(&batch, false).stages, in_order);
+    assert_ne!(net_effect(&batch, true).stages, in_order);
+}
+
+#[test]
+fn inserts_in_source_order_go_as_one_statement() {
+    let acts = [
+        Act::Insert(1, 1),
+        Act::Insert(2, 1),
+        Act::Update(1, Some(2)),
+        Act::Insert(3, 1),
+    ];
+    let batch = history(&acts, &mut BTreeMap::new());
+    let effect = NetEffect::in_source_order(&batch);
+    let context = StageContext {
+        batch: &batch,
+        effect: &effect,
+        parents_first: &[0],
+    };
+    let steps = context.plan_ordered(&[0, 1, 2, 3]);
+    let items: Vec<&[u32]> = steps.iter().map(|step| step.items.as_slice()).collect();
+    assert_eq!(items, [&[0, 1][..], &[2], &[3]]);
+    assert!(steps[0].check(2).is_ok());
+    assert!(steps[0].check(1).is_err());
 }

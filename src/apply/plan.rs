@@ -41,6 +41,14 @@ impl Step<'_> {
         }
     }
 
+    fn add(&mut self, item: u32) {
+        self.items.push(item);
+        self.offered += 1;
+        match &mut self.expected {
+            Expected::Exactly(rows) | Expected::AtMost(rows) => *rows += 1,
+        }
+    }
+
     /// Holds the rows that were touched against those that had to be.
     pub(crate) fn check(&self, touched: u64) -> Result<(), ApplyError> {
         let is_met = match self.expected {
@@ -113,8 +121,25 @@ impl<'a> StageContext<'a> {
         self.plan_expecting(table, missing, items, Expected::Exactly(0), steps);
     }
 
-    /// The direct statements of one change, in source order.
-    pub(crate) fn plan_single(&self, item: u32, steps: &mut Vec<Step<'a>>) {
+    /// Single changes, in source order.
+    pub(crate) fn plan_ordered(&self, items: &[u32]) -> Vec<Step<'a>> {
+        let mut steps: Vec<Step<'a>> = Vec::with_capacity(items.len());
+        for item in items {
+            // A run of inserts is one statement, whose rows come in their order.
+            match (self.batch.row(*item), steps.last_mut()) {
+                (Some((table, RowChange::Insert { .. })), Some(last))
+                    if last.table == table && last.shape == Shape::Insert =>
+                {
+                    last.add(*item);
+                }
+                _ => self.plan_single(*item, &mut steps),
+            }
+        }
+        steps
+    }
+
+    /// The direct statements of one change.
+    fn plan_single(&self, item: u32, steps: &mut Vec<Step<'a>>) {
         let Some((table, change)) = self.batch.row(item) else {
             return;
         };

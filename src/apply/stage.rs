@@ -36,10 +36,7 @@ impl StageContext<'_> {
             Stage::Ordered(items) => {
                 let mut first = first;
                 for items in items.chunks(ORDERED_AT_ONCE) {
-                    let mut steps = Vec::with_capacity(items.len());
-                    for item in items {
-                        self.plan_single(*item, &mut steps);
-                    }
+                    let steps = self.plan_ordered(items);
                     self.send(session, first.take(), steps, balance).await?;
                 }
                 Ok(())

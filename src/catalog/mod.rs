@@ -15,8 +15,8 @@ pub use privilege::{
 };
 pub use server::{Server, fetch_server};
 pub use table::{
-    IdentityKind, Table, TableColumn, TableKind, UniqueKey, fetch_builtin_types, fetch_sizes,
-    fetch_tables,
+    IdentityKind, Table, TableColumn, TableKind, Triggers, UniqueKey, fetch_builtin_types,
+    fetch_sizes, fetch_tables,
 };
 
 /// A catalogue query failed.

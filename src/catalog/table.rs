@@ -67,6 +67,27 @@ pub struct UniqueKey {
     pub is_immediate: bool,
 }
 
+/// The sessions for which a table's own triggers fire; those of constraints are not meant.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Triggers {
+    /// For an ordinary session: enabled, or `ENABLE ALWAYS`.
+    pub ordinary: bool,
+    /// Under `session_replication_role = replica`: `ENABLE REPLICA`, or `ENABLE ALWAYS`.
+    pub as_replica: bool,
+}
+
+impl Triggers {
+    /// Whether any fires, in a session with or without `session_replication_role = replica`.
+    #[must_use]
+    pub fn fire(self, is_replica_role: bool) -> bool {
+        if is_replica_role {
+            self.as_replica
+        } else {
+            self.ordinary
+        }
+    }
+}
+
 /// A table and all that a mapping needs to know of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Table {
@@ -82,8 +103,8 @@ pub struct Table {
     pub replica_identity: ReplicaIdentity,
     /// Row security is enabled on it.
     pub row_security: bool,
-    /// User triggers that fire for an ordinary session.
-    pub fires_triggers: bool,
+    /// When its users' triggers fire, those of its partitions among them.
+    pub triggers: Triggers,
     /// Columns in table order, dropped ones left out.
     pub columns: Vec<TableColumn>,
     /// Unique keys, the primary one first.
@@ -124,9 +145,7 @@ impl Table {
 
 const TABLES: &str = "
 SELECT c.oid, n.nspname::pg_catalog.text, c.relname::pg_catalog.text, c.relkind, c.relpersistence,
-       c.relreplident, c.relrowsecurity,
-       EXISTS (SELECT 1 FROM pg_catalog.pg_trigger g
-               WHERE g.tgrelid = c.oid AND NOT g.tgisinternal AND g.tgenabled IN ('O', 'A'))
+       c.relreplident, c.relrowsecurity
 FROM pg_catalog.pg_class c
 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 JOIN ROWS FROM (pg_catalog.unnest($1::pg_catalog.text[]), pg_catalog.unnest($2::pg_catalog.text[]))
@@ -174,6 +193,20 @@ WHERE i.indrelid = ANY ($1) AND i.indisunique AND i.indisvalid
   AND i.indpred IS NULL AND i.indexprs IS NULL
 ORDER BY i.indrelid, i.indisprimary DESC, x.relname";
 
+const TRIGGERS: &str = "
+WITH RECURSIVE rows_of(root, oid) AS (
+  SELECT o, o FROM pg_catalog.unnest($1::pg_catalog.oid[]) o
+  UNION ALL
+  SELECT r.root, c.oid FROM rows_of r
+  JOIN pg_catalog.pg_inherits i ON i.inhparent = r.oid
+  JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid AND c.relispartition)
+SELECT r.root, pg_catalog.bool_or(g.tgenabled IN ('O', 'A')),
+       pg_catalog.bool_or(g.tgenabled IN ('R', 'A'))
+FROM rows_of r
+JOIN pg_catalog.pg_trigger g ON g.tgrelid = r.oid
+WHERE NOT g.tgisinternal
+GROUP BY r.root";
+
 /// Describes the tables of these names; those that do not exist are left out.
 ///
 /// # Errors
@@ -198,6 +231,10 @@ pub async fn fetch_tables(
         .query(UNIQUE_KEYS, &[&oids])
         .await
         .map_err(CatalogError::reading("unique keys"))?;
+    let triggers = client
+        .query(TRIGGERS, &[&oids])
+        .await
+        .map_err(CatalogError::reading("triggers"))?;
     let place: HashMap<u32, usize> = oids.iter().enumerate().map(|(i, oid)| (*oid, i)).collect();
     for row in &columns {
         if let Some(table) = place.get(&row.get(0)).and_then(|i| tables.get_mut(*i)) {
@@ -207,6 +244,14 @@ pub async fn fetch_tables(
     for row in &keys {
         if let Some(table) = place.get(&row.get(0)).and_then(|i| tables.get_mut(*i)) {
             table.unique_keys.push(unique_key_of(row));
+        }
+    }
+    for row in &triggers {
+        if let Some(table) = place.get(&row.get(0)).and_then(|i| tables.get_mut(*i)) {
+            table.triggers = Triggers {
+                ordinary: row.get(1),
+                as_replica: row.get(2),
+            };
         }
     }
     Ok(tables)
@@ -229,7 +274,7 @@ fn table_of(row: &Row) -> Table {
         replica_identity: ReplicaIdentity::from_letter(letter(row, 5))
             .unwrap_or(ReplicaIdentity::Nothing),
         row_security: row.get(6),
-        fires_triggers: row.get(7),
+        triggers: Triggers::default(),
         columns: Vec::new(),
         unique_keys: Vec::new(),
     }

@@ -1,7 +1,7 @@
 //! Compiles one source table, one replica table and one rule into a `TableMapping`.
 
 use super::{ConflictPolicy, Expression, Resolved, TableRule};
-use crate::catalog::{IdentityKind, Table, TableColumn, TableKind};
+use crate::catalog::{IdentityKind, Table, TableColumn, TableKind, Triggers};
 use crate::pg::{
     OperatorName, QualifiedName, Relation, ReplicaIdentity, TypeName, TypeNames, quote_ident,
 };
@@ -66,6 +66,8 @@ pub struct TableMapping {
     pub replica: QualifiedName,
     /// Its rows are its partitions'.
     pub replica_is_partitioned: bool,
+    /// When the replica table's triggers fire.
+    pub triggers: Triggers,
     /// Source columns that are shipped.
     pub inputs: Vec<InputColumn>,
     /// Replica columns that are written.
@@ -231,6 +233,7 @@ impl<'a> Compiler<'a> {
             relation: self.relation.clone(),
             replica: self.replica.name.clone(),
             replica_is_partitioned: self.replica.kind == TableKind::Partitioned,
+            triggers: self.replica.triggers,
             inputs,
             columns,
             identity,

@@ -1,7 +1,7 @@
 //! What compiling a mapping decides, and what it refuses.
 
 use super::*;
-use crate::catalog::{IdentityKind, TableKind, UniqueKey};
+use crate::catalog::{IdentityKind, TableKind, Triggers, UniqueKey};
 use crate::mapping::{ExistingRows, ExtraRows, TablePattern};
 use crate::pg::{Column, OperatorName};
 
@@ -64,7 +64,7 @@ fn replica() -> Table {
         is_unlogged: false,
         replica_identity: ReplicaIdentity::Default,
         row_security: false,
-        fires_triggers: false,
+        triggers: Triggers::default(),
         columns: vec![
             replica_column("contact_id", builtin("int8")),
             replica_column("email", builtin("text")),

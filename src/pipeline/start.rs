@@ -143,7 +143,7 @@ pub(crate) async fn start<'a>(
         source_server,
         store,
         plan,
-        ignores_foreign_keys: applier.ignores_foreign_keys(),
+        ignores_foreign_keys: applier.is_replica_role(),
         places,
         listener: Listener::start()?,
         memory,

@@ -29,7 +29,7 @@ pub(super) fn partition_identity_sql(name: &QualifiedName) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::catalog::{IdentityKind, TableColumn, UniqueKey};
+    use crate::catalog::{IdentityKind, TableColumn, Triggers, UniqueKey};
     use crate::pg::{OperatorName, ReplicaIdentity, TypeName};
 
     fn table(not_null: bool, key: Option<(&str, bool)>) -> Table {
@@ -40,7 +40,7 @@ mod tests {
             is_unlogged: false,
             replica_identity: ReplicaIdentity::Nothing,
             row_security: false,
-            fires_triggers: false,
+            triggers: Triggers::default(),
             columns: vec![TableColumn {
                 name: "id".into(),
                 type_oid: 20,

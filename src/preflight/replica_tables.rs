@@ -3,7 +3,7 @@
 use super::finding::Findings;
 use super::query::rows;
 use super::{CheckError, Survey};
-use crate::catalog::{TableKind, UniqueKey, fetch_denied};
+use crate::catalog::{Table, TableKind, UniqueKey, fetch_denied};
 use crate::mapping::{ColumnValue, RowIdentity, TableMapping};
 use crate::pg::{Side, quote_ident};
 use crate::pipeline::{PlannedTable, replica_lacks};
@@ -25,18 +25,10 @@ pub(super) async fn check(
     let indexes = fetch_indexes(survey, &oids).await?;
     for table in &survey.tables {
         let oid = &table.replica.oid;
-        let name = &table.replica.name;
         if let Some(missing) = denied.get(oid) {
             check_truncate(survey, table, missing, findings);
         }
-        if !is_quiet && table.replica.fires_triggers {
-            findings.warning(
-                "replica.triggers",
-                name,
-                format!("triggers of {name} fire for replicated changes"),
-                format!("ALTER TABLE {} DISABLE TRIGGER USER, or let the role set session_replication_role", name.quoted()),
-            );
-        }
+        check_triggers(&table.replica, is_quiet, findings);
         check_index(table, indexes.get(oid).map_or(&[], Vec::as_slice), findings);
         check_unique_keys(table, findings);
     }
@@ -44,6 +36,26 @@ pub(super) async fn check(
         check_foreign_keys(survey, findings);
     }
     Ok(())
+}
+
+/// Changes of a table whose triggers fire are not merged.
+fn check_triggers(table: &Table, is_quiet: bool, findings: &mut Findings) {
+    let name = &table.name;
+    if !table.triggers.fire(is_quiet) {
+        return;
+    }
+    let message = format!(
+        "triggers of {name} fire for replicated changes, which are therefore written one by one, in their order"
+    );
+    if is_quiet {
+        // ENABLE ALWAYS or REPLICA: somebody wants it so.
+        return findings.info("replica.triggers", name, message, "");
+    }
+    let remedy = format!(
+        "ALTER TABLE {} DISABLE TRIGGER USER, or let the role set session_replication_role",
+        name.quoted()
+    );
+    findings.warning("replica.triggers", name, message, remedy);
 }
 
 /// A privilege that is missed only when the source is truncated.

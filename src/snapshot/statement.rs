@@ -248,6 +248,7 @@ const BINARY_TYPES: [&str; 22] = [
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::catalog::Triggers;
     use crate::mapping::{ConflictPolicy, Expression, InputColumn, RowIdentity};
     use crate::pg::{Column, OperatorName, Relation, ReplicaIdentity};
 
@@ -284,6 +285,7 @@ mod tests {
             },
             replica: QualifiedName::new("crm", "t"),
             replica_is_partitioned: false,
+            triggers: Triggers::default(),
             inputs: vec![input(0, "id"), input(1, "mood")],
             columns: vec![
                 to("id", type_name("pg_catalog", "int8"), ColumnValue::Input(0)),

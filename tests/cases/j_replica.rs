@@ -12,14 +12,15 @@ pub const CASES: &[Case] = &[
     case!(j17_tables_of_another_owner),
 ];
 
-/// What fires leaves a line: exactly one for each row, over a restart too.
+/// What fires leaves a line: one for each change and in its order, though a batch holds several
+/// of a row; over a restart too.
 async fn j1_triggers_by_their_mode(g: Ground<'_>) {
     let s = g.scenario().await;
     s.on_both(T).await;
     s.on_replica(
-        "CREATE TABLE fired (mode text, op text, id int);
+        "CREATE TABLE fired (mode text, op text, id int, place int GENERATED ALWAYS AS IDENTITY);
          CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-           INSERT INTO public.fired VALUES (TG_ARGV[0], TG_OP, coalesce(NEW.id, OLD.id)); RETURN NULL; END $$;
+           INSERT INTO public.fired (mode, op, id) VALUES (TG_ARGV[0], TG_OP, coalesce(NEW.id, OLD.id)); RETURN NULL; END $$;
          CREATE TRIGGER origin AFTER INSERT OR UPDATE OR DELETE ON t FOR EACH ROW EXECUTE FUNCTION note('origin');
          CREATE TRIGGER replica AFTER INSERT OR UPDATE OR DELETE ON t FOR EACH ROW EXECUTE FUNCTION note('replica');
          CREATE TRIGGER always AFTER INSERT OR UPDATE OR DELETE ON t FOR EACH ROW EXECUTE FUNCTION note('always');
@@ -30,8 +31,15 @@ async fn j1_triggers_by_their_mode(g: Ground<'_>) {
     let mut daemon = s.start("").await;
     s.on_source("INSERT INTO t SELECT g, 'v' FROM generate_series(1, 200) g")
         .await;
-    s.on_source("UPDATE t SET v = 'new' WHERE id <= 100").await;
-    s.on_source("UPDATE t SET id = -id WHERE id <= 10").await;
+    s.on_source(
+        "BEGIN; UPDATE t SET v = 'new' WHERE id <= 100; \
+         UPDATE t SET id = -id WHERE id <= 10; COMMIT",
+    )
+    .await;
+    s.on_source(
+        "BEGIN; INSERT INTO t VALUES (999, 'passing'); DELETE FROM t WHERE id = 999; COMMIT",
+    )
+    .await;
     s.in_step(&daemon, &["SELECT * FROM t"]).await;
     daemon.kill9();
     s.on_source("DELETE FROM t WHERE id > 150").await;
@@ -41,8 +49,14 @@ async fn j1_triggers_by_their_mode(g: Ground<'_>) {
          FROM (SELECT mode, op, count(*) AS n FROM fired GROUP BY mode, op) f";
     assert_eq!(
         s.replica_one(fired).await,
-        "always DELETE 50, always INSERT 200, always UPDATE 110, \
-         replica DELETE 50, replica INSERT 200, replica UPDATE 110"
+        "always DELETE 51, always INSERT 201, always UPDATE 110, \
+         replica DELETE 51, replica INSERT 201, replica UPDATE 110"
+    );
+    let of_one = "SELECT string_agg(op || ' ' || id, ', ' ORDER BY place)
+         FROM fired WHERE mode = 'always' AND abs(id) IN (5, 999)";
+    assert_eq!(
+        s.replica_one(of_one).await,
+        "INSERT 5, UPDATE 5, UPDATE -5, INSERT 999, DELETE 999"
     );
 }
 

@@ -231,6 +231,12 @@ async fn a_role_that_fires_triggers_hears_of_each() {
         "triggers of crm.leads",
         "DISABLE TRIGGER",
     );
+    // One that is to fire for replicated changes is no mistake.
+    pair.on_replica("ALTER TABLE crm.leads ENABLE ALWAYS TRIGGER t")
+        .await;
+    let (_, quiet) = check(&pair.config(TABLES)).await;
+    let always = finding(&quiet, "replica.triggers", "crm.leads");
+    assert_finding(always, "info", "written one by one", "");
     let keys = finding(&findings, "replica.foreign_keys", "crm.notes");
     assert_finding(
         keys,

@@ -1,7 +1,7 @@
 //! The simulated tables, the same on both sides, and what the pipeline has to know of them.
 
 use crate::apply::model::{ModelTable, ModelTables};
-use crate::catalog::{IdentityKind, Table, TableColumn, TableKind, UniqueKey};
+use crate::catalog::{IdentityKind, Table, TableColumn, TableKind, Triggers, UniqueKey};
 use crate::conn::{ConnectionUrl, Endpoint, Pool, Session};
 use crate::mapping::{MappingError, Settings, compile, resolve};
 use crate::pg::{
@@ -128,7 +128,7 @@ pub(in crate::pipeline) fn table_of(relation: &Relation) -> Table {
         is_unlogged: false,
         replica_identity: relation.replica_identity,
         row_security: false,
-        fires_triggers: false,
+        triggers: Triggers::default(),
         columns: relation.columns.iter().map(|c| column(&c.name)).collect(),
         unique_keys: is_keyed.then_some(key).into_iter().collect(),
     }
@@ -158,7 +158,7 @@ fn catalogue(kind: &Kind) -> Table {
             ReplicaIdentity::Full
         },
         row_security: false,
-        fires_triggers: false,
+        triggers: Triggers::default(),
         columns: kind.columns.iter().map(|name| column(name)).collect(),
         unique_keys: is_keyed.then_some(primary).into_iter().collect(),
     }
