@@ -1,6 +1,7 @@
 //! Which server and which database is this?
 
 use super::CatalogError;
+use crate::pg::Lsn;
 use tokio_postgres::Client;
 
 /// What identifies a database, and what it is able to do.
@@ -22,6 +23,8 @@ pub struct Server {
     pub role: String,
     /// Whether that role may start replication (superuser, REPLICATION, or a provider's role).
     pub may_replicate: bool,
+    /// Whether that role sees what other sessions do: a walsender's client among them.
+    pub sees_statistics: bool,
 }
 
 impl Server {
@@ -50,7 +53,8 @@ SELECT pg_catalog.current_setting('server_version_num')::pg_catalog.int4,
        r.rolsuper OR r.rolreplication OR EXISTS (
          SELECT 1 FROM pg_catalog.pg_roles p
          WHERE p.rolname IN ('rds_replication', 'rds_superuser', 'azure_pg_admin', 'cloudsqlsuperuser')
-           AND pg_catalog.pg_has_role(r.oid, p.oid, 'USAGE'))
+           AND pg_catalog.pg_has_role(r.oid, p.oid, 'USAGE')),
+       pg_catalog.pg_has_role(r.oid, 'pg_read_all_stats', 'USAGE')
 FROM pg_catalog.pg_database d, pg_catalog.pg_roles r
 WHERE d.datname = pg_catalog.current_database() AND r.rolname = CURRENT_USER";
 
@@ -72,5 +76,18 @@ pub async fn fetch_server(client: &Client) -> Result<Server, CatalogError> {
         in_recovery: row.get(5),
         role: row.get(6),
         may_replicate: row.get(7),
+        sees_statistics: row.get(8),
     })
+}
+
+/// Where a primary's log ends now.
+///
+/// # Errors
+/// When the query fails.
+pub async fn fetch_log_end(client: &Client) -> Result<Lsn, CatalogError> {
+    let row = client
+        .query_one("SELECT pg_catalog.pg_current_wal_insert_lsn()", &[])
+        .await
+        .map_err(CatalogError::reading("end of the log"))?;
+    Ok(row.get(0))
 }

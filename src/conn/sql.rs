@@ -157,7 +157,7 @@ impl Endpoint {
 }
 
 /// Settings of every session; those that a server version lacks are passed over.
-const PINS: [(&str, &str); 22] = [
+const PINS: [(&str, &str); 23] = [
     ("search_path", ""),
     ("DateStyle", "ISO"),
     ("IntervalStyle", "postgres"),
@@ -180,9 +180,14 @@ const PINS: [(&str, &str); 22] = [
     ("tcp_keepalives_interval", "10"),
     ("tcp_keepalives_count", "3"),
     ("tcp_user_timeout", "60000"),
+    // Nor may a session whose daemon is gone, while it waits for a lock or computes.
+    (CONNECTION_CHECK, "2000"),
     ("jit", "off"),
     ("default_transaction_deferrable", "off"),
 ];
+
+/// Refused where the server's system cannot tell (Windows; others before 15).
+const CONNECTION_CHECK: &str = "client_connection_check_interval";
 
 /// Those of them that decide how a value is written.
 const RENDERING: [&str; 5] = [
@@ -225,7 +230,9 @@ pub(crate) fn pins_sql(session: Session, lock_timeout_ms: u32) -> String {
     format!(
         "SELECT pg_catalog.count(pg_catalog.set_config(s.name, pin.value, false)), \
          pg_catalog.pg_backend_pid() FROM pg_catalog.pg_settings AS s JOIN (VALUES {}) AS pin (name, value) \
-         ON s.name OPERATOR(pg_catalog.=) pin.name",
+         ON s.name OPERATOR(pg_catalog.=) pin.name \
+         WHERE s.name OPERATOR(pg_catalog.<>) '{CONNECTION_CHECK}' \
+         OR pg_catalog.version() OPERATOR(pg_catalog.~) 'linux'",
         values.join(", ")
     )
 }

@@ -2,9 +2,11 @@
 //! joined, what was interrupted, and what an operator wants copied again.
 
 use super::PipelineError;
+use super::copy_watch::CopyWatch;
 use super::look::check_forms;
 use super::start::Start;
 use super::tables::PlannedTable;
+use crate::conn::Session;
 use crate::faults;
 use crate::mapping::{ConflictPolicy, ExistingRows, ExtraRows};
 use crate::pg::{Disposition, Lsn, QualifiedName};
@@ -146,7 +148,15 @@ impl Start<'_> {
             ignores_foreign_keys: self.ignores_foreign_keys,
         };
         let started = std::time::Instant::now();
-        copy.run(tables).await?;
+        let watch = CopyWatch {
+            source: self.source_pool.clone(),
+            slot: self.config.slot.parse()?,
+            publication: self.config.publication.clone(),
+        };
+        tokio::select! {
+            copied = copy.run(tables) => copied?,
+            ended = watch.run() => return Err(self.broken_off(ended).await?),
+        }
         faults::at("copy.done").await?;
         tracing::info!(
             tables = tables.len(),
@@ -154,6 +164,16 @@ impl Start<'_> {
             "first copy done"
         );
         Ok(())
+    }
+
+    /// What was copied by then, and what is still to be, has changes that are in no stream.
+    async fn broken_off(&self, ended: PipelineError) -> Result<PipelineError, PipelineError> {
+        if let PipelineError::Narrowed { .. } = ended {
+            // The copy may have used up the pool.
+            let replica = self.config.replica.connect(Session::ReplicaWrite).await?;
+            Store::want_all_again(&replica, &self.config.name).await?;
+        }
+        Ok(ended)
     }
 
     fn copy_tables<'t>(

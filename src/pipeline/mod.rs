@@ -11,7 +11,9 @@
 //! next one learns from the replica's books where to go on. So there is one way to recover,
 //! and it is the way every start takes.
 
+mod copy_watch;
 mod copying;
+mod door;
 mod durability;
 mod error;
 mod errors_watch;

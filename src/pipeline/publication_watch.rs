@@ -8,14 +8,18 @@
 use super::PipelineError;
 use super::look::check_publication;
 use super::tables::TablePlan;
+use crate::catalog::fetch_log_end;
 use crate::conn::Pool;
 use crate::pg::QualifiedName;
-use crate::progress::Store;
+use crate::progress::{Positions, Store};
 use crate::replication::{PublishedTable, fetch_published_tables};
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::timeout;
 
 const LOOK_EVERY: Duration = Duration::from_secs(5);
+const LET_PASS_MAX: Duration = Duration::from_secs(15);
 
 /// What the looks need.
 pub(super) struct PublicationWatch {
@@ -60,18 +64,21 @@ impl Known {
 
 impl PublicationWatch {
     /// Ends when something else is published than when the stream began.
-    pub(super) async fn run(self) -> PipelineError {
+    pub(super) async fn run(self, mut positions: watch::Receiver<Positions>) -> PipelineError {
         let mut looks = tokio::time::interval(LOOK_EVERY);
         loop {
             looks.tick().await;
             // A look that fails says nothing: the stream notices a source that is gone.
-            if let Ok(Some(ended)) = self.look().await {
+            if let Ok(Some(ended)) = self.look(&mut positions).await {
                 return ended;
             }
         }
     }
 
-    async fn look(&self) -> Result<Option<PipelineError>, PipelineError> {
+    async fn look(
+        &self,
+        positions: &mut watch::Receiver<Positions>,
+    ) -> Result<Option<PipelineError>, PipelineError> {
         let client = self.source.get().await?;
         let checked = check_publication(&client, &self.publication).await;
         if let Err(narrowed @ PipelineError::Narrowed { .. }) = checked {
@@ -80,7 +87,16 @@ impl PublicationWatch {
             return Ok(Some(narrowed));
         }
         let published = fetch_published_tables(&client, &self.publication).await?;
-        Ok(self.known.compare(&published))
+        let ended = self.known.compare(&published);
+        if let Some(PipelineError::TableLeft(_)) = ended {
+            let seen_at = fetch_log_end(&client).await?;
+            drop(client);
+            // What it had until it left is in this stream, and would not be in the next one.
+            let has_passed = positions.wait_for(|p| p.applied >= Some(seen_at));
+            // A replica that takes longer is behind with it, as with a table that left unseen.
+            let _ = timeout(LET_PASS_MAX, has_passed).await;
+        }
+        Ok(ended)
     }
 }
 

@@ -134,6 +134,7 @@ impl Inbox {
             source_clock: None,
             source_end: resumed_at,
             last_heard: Instant::now(),
+            bytes_read: 0,
             last_status: Instant::now(),
             is_asked: false,
             pace: Pace::new(Instant::now()),
@@ -186,6 +187,7 @@ struct Receiver {
     source_clock: Option<(i64, Instant)>,
     source_end: Lsn,
     last_heard: Instant,
+    bytes_read: u64,
     last_status: Instant,
     /// The source waits for a status.
     is_asked: bool,
@@ -312,8 +314,10 @@ impl Receiver {
     }
 
     async fn on_tick(&mut self, is_reading: bool) -> Result<(), PipelineError> {
-        if !is_reading {
-            // It is we who do not listen.
+        let bytes_read = self.stream.bytes_read();
+        // A large message may take long on a poor line; or it is we who do not listen.
+        if bytes_read != self.bytes_read || !is_reading {
+            self.bytes_read = bytes_read;
             self.last_heard = Instant::now();
         }
         let silent_for = self.last_heard.elapsed();

@@ -49,19 +49,30 @@ pub fn resume_position(
     if let Some(problem) = history.and_then(|history| gap(record.timeline, history, applied)) {
         return stop(problem);
     }
-    if let Some(why) = &record.given_up {
+    // That it would be dropped was noted first: where it is there all the same, it goes on.
+    if let (None, Some(why)) = (slot, &record.given_up) {
         return stop(why.clone());
     }
-    let Some(slot) = slot else {
-        return stop(format!("the source's slot {} is gone", identity.slot));
-    };
-    if slot.wal_status == Some(SlotWalStatus::Lost) || slot.invalidation_reason.is_some() {
-        return stop(lost(slot));
-    }
+    let slot = expect_whole(slot, &identity.slot)?;
     match slot.confirmed_flush_lsn {
         Some(confirmed) if planted(Bug::ResumeFromSlot) => Ok(confirmed),
         _ => expect_not_beyond(slot, applied).map(|()| applied),
     }
+}
+
+/// The slot, which still has all the log that it needs.
+///
+/// # Errors
+/// It is gone or lost.
+pub(super) fn expect_whole<'s>(
+    slot: Option<&'s ReplicationSlot>,
+    name: &str,
+) -> Result<&'s ReplicationSlot, PipelineError> {
+    let slot = slot.ok_or_else(|| stopped(format!("the source's slot {name} is gone")))?;
+    if slot.wal_status == Some(SlotWalStatus::Lost) || slot.invalidation_reason.is_some() {
+        return Err(stopped(lost(slot)));
+    }
+    Ok(slot)
 }
 
 /// The slot, once nobody else can move it any more: still not beyond what is applied?

@@ -13,6 +13,7 @@
 
 use super::PipelineConfig;
 use super::PipelineError;
+use super::door::queue;
 use super::errors_watch::ErrorsWatch;
 use super::follow::{Follower, Streams};
 use super::listener::Listener;
@@ -35,16 +36,11 @@ use crate::pg::{Lsn, QualifiedName, Side};
 use crate::pgoutput::{Decoder, Streaming};
 use crate::progress::{BookedError, PipelineIdentity, Store, TableState};
 use crate::replication::{
-    ReplicationConnection, SlotName, StreamOptions, end_dead_user, fetch_slot,
+    ReplicationConnection, ReplicationSlot, SlotName, SlotUser, StreamOptions, end_dead_user,
+    fetch_slot, keep_on_standbys,
 };
 use crate::telemetry::{ConnectionState, PipelineState, TableStateLabel, Telemetry};
 use std::collections::HashMap;
-use std::time::Duration;
-use tokio_postgres::Client;
-
-const TAKING_OVER: &str = "another daemon runs this pipeline; taking over when it ends";
-/// How long another daemon's lock is waited for between looks.
-const STANDBY_LOOKS_EVERY: Duration = Duration::from_secs(1);
 
 /// Everything that a start has at hand.
 pub(super) struct Start<'a> {
@@ -94,7 +90,7 @@ pub(crate) async fn start<'a>(
     let second = replica_pool.get().await?;
     config.replica.refuse_pooler(&writer, &second).await?;
     drop(second);
-    queue(&writer, config, telemetry, memory).await?;
+    queue(&writer, &config.name, telemetry, memory).await?;
     faults::at("start.locked").await?;
     let source_pool = config
         .source
@@ -151,26 +147,6 @@ pub(crate) async fn start<'a>(
     Box::pin(start.open(applier, trouble)).await
 }
 
-/// Waits until no other daemon runs this pipeline; what comes after sees the world as it is then.
-async fn queue(
-    writer: &Client,
-    config: &PipelineConfig,
-    telemetry: &Telemetry,
-    memory: &Memory,
-) -> Result<(), PipelineError> {
-    while !Store::try_lock(writer, &config.name).await? {
-        // The session of an attempt that was broken off may hang for a while, and hold the lock.
-        let (state, reason) = match memory.given_up() {
-            Some(why) => (PipelineState::Failed, why),
-            None => (PipelineState::Standby, TAKING_OVER.to_owned()),
-        };
-        telemetry.set_state(state, Some(reason));
-        telemetry.progressed();
-        tokio::time::sleep(STANDBY_LOOKS_EVERY).await;
-    }
-    Ok(())
-}
-
 /// What the source says of its past; `fed_from` is the timeline that the replica knows.
 ///
 /// # Errors
@@ -205,6 +181,7 @@ impl<'a> Start<'a> {
         let slot_name = self.slot_name()?;
         let slot = fetch_slot(&self.source, &slot_name).await?;
         let known = record.filter(|record| record.slot_born_at.is_some());
+        let is_new = known.is_none();
         let (connection, applied) = match (known, slot) {
             (Some(record), slot) => {
                 let mut connection = self.replication().await?;
@@ -213,6 +190,8 @@ impl<'a> Start<'a> {
                     resume_position(&record, &self.identity(), slot.as_ref(), Some(history))
                         .inspect_err(|_| self.memory.disown())?;
                 self.own_slot();
+                self.keep_on_standbys(&mut connection, &slot_name, slot.as_ref())
+                    .await?;
                 self.store
                     .record_timeline(&self.control, history.timeline)
                     .await?;
@@ -222,6 +201,8 @@ impl<'a> Start<'a> {
             }
             (None, slot) => self.begin(&slot_name, slot).await?,
         };
+        // Under a new history the old one's positions say nothing.
+        let trouble = trouble.filter(|_| !is_new);
         let stream = Stream {
             connection,
             slot_name,
@@ -335,7 +316,7 @@ impl<'a> Start<'a> {
             };
             Watch::new()
                 .and(errors.run())
-                .and(publication.run())
+                .and(publication.run(positions()))
                 .and(watch_shutdown(source, positions(), inbox.stopper()))
         }
     }
@@ -381,8 +362,16 @@ impl<'a> Start<'a> {
     /// that is alive says so every second; one whose host is gone would hold it for long.
     async fn free_slot(&self, slot: &SlotName) -> Result<(), PipelineError> {
         let name = self.config.source.effective_application_name();
-        if end_dead_user(&self.source, slot, name).await? {
-            tracing::warn!(%slot, "ended the walsender of a daemon that is gone: it held the slot");
+        match end_dead_user(&self.source, slot, name).await? {
+            SlotUser::Ended => {
+                tracing::warn!(%slot, "ended the walsender of a daemon that is gone: it held the slot");
+            }
+            SlotUser::Hidden => tracing::warn!(
+                %slot,
+                "the slot is held, and this role may not see whether by a daemon that is gone: \
+                 waiting for wal_sender_timeout; GRANT pg_read_all_stats to it on the source"
+            ),
+            SlotUser::None | SlotUser::Alive => {}
         }
         Ok(())
     }
@@ -433,6 +422,20 @@ impl<'a> Start<'a> {
             });
         }
         Ok(connection)
+    }
+
+    /// A slot that was made before the configuration said so.
+    async fn keep_on_standbys(
+        &self,
+        connection: &mut ReplicationConnection,
+        name: &SlotName,
+        slot: Option<&ReplicationSlot>,
+    ) -> Result<(), PipelineError> {
+        if self.config.failover && slot.is_some_and(|slot| !slot.failover) {
+            keep_on_standbys(connection, name).await?;
+            tracing::info!(slot = %name, "the slot is synchronised to standbys from now on");
+        }
+        Ok(())
     }
 
     fn slot_name(&self) -> Result<SlotName, PipelineError> {

@@ -52,6 +52,17 @@ pub(super) async fn check(
         );
         return Ok(());
     }
+    if !server.sees_statistics {
+        findings.warning(
+            "source.statistics",
+            &server.role,
+            format!(
+                "the source's role {} may not see whether whoever holds the slot still lives: a daemon that takes over from a host that died waits for wal_sender_timeout",
+                server.role
+            ),
+            format!("GRANT pg_read_all_stats TO {}", quote_ident(&server.role)),
+        );
+    }
     // The catalogue says yes; pg_hba.conf, a pooler in between or a limit may still say no.
     match ReplicationConnection::connect(&config.source).await {
         Ok(connection) => connection.close().await,

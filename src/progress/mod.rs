@@ -18,6 +18,7 @@
 //! the apply passes them by for that table. `ready` is no state of its own: it is
 //! `copied` once the applied position is beyond.
 
+mod door;
 mod errors;
 mod holdback;
 mod kept;
@@ -28,6 +29,7 @@ mod schema;
 mod store;
 mod table_state;
 
+pub use door::Holder;
 pub use errors::{BookedError, ErrorState, Failure, Request};
 pub use holdback::Holdback;
 pub use kept::{KeptChange, KeptRow};

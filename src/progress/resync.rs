@@ -43,9 +43,12 @@ impl Store {
     /// When the statement fails.
     pub async fn want_all_again(client: &Client, pipeline: &str) -> Result<(), ProgressError> {
         let state = TableState::Resync { keep_extra: false };
-        let sql = "UPDATE pglockstep.tables SET state = $2, copied_lsn = NULL, \
+        // What is wanted again already, and may still be called off, may not be any more.
+        let sql = "UPDATE pglockstep.tables SET copied_lsn = NULL, \
+                   state = CASE WHEN state LIKE 'resync%' THEN state ELSE $2 END, \
                    updated_at = pg_catalog.clock_timestamp() WHERE pipeline = $1 \
-                   AND state NOT IN ('init', 'copying') AND state NOT LIKE 'resync%'";
+                   AND state NOT IN ('init', 'copying') \
+                   AND (state NOT LIKE 'resync%' OR copied_lsn IS NOT NULL)";
         client
             .execute(sql, &[&pipeline, &state.as_str()])
             .await

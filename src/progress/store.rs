@@ -170,20 +170,6 @@ impl Store {
         made.map_err(refused("create the tables"))
     }
 
-    /// Queues for the pipeline: true when this session now holds its lock.
-    ///
-    /// # Errors
-    /// When the query fails.
-    pub async fn try_lock(client: &Client, pipeline: &str) -> Result<bool, ProgressError> {
-        let sql = "SELECT pg_catalog.pg_try_advisory_lock(\
-                   pg_catalog.hashtextextended('pglockstep/' || $1, 0))";
-        let row = client
-            .query_one(sql, &[&pipeline])
-            .await
-            .map_err(ProgressError::doing("lock"))?;
-        Ok(row.get(0))
-    }
-
     /// Takes the pipeline over: every older owner's writes fail from here on.
     ///
     /// # Errors
@@ -286,7 +272,7 @@ impl Store {
         client: &Client,
         timeline: u32,
     ) -> Result<(), ProgressError> {
-        let sql = "UPDATE pglockstep.pipelines SET timeline = $3, \
+        let sql = "UPDATE pglockstep.pipelines SET timeline = $3, given_up = NULL, \
                    updated_at = pg_catalog.now() WHERE name = $1 AND epoch = $2";
         let touched = client
             .execute(sql, &[&self.pipeline, &self.epoch, &i64::from(timeline)])

@@ -17,6 +17,8 @@ pub enum Request {
     TimelineHistory,
     /// `CREATE_REPLICATION_SLOT`.
     CreateSlot,
+    /// `ALTER_REPLICATION_SLOT`.
+    AlterSlot,
     /// `DROP_REPLICATION_SLOT`.
     DropSlot,
     /// `START_REPLICATION`.
@@ -35,6 +37,7 @@ impl fmt::Display for Request {
             Self::IdentifySystem => "identifying the system",
             Self::TimelineHistory => "reading the history of timelines",
             Self::CreateSlot => "creating the replication slot",
+            Self::AlterSlot => "altering the replication slot",
             Self::DropSlot => "dropping the replication slot",
             Self::StartReplication => "starting replication",
             Self::Stream => "streaming changes",

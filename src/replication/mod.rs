@@ -32,7 +32,7 @@ pub use protocol::{
 };
 pub use publication::{Publication, PublishedTable, fetch_publication, fetch_published_tables};
 pub use slot::{
-    ExportedSnapshot, ReplicationSlot, SlotName, SlotNameError, SlotOptions, SlotWalStatus,
-    create_slot, drop_slot, end_dead_user, fetch_slot,
+    ExportedSnapshot, ReplicationSlot, SlotName, SlotNameError, SlotOptions, SlotUser,
+    SlotWalStatus, create_slot, drop_slot, end_dead_user, fetch_slot, keep_on_standbys,
 };
 pub use stream::{OriginFilter, ReplicationStream, StreamOptions, Streaming, protocol_version_max};

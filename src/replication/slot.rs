@@ -8,8 +8,8 @@ use super::error::{ReplicationError, Request, catalog_error};
 use crate::pg::Lsn;
 use std::fmt;
 use std::time::Duration;
-use tokio_postgres::Client;
 use tokio_postgres::types::PgLsn;
+use tokio_postgres::{Client, Row};
 
 /// The name of a slot: 1 to 63 of `a-z`, `0-9` and `_`, so that it needs no quoting anywhere.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Serialize)]
@@ -114,6 +114,18 @@ fn create_slot_sql(
     Ok(format!(
         "CREATE_REPLICATION_SLOT \"{name}\"{temporary} LOGICAL pgoutput{how}"
     ))
+}
+
+/// Has a slot that nobody uses synchronised to standbys; PostgreSQL 17 and later.
+///
+/// # Errors
+/// [`ReplicationError`]: 42704 if there is none, 55006 if it is in use.
+pub async fn keep_on_standbys(
+    connection: &mut ReplicationConnection,
+    name: &SlotName,
+) -> Result<(), ReplicationError> {
+    let sql = format!("ALTER_REPLICATION_SLOT \"{name}\" (FAILOVER true)");
+    connection.run(Request::AlterSlot, &sql).await.map(drop)
 }
 
 /// Drops a slot that nobody uses.
@@ -242,8 +254,22 @@ const LISTEN_FOR: Duration = Duration::from_secs(3);
 const WORDS_MAX: u32 = 20;
 const BETWEEN_WORDS: Duration = Duration::from_millis(100);
 
+/// Who holds a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SlotUser {
+    /// Nobody of our role and name.
+    None,
+    /// One whose client said something while we listened.
+    Alive,
+    /// One of whose client this role may see nothing.
+    Hidden,
+    /// One whose client said nothing: its walsender was ended.
+    Ended,
+}
+
 /// Listens for a moment, then ends the walsender that holds a slot if it is one of ours of this
-/// name whose client has said nothing meanwhile. True when there was one.
+/// name whose client has said nothing meanwhile. Without `pg_read_all_stats` nothing is heard,
+/// and nothing ended.
 ///
 /// # Errors
 /// [`ReplicationError`] when a query fails.
@@ -251,9 +277,9 @@ pub async fn end_dead_user(
     client: &Client,
     name: &SlotName,
     application_name: &str,
-) -> Result<bool, ReplicationError> {
+) -> Result<SlotUser, ReplicationError> {
     // The time of the last word is by the client's own clock: only whether it moves counts.
-    let last_word = "SELECT r.pid, r.reply_time::pg_catalog.text \
+    let last_word = "SELECT r.pid, r.reply_time::pg_catalog.text, r.state IS NULL \
                      FROM pg_catalog.pg_replication_slots AS s \
                      JOIN pg_catalog.pg_stat_replication AS r ON r.pid = s.active_pid \
                      WHERE s.slot_name = $1::text AND r.usename = current_user \
@@ -263,16 +289,22 @@ pub async fn end_dead_user(
             .query_opt(last_word, &[&name.as_str(), &application_name])
             .await
             .map_err(|error| catalog_error(&error))?;
-        let word = row.map(|row| (row.get::<_, i32>(0), row.get::<_, Option<String>>(1)));
-        Ok::<_, ReplicationError>(word)
+        let word = |row: Row| {
+            let word: Option<String> = row.get(1);
+            (row.get::<_, i32>(0), word, row.get::<_, bool>(2))
+        };
+        Ok::<_, ReplicationError>(row.map(word))
     };
     let before = look().await?;
-    let Some((pid, _)) = &before else {
-        return Ok(false);
+    let Some((pid, _, is_hidden)) = &before else {
+        return Ok(SlotUser::None);
     };
+    if *is_hidden {
+        return Ok(SlotUser::Hidden);
+    }
     tokio::time::sleep(LISTEN_FOR).await;
     if look().await? != before {
-        return Ok(false);
+        return Ok(SlotUser::Alive);
     }
     // One that waits for room in its socket waits again to say good-bye, and goes at the second word.
     let end = "SELECT pg_catalog.pg_terminate_backend(s.active_pid) \
@@ -285,7 +317,7 @@ pub async fn end_dead_user(
         }
         tokio::time::sleep(BETWEEN_WORDS).await;
     }
-    Ok(true)
+    Ok(SlotUser::Ended)
 }
 
 #[cfg(test)]

@@ -217,6 +217,12 @@ impl ReplicationStream {
         Ok(None)
     }
 
+    /// Bytes that have come, those of a message that is not whole yet among them.
+    #[must_use]
+    pub fn bytes_read(&self) -> u64 {
+        self.connection.wire.bytes_read()
+    }
+
     /// Tells the source how far we are. Cancellation-safe: once called, the whole message goes
     /// out, if need be with the next `receive` or `send_status`.
     ///

@@ -75,6 +75,8 @@ pub(super) struct Wire<S = ServerStream> {
     /// What is to be sent; filled by callers, emptied by [`send`](Self::send).
     pub(super) write: BytesMut,
     must_flush: bool,
+    /// All that has come, whole messages or not.
+    bytes_read: u64,
     message_bytes_max: usize,
     /// What may come before the next question; none while it streams.
     answer_bytes_left: Option<usize>,
@@ -87,6 +89,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             read: BytesMut::new(),
             write: BytesMut::new(),
             must_flush: false,
+            bytes_read: 0,
             message_bytes_max: ANSWER_BYTES_MAX,
             answer_bytes_left: Some(ANSWER_BYTES_MAX),
         }
@@ -102,6 +105,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     pub(super) fn begin_stream(&mut self) {
         self.message_bytes_max = MESSAGE_BYTES_MAX;
         self.answer_bytes_left = None;
+    }
+
+    pub(super) fn bytes_read(&self) -> u64 {
+        self.bytes_read
     }
 
     pub(super) fn stream(&self) -> &S {
@@ -184,7 +191,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         });
         match count.await {
             Ok(0) => Err(WireError::Io(io::ErrorKind::UnexpectedEof.into())),
-            Ok(_) => Ok(()),
+            Ok(count) => {
+                self.bytes_read += count as u64;
+                Ok(())
+            }
             Err(error) => Err(WireError::Io(error)),
         }
     }

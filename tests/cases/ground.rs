@@ -176,7 +176,7 @@ pub async fn hold_copy(s: &Scenario<'_>) -> Daemon {
     daemon
 }
 
-const HELD: &str = "[copy]\nworkers = 1\n
+pub const HELD: &str = "[copy]\nworkers = 1\n
      [[tables]]\nsource = \"public.gated\"\npriority = 9\nset = { n = \"public.gate(n)\" }\n
      [[tables]]\nsource = \"public.*\"\n";
 

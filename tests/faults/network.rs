@@ -230,6 +230,22 @@ async fn lines_that_are_slow_or_lose_are_no_reason_to_reconnect() {
     load.compare(&g.s, &daemon).await;
 }
 
+/// Longer on its way than a silent source is waited for: it is not silent.
+#[tokio::test]
+async fn a_large_message_on_a_slow_line_arrives() {
+    let g = Ground::new("large_message", IMPATIENT, 10).await;
+    let daemon = g.s.start("").await;
+    g.source.line(Line {
+        bits_per_second: Some(256_000),
+        ..Line::default()
+    });
+    let large = "INSERT INTO t (id, v) SELECT 100000, string_agg(md5(g::text), '') FROM generate_series(1, 16000) g";
+    g.s.on_source(large).await;
+    g.s.in_step(&daemon, &["SELECT * FROM t"]).await;
+    let reconnects = reconnects(&daemon, "source").await;
+    assert_eq!(reconnects, 0.0, "{}", daemon.stderr());
+}
+
 /// Narrow enough for a copy to last.
 const NARROW: Line = Line {
     latency: Duration::from_millis(5),

@@ -1,8 +1,8 @@
 //! What happens beside the stream, or while there is none: a publication that narrows or widens,
 //! a slot that is moved while tables are copied, a replica that goes while nothing is written.
 
-use crate::cases::ground::hold_copy;
-use crate::support::{Family, Scenario, eventually};
+use crate::cases::ground::{HELD, hold_copy};
+use crate::support::{Family, Scenario, eventually, run_verb};
 
 static FAMILY: Family = Family::const_new();
 
@@ -17,6 +17,54 @@ async fn scenario(name: &str) -> Scenario<'static> {
     s
 }
 
+const ALL_KINDS: &str = "insert, update, delete, truncate";
+
+async fn publish(s: &Scenario<'_>, what: &str) {
+    let slot = s.slot();
+    s.on_source(&format!(
+        "ALTER PUBLICATION {slot} SET (publish = '{what}')"
+    ))
+    .await;
+}
+
+/// What is left out while tables are copied is neither in the copy nor in the stream.
+#[tokio::test]
+async fn a_publication_that_leaves_changes_out_during_the_copy_is_not_believed() {
+    let s = scenario("narrowed_in_copy").await;
+    let mut daemon = hold_copy(&s).await;
+    publish(&s, "insert").await;
+    s.on_source("UPDATE t SET v = 'missed' WHERE id = 3").await;
+    let status = daemon.wait();
+    let said = daemon.stderr();
+    assert!(!status.success(), "{said}");
+    assert!(said.contains("leaves out UPDATE, DELETE"), "{said}");
+    publish(&s, ALL_KINDS).await;
+    s.on_source("SELECT pg_advisory_unlock(42)").await;
+    let daemon = s.start(HELD).await;
+    s.in_step(&daemon, &ALL).await;
+}
+
+/// What is to be copied again anyway may be called off again: then it would be believed.
+#[tokio::test]
+async fn what_is_wanted_again_already_is_not_believed_either() {
+    let s = scenario("narrowed_resync").await;
+    s.publish_all().await;
+    let mut daemon = s.start("").await;
+    s.in_step(&daemon, &ALL).await;
+    assert!(daemon.terminate().success());
+    let asked = run_verb(&s.config(""), &["resync", "--keep-extra", "public.t"]);
+    assert!(asked.status.success(), "{asked:?}");
+    let books = "SELECT state || ' ' || (copied_lsn IS NULL) FROM pglockstep.tables";
+    assert_eq!(s.replica_one(books).await, "resync_keep_extra false");
+    publish(&s, "insert").await;
+    s.on_source("UPDATE t SET v = 'missed' WHERE id = 3").await;
+    s.refused("").await;
+    assert_eq!(s.replica_one(books).await, "resync_keep_extra true");
+    publish(&s, ALL_KINDS).await;
+    let daemon = s.start("").await;
+    s.in_step(&daemon, &ALL).await;
+}
+
 #[tokio::test]
 async fn a_publication_that_leaves_changes_out_for_a_while_is_not_believed() {
     for is_running in [true, false] {
@@ -27,12 +75,7 @@ async fn a_publication_that_leaves_changes_out_for_a_while_is_not_believed() {
         if !is_running {
             assert!(daemon.terminate().success());
         }
-        let publication = s.slot();
-        let publish = async |what| {
-            let sql = format!("ALTER PUBLICATION {publication} SET (publish = '{what}')");
-            s.on_source(&sql).await;
-        };
-        publish("insert").await;
+        publish(&s, "insert").await;
         s.on_source("UPDATE t SET v = 'missed' WHERE id = 3; DELETE FROM t WHERE id = 4")
             .await;
         if is_running {
@@ -42,7 +85,7 @@ async fn a_publication_that_leaves_changes_out_for_a_while_is_not_believed() {
             let said = s.refused("").await;
             assert!(said.contains("leaves out UPDATE, DELETE"), "{said}");
         }
-        publish("insert, update, delete, truncate").await;
+        publish(&s, ALL_KINDS).await;
         if !is_running {
             daemon = s.start("").await;
         }

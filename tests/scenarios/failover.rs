@@ -9,7 +9,7 @@ const ALL: [&str; 2] = ["SELECT * FROM t", "SELECT * FROM journal"];
 const SLOT: &str = "pglockstep_it";
 
 /// A standby of the source, with its slots.
-async fn standby_of(source: &mut Cluster) -> Cluster {
+async fn standby_of(source: &mut Cluster, major: u32) -> Cluster {
     source
         .execute(
             "postgres",
@@ -22,7 +22,9 @@ async fn standby_of(source: &mut Cluster) -> Cluster {
         .alter_system("synchronized_standby_slots", "standby")
         .await
         .unwrap();
-    let mut standby = Cluster::start(ClusterOptions::version(18)).await.unwrap();
+    let mut standby = Cluster::start(ClusterOptions::version(major))
+        .await
+        .unwrap();
     standby.stop(StopMode::Fast).await.unwrap();
     source.stop(StopMode::Fast).await.unwrap();
     let data = standby.data_dir();
@@ -68,12 +70,18 @@ async fn same_rows(pair: &Pair, source: &Cluster) {
 
 #[tokio::test]
 async fn a_synchronised_slot_is_followed_to_the_new_primary() {
+    for major in [17, 18] {
+        is_followed(major).await;
+    }
+}
+
+async fn is_followed(major: u32) {
     let options = PairOptions {
-        source: ClusterOptions::version(18),
-        replica: ClusterOptions::version(18),
+        source: ClusterOptions::version(major),
+        replica: ClusterOptions::version(major),
     };
     let mut pair = Pair::start_with(options).await;
-    let mut standby = standby_of(&mut pair.source).await;
+    let mut standby = standby_of(&mut pair.source, major).await;
     pair.on_both("CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE journal (what text)")
         .await;
     pair.on_source(
@@ -89,11 +97,15 @@ async fn a_synchronised_slot_is_followed_to_the_new_primary() {
     );
     let config = pair
         .config("[retry]\ndelay_max = \"500ms\"")
-        .replace(&pair.source.url(DATABASE), &source)
-        .replace(
-            "slot = \"pglockstep_it\"",
-            "slot = \"pglockstep_it\"\nfailover = true",
-        );
+        .replace(&pair.source.url(DATABASE), &source);
+    // Somebody thinks of it later: the slot is there already.
+    let mut daemon = Daemon::start(&config);
+    same_rows(&pair, &pair.source).await;
+    assert!(daemon.terminate().success());
+    let config = config.replace(
+        "slot = \"pglockstep_it\"",
+        "slot = \"pglockstep_it\"\nfailover = true",
+    );
     let mut daemon = Daemon::start(&config);
     same_rows(&pair, &pair.source).await;
     let there = standby.connect("postgres").await.unwrap();

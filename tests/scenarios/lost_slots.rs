@@ -4,6 +4,7 @@
 use pglockstep::demo::cluster::ClusterOptions;
 
 use super::rebase::{ALL, FILL, TABLES, fed_and_ended, goes_on_after_rebase};
+use crate::cases::ground::hold_copy;
 use crate::support::{Daemon, Pair, PairOptions, Scenario, eventually, run_verb};
 
 /// No segment of the log is kept for a slot, nor for use again.
@@ -155,6 +156,23 @@ async fn log_that_is_removed_while_the_replica_is_locked() {
     for major in [15, 18] {
         lost_in_mid_stream(major).await;
     }
+}
+
+/// Hours of copying would be in vain.
+#[tokio::test]
+async fn a_slot_that_is_lost_while_tables_are_copied_ends_the_copy() {
+    let pair = pair(keeps_little(18)).await;
+    let s = Scenario::on_pair(&pair, "in_copy").await;
+    s.on_both(TABLES).await;
+    s.on_source(FILL).await;
+    let mut daemon = hold_copy(&s).await;
+    until_lost(&s).await;
+    let status = daemon.wait();
+    let said = daemon.stderr();
+    let lost = format!("slot {} is lost: the source has removed log", s.slot());
+    assert!(!status.success(), "{said}");
+    assert!(said.contains(&lost) && said.contains("rebase"), "{said}");
+    assert!(is_lost(&s).await, "it was not made anew");
 }
 
 /// `/health` says all of these, and is red.

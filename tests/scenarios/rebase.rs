@@ -164,6 +164,21 @@ async fn a_slot_over_its_budget_is_dropped_where_that_is_wanted() {
     assert!(daemon.terminate().success());
 }
 
+/// That it would be dropped was noted, and then it was not: the daemon died in between.
+#[tokio::test]
+async fn a_slot_that_was_given_up_and_is_still_there_goes_on() {
+    let s = scenario("given_up").await;
+    fed_and_ended(&s).await;
+    s.on_replica("UPDATE pglockstep.pipelines SET given_up = 'it was dropped to save the source'")
+        .await;
+    s.on_source("UPDATE t SET v = 'later' WHERE id = 5").await;
+    let mut daemon = s.start("").await;
+    s.in_step(&daemon, &ALL).await;
+    let noted = "SELECT given_up FROM pglockstep.pipelines";
+    assert_eq!(s.replica_one(noted).await, "NULL");
+    assert!(daemon.terminate().success());
+}
+
 /// Another slot in the configuration: somebody else's, or the one that was forgotten.
 #[tokio::test]
 async fn a_slot_that_is_not_ours_is_never_dropped() {

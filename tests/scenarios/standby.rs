@@ -3,11 +3,11 @@
 
 use std::time::{Duration, Instant};
 
-use pglockstep::replication::end_dead_user;
+use pglockstep::replication::{SlotUser, end_dead_user};
 use rustix::process::Signal;
 
 use super::counter::{ALL, Load, counter_goes_on, counter_reaches, scenario};
-use crate::support::{Daemon, Line, Scenario};
+use crate::support::{Daemon, Line, Scenario, eventually};
 
 /// From the leader's death to the first transaction of the one who stood by: what is promised.
 const TAKES_OVER_WITHIN: Duration = Duration::from_secs(15);
@@ -61,7 +61,7 @@ async fn the_slot_of_a_dead_leader_is_freed_and_that_of_a_living_one_is_not() {
     s.in_step(&leader, &ALL).await;
     let slot = s.slot().parse().unwrap();
     let ended = end_dead_user(&s.source, &slot, "pglockstep_dead_leader").await;
-    assert!(!ended.unwrap(), "it lives");
+    assert_eq!(ended.unwrap(), SlotUser::Alive);
     let mut second = s.launch_beside("");
     s.until_state(&mut second, "standby").await;
     leader.signal(Signal::STOP);
@@ -95,6 +95,68 @@ async fn a_leader_that_was_killed_is_followed_within_15_seconds() {
     takes_over(&s, &second, died).await;
     load.stop().await;
     s.in_step(&second, &ALL).await;
+}
+
+/// Its session waits on the replica for a lock, and would not notice by itself.
+#[tokio::test]
+async fn a_leader_that_died_while_it_waited_for_a_lock_is_followed() {
+    let s = scenario("locked_leader").await;
+    let mut leader = s.start("").await;
+    s.in_step(&leader, &ALL).await;
+    let second = standing_by(&s).await;
+    let other = s.pair.replica.connect(&s.name).await.unwrap();
+    let lock = "BEGIN; LOCK TABLE t IN SHARE MODE";
+    other.batch_execute(lock).await.unwrap();
+    s.on_source("INSERT INTO t VALUES (1, 'held')").await;
+    let evidence = || second.stderr();
+    eventually(
+        "the standby to say what holds it up",
+        evidence,
+        async || {
+            let reason = second.http_get("/healthz").await?.body;
+            let is_told =
+                reason.contains("(process ") && reason.contains("waits for Lock relation");
+            is_told.then_some(())
+        },
+    )
+    .await;
+    let died = Instant::now();
+    leader.kill9();
+    let epoch = "SELECT epoch FROM pglockstep.pipelines";
+    s.replica_eventually(epoch, "2").await;
+    assert!(died.elapsed() <= TAKES_OVER_WITHIN, "{:?}", died.elapsed());
+    other.batch_execute("ROLLBACK").await.unwrap();
+    s.in_step(&second, &ALL).await;
+}
+
+/// Of whom nothing can be seen, it is not known whether he lives.
+#[tokio::test]
+async fn a_leader_that_cannot_be_seen_is_left_alone() {
+    let mut s = scenario("hidden_leader").await;
+    s.on_source(
+        "CREATE ROLE hidden LOGIN REPLICATION; GRANT SELECT ON ALL TABLES IN SCHEMA public TO hidden",
+    )
+    .await;
+    let url = s.pair.source.url(&s.name);
+    let url = url.replace("//postgres@", "//hidden@");
+    s.source_by(url.clone());
+    let leader = s.start("").await;
+    let (client, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls)
+        .await
+        .unwrap();
+    tokio::spawn(connection);
+    let slot = s.slot().parse().unwrap();
+    let look = async || end_dead_user(&client, &slot, "pglockstep_hidden_leader").await;
+    assert_eq!(look().await.unwrap(), SlotUser::Hidden);
+    s.on_source("GRANT pg_read_all_stats TO hidden").await;
+    assert_eq!(look().await.unwrap(), SlotUser::Alive);
+    s.in_step(&leader, &ALL).await;
+    assert_eq!(reconnects(&leader).await, 0.0, "{}", leader.stderr());
+}
+
+async fn reconnects(daemon: &Daemon) -> f64 {
+    let sample = "pglockstep_reconnects_total{side=\"source\"}";
+    daemon.metric(sample).await.unwrap_or_default()
 }
 
 /// What the servers have to send to it: that decides how they find out.

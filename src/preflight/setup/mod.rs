@@ -122,6 +122,7 @@ struct Role {
     may_login: bool,
     /// Superuser, REPLICATION, or a provider's role that stands for it.
     may_replicate: bool,
+    sees_statistics: bool,
     is_superuser: bool,
     bypasses_row_security: bool,
 }
@@ -131,7 +132,8 @@ async fn fetch_role(client: &Client, name: &str) -> Result<Option<Role>, CheckEr
             SELECT 1 FROM pg_catalog.pg_roles AS p \
             WHERE p.rolname IN ('rds_replication', 'rds_superuser', 'azure_pg_admin', 'cloudsqlsuperuser') \
               AND pg_catalog.pg_has_role(r.oid, p.oid, 'USAGE')), \
-          r.rolsuper, r.rolsuper OR r.rolbypassrls \
+          r.rolsuper, r.rolsuper OR r.rolbypassrls, \
+          pg_catalog.pg_has_role(r.oid, 'pg_read_all_stats', 'USAGE') \
         FROM pg_catalog.pg_roles AS r WHERE r.rolname = $1::text";
     let found = rows(client, "roles", sql, &[&name]).await?;
     Ok(found.first().map(|row| Role {
@@ -139,6 +141,7 @@ async fn fetch_role(client: &Client, name: &str) -> Result<Option<Role>, CheckEr
         may_replicate: row.get(1),
         is_superuser: row.get(2),
         bypasses_row_security: row.get(3),
+        sees_statistics: row.get(4),
     }))
 }
 
@@ -252,6 +255,8 @@ impl Lacks {
 /// The role itself: made, or given what it lacks.
 fn role_steps(name: &str, role: Option<&Role>, replicates: bool, steps: &mut Vec<SetupStep>) {
     let quoted = quote_ident(name);
+    // To see whether the daemon that holds the slot still lives, before its walsender is ended.
+    let sees = format!("GRANT pg_read_all_stats TO {quoted}");
     let Some(role) = role else {
         let attributes = if replicates {
             "LOGIN REPLICATION"
@@ -259,6 +264,9 @@ fn role_steps(name: &str, role: Option<&Role>, replicates: bool, steps: &mut Vec
             "LOGIN"
         };
         steps.push(SetupStep::Run(format!("CREATE ROLE {quoted} {attributes}")));
+        if replicates {
+            steps.push(SetupStep::Run(sees));
+        }
         steps.push(SetupStep::Note(format!(
             "give it a password in psql, where no log sees it:\n\\password {quoted}"
         )));
@@ -269,5 +277,8 @@ fn role_steps(name: &str, role: Option<&Role>, replicates: bool, steps: &mut Vec
     }
     if replicates && !role.may_replicate {
         steps.push(SetupStep::Run(format!("ALTER ROLE {quoted} REPLICATION")));
+    }
+    if replicates && !role.sees_statistics {
+        steps.push(SetupStep::Run(sees));
     }
 }
