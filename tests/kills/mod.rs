@@ -2,9 +2,11 @@
 //!
 //! ```text
 //!  a loop:  empty replica ─▶ load on ─▶ daemon ─▶ kill, restart … 5 times ─▶ load off ─▶ caught up ─▶ compare
-//!                                           │ the first kill falls into the first copy
+//!                                           │ the first kill falls into the first copy;
+//!                                           │ every second loop writes large transactions in parts
 //!                          beside it: readers (a prefix of the history that test_decoding tells, always),
 //!                          a watcher (confirmed ≤ applied, always)
+//!                          in the source's log: what the daemon sent (reads, always)
 //! ```
 //!
 //! `cargo test` kills the daemon 20 times and each server 3 times; `PGLOCKSTEP_SOAK=1` the daemon
@@ -23,12 +25,16 @@ use pglockstep::demo::cluster::ClusterOptions;
 use pglockstep::faults::Bug;
 use pglockstep::pg::Lsn;
 
-use crate::support::{DATABASE, Daemon, Pair, PairOptions, Random, eventually, is_soak, seed};
+use crate::support::{
+    DATABASE, Daemon, Pair, PairOptions, Random, eventually, evidence, expect_reads, is_soak, seed,
+};
 use load::Load;
 use oracle::Oracle;
 use watch::{Readers, Watcher};
 
 const KILLS_A_LOOP: u32 = 5;
+/// A large transaction is then written in parts, and killed among them.
+const IN_PARTS: &str = "[apply]\nbatch_changes_max = 500";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Victim {
@@ -56,7 +62,7 @@ async fn the_replica_is_killed() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slot_that_is_ahead_is_noticed() {
     let mut ground = Ground::new().await;
-    ground.begin_anew().await;
+    ground.begin_anew("").await;
     let urls = (
         ground.pair.source.url(DATABASE),
         ground.pair.replica.url(DATABASE),
@@ -89,16 +95,31 @@ async fn run(victim: Victim, kills: u32) {
     let mut random = Random::new(seed ^ victim as u64);
     let mut ground = Ground::new().await;
     let mut left = kills;
+    let mut batches = [IN_PARTS, ""].into_iter().cycle();
     while left > 0 {
         let now = left.min(KILLS_A_LOOP);
+        ground.begin_anew(batches.next().unwrap()).await;
         ground.one_loop(victim, now, &mut random).await;
         left -= now;
     }
 }
 
+/// The daemon is this one on the source, and nobody else: all that it sends is logged.
+const FOLLOWER: &str = "
+CREATE ROLE follower LOGIN SUPERUSER;
+ALTER ROLE follower SET log_statement = 'all';
+ALTER ROLE follower SET log_replication_commands = on;
+";
+
+fn as_follower(url: &str) -> String {
+    url.replace("//postgres@", "//follower@")
+}
+
 struct Ground {
     pair: Pair,
     config: String,
+    /// How far the source's log was read, in bytes.
+    log_read: usize,
 }
 
 impl Ground {
@@ -115,14 +136,15 @@ impl Ground {
         let ground = Self {
             pair: Pair::start_with(options).await,
             config: String::new(),
+            log_read: 0,
         };
+        ground.pair.on_source(FOLLOWER).await;
         ground.pair.on_both(tables::CREATE).await;
         ground.pair.on_source(tables::FILL).await;
         ground
     }
 
     async fn one_loop(&mut self, victim: Victim, kills: u32, random: &mut Random) {
-        self.begin_anew().await;
         let (source_url, replica_url) = (
             self.pair.source.url(DATABASE),
             self.pair.replica.url(DATABASE),
@@ -152,25 +174,38 @@ impl Ground {
             oracle::check(&history, seen);
         }
         let prefixes: usize = looks.iter().map(Vec::len).sum();
+        let large = oracle::count_bulk(&history);
         let samples = watcher.stop().await;
         for table in tables::COMPARED {
             self.compare(table, &daemon).await;
         }
+        daemon.terminate();
+        let statements = self.expect_reads();
         eprintln!(
-            "{victim:?}: {kills} kills, {written} transactions, {prefixes} prefixes read, {samples} positions compared: equal"
+            "{victim:?}: {kills} kills, {written} transactions, {large} of them large, {prefixes} prefixes read, \
+             {samples} positions compared: equal; {statements} different statements, none of them a write"
         );
         assert!(
-            written > 0 && prefixes > 0 && samples > 0,
+            written > 0 && prefixes > 0 && samples > 0 && statements > 0,
             "nothing was tested"
         );
-        daemon.terminate();
+    }
+
+    /// What the daemon has sent to the source since the last look; how many different statements.
+    fn expect_reads(&mut self) -> usize {
+        let log = self.pair.source.log();
+        let read = std::mem::replace(&mut self.log_read, log.len());
+        expect_reads(&log[read..])
     }
 
     /// An empty replica and no slot; the source keeps its rows.
-    async fn begin_anew(&mut self) {
-        self.config = self
-            .pair
-            .config("[retry]\ndelay_min = \"50ms\"\ndelay_max = \"500ms\"\n[copy]\nworkers = 2");
+    async fn begin_anew(&mut self, more: &str) {
+        let more = format!(
+            "[retry]\ndelay_min = \"50ms\"\ndelay_max = \"500ms\"\n[copy]\nworkers = 2\n{more}"
+        );
+        let source = self.pair.source.url(DATABASE);
+        let config = self.pair.config(&more);
+        self.config = config.replace(&source, &as_follower(&source));
         let drop_slot = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots";
         self.pair.on_source(drop_slot).await;
         self.pair.on_replica(tables::EMPTY).await;
@@ -203,7 +238,7 @@ impl Ground {
     }
 
     async fn until_streaming(&self, daemon: &Daemon) {
-        let evidence = || format!("{}\n{}", daemon.stderr(), self.pair.logs());
+        let evidence = || evidence(&self.pair, daemon);
         let sample = "pglockstep_state{state=\"streaming\"}";
         eventually("state streaming", evidence, async || {
             (daemon.metric(sample).await == Some(1.0)).then_some(())
@@ -220,9 +255,9 @@ impl Ground {
         let far =
             "SELECT (SELECT n FROM mark), (SELECT max(applied_lsn) FROM pglockstep.pipelines)";
         let mut seen = None;
+        let evidence = || evidence(&self.pair, daemon);
         loop {
-            let evidence = || format!("{}\n{}", daemon.stderr(), self.pair.logs());
-            let row = eventually("the replica to move on", evidence, async || {
+            let row = eventually("the replica to move on", &evidence, async || {
                 let row = replica.query_one(far, &[]).await.unwrap();
                 let found = (row.get::<_, Option<i32>>(0), row.get::<_, Option<Lsn>>(1));
                 (found.0 == Some(wanted) || Some(found) != seen).then_some(found)

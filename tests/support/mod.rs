@@ -6,9 +6,11 @@
 
 mod books;
 mod daemon;
+mod evidence;
 mod line;
 mod pair;
 mod random;
+mod reads;
 mod rows;
 mod scenario;
 mod types;
@@ -16,9 +18,11 @@ mod wait;
 
 pub use books::{OPEN_ERRORS, errors, retry_in_vain, skip, until_metric, verb};
 pub use daemon::{Daemon, Response, free_port, run_verb};
+pub use evidence::evidence;
 pub use line::Line;
 pub use pair::{DATABASE, Pair, PairOptions};
 pub use random::{Random, is_soak, seed};
+pub use reads::expect_reads;
 pub use rows::{Digest, Row, assert_same_rows, digest, fetch_rows, row_differences};
 pub use scenario::{Family, Scenario, row, samples};
 pub use types::{TYPES_SETUP_SQL, TypeCase, type_cases};
