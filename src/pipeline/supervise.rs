@@ -53,7 +53,9 @@ pub async fn supervise(
         tokio::select! {
             done = Box::pin(trying) => return done,
             given_up = watch_slot(&configure, telemetry, &memory) => {
-                // The attempt is dropped by now, and its sessions with it.
+                // The attempt is dropped by now, and its sessions with it. It owned the slot: what
+                // stops it from now on is no start that is refused.
+                has_run = true;
                 telemetry.forget_pending();
                 telemetry.set_state(PipelineState::Failed, Some(given_up.reason()));
                 let Some(why) = given_up.carry_out(&configure).await else {

@@ -28,7 +28,7 @@ const SAME: Case = Case {
     mend_replica: "",
 };
 
-const CASES: [Case; 15] = [
+const CASES: [Case; 16] = [
     Case {
         source: "ALTER PUBLICATION pglockstep_it RENAME TO other",
         check: "source.publication",
@@ -148,6 +148,16 @@ const CASES: [Case; 15] = [
         ..SAME
     },
     Case {
+        source: "REVOKE pg_read_all_stats FROM reader",
+        check: "source.statistics",
+        object: "reader",
+        severity: "warning",
+        message: "waits for wal_sender_timeout",
+        remedy: "GRANT pg_read_all_stats TO \"reader\"",
+        mend_source: "GRANT pg_read_all_stats TO reader",
+        ..SAME
+    },
+    Case {
         replica: "ALTER TABLE crm.notes ADD UNIQUE (body)",
         check: "replica.unique",
         object: "crm.notes",
@@ -172,7 +182,8 @@ const CASES: [Case; 15] = [
 async fn each_finding_names_the_thing_and_its_remedy() {
     let pair = pair().await;
     pair.on_source(
-        "CREATE ROLE reader LOGIN REPLICATION; GRANT SELECT ON public.leads, public.notes TO reader",
+        "CREATE ROLE reader LOGIN REPLICATION; GRANT SELECT ON public.leads, public.notes TO reader; \
+         GRANT pg_read_all_stats TO reader",
     )
     .await;
     pair.on_replica(
