@@ -112,7 +112,7 @@ impl Field {
         let mut ground = Ground::new().await;
         let source = Proxy::start(ground.pair.source.port(), seed).await;
         let replica = Proxy::start(ground.pair.replica.port(), seed + 1).await;
-        ground.begin_anew().await;
+        ground.begin_anew("").await;
         let by = |config: String, cluster: String, proxy: &Proxy| {
             config.replace(&cluster, &proxy.url(DATABASE, IMPATIENT))
         };

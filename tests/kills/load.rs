@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, NoTls};
 
-use super::tables::{ACCOUNTS, TICKETS, WRITERS};
+use super::tables::{ACCOUNTS, BULK_ROWS, TICKETS, WRITERS};
 use crate::support::Random;
 
 pub struct Load {
@@ -151,7 +151,7 @@ impl Writer {
             sql,
             "DELETE FROM bulk WHERE writer = {writer} AND at % 2 = 0; \
              INSERT INTO bulk SELECT {writer}, c.n, i, 'row ' || i FROM counters c, \
-             generate_series(1, 5000) i WHERE c.writer = {writer};"
+             generate_series(1, {BULK_ROWS}) i WHERE c.writer = {writer};"
         );
     }
 

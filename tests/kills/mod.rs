@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!  a loop:  empty replica ─▶ load on ─▶ daemon ─▶ kill, restart … 5 times ─▶ load off ─▶ caught up ─▶ compare
-//!                                           │ the first kill falls into the first copy
+//!                                           │ the first kill falls into the first copy;
+//!                                           │ every second loop writes large transactions in parts
 //!                          beside it: readers (a prefix of the history that test_decoding tells, always),
 //!                          a watcher (confirmed ≤ applied, always)
 //! ```
@@ -29,6 +30,8 @@ use oracle::Oracle;
 use watch::{Readers, Watcher};
 
 const KILLS_A_LOOP: u32 = 5;
+/// A large transaction is then written in parts, and killed among them.
+const IN_PARTS: &str = "[apply]\nbatch_changes_max = 500";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Victim {
@@ -56,7 +59,7 @@ async fn the_replica_is_killed() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slot_that_is_ahead_is_noticed() {
     let mut ground = Ground::new().await;
-    ground.begin_anew().await;
+    ground.begin_anew("").await;
     let urls = (
         ground.pair.source.url(DATABASE),
         ground.pair.replica.url(DATABASE),
@@ -89,8 +92,10 @@ async fn run(victim: Victim, kills: u32) {
     let mut random = Random::new(seed ^ victim as u64);
     let mut ground = Ground::new().await;
     let mut left = kills;
+    let mut batches = [IN_PARTS, ""].into_iter().cycle();
     while left > 0 {
         let now = left.min(KILLS_A_LOOP);
+        ground.begin_anew(batches.next().unwrap()).await;
         ground.one_loop(victim, now, &mut random).await;
         left -= now;
     }
@@ -122,7 +127,6 @@ impl Ground {
     }
 
     async fn one_loop(&mut self, victim: Victim, kills: u32, random: &mut Random) {
-        self.begin_anew().await;
         let (source_url, replica_url) = (
             self.pair.source.url(DATABASE),
             self.pair.replica.url(DATABASE),
@@ -152,12 +156,13 @@ impl Ground {
             oracle::check(&history, seen);
         }
         let prefixes: usize = looks.iter().map(Vec::len).sum();
+        let large = oracle::count_bulk(&history);
         let samples = watcher.stop().await;
         for table in tables::COMPARED {
             self.compare(table, &daemon).await;
         }
         eprintln!(
-            "{victim:?}: {kills} kills, {written} transactions, {prefixes} prefixes read, {samples} positions compared: equal"
+            "{victim:?}: {kills} kills, {written} transactions, {large} of them large, {prefixes} prefixes read, {samples} positions compared: equal"
         );
         assert!(
             written > 0 && prefixes > 0 && samples > 0,
@@ -167,10 +172,11 @@ impl Ground {
     }
 
     /// An empty replica and no slot; the source keeps its rows.
-    async fn begin_anew(&mut self) {
-        self.config = self
-            .pair
-            .config("[retry]\ndelay_min = \"50ms\"\ndelay_max = \"500ms\"\n[copy]\nworkers = 2");
+    async fn begin_anew(&mut self, more: &str) {
+        let more = format!(
+            "[retry]\ndelay_min = \"50ms\"\ndelay_max = \"500ms\"\n[copy]\nworkers = 2\n{more}"
+        );
+        self.config = self.pair.config(&more);
         let drop_slot = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots";
         self.pair.on_source(drop_slot).await;
         self.pair.on_replica(tables::EMPTY).await;

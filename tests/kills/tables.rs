@@ -9,6 +9,8 @@ pub const ACCOUNTS: u32 = 200;
 pub const TOTAL: i64 = 1_000 * ACCOUNTS as i64;
 pub const WRITERS: u32 = 4;
 pub const TICKETS: u32 = 50;
+/// What a large transaction adds to `bulk`: so many rows, all of them `at` its counter.
+pub const BULK_ROWS: i64 = 5_000;
 
 /// `counters.n` of a writer is the number of its rows in `journal`, which has no key: a
 /// transaction that came twice, half or not at all shows.

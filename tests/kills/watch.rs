@@ -10,8 +10,8 @@ use tokio::task::JoinHandle;
 use tokio_postgres::Client;
 
 use super::load::{connect, is_lost};
-use super::oracle::Vector;
-use super::tables::{TOTAL, WRITERS};
+use super::oracle::{Look, at_writer};
+use super::tables::{BULK_ROWS, TOTAL, WRITERS};
 
 type Lost = tokio_postgres::Error;
 
@@ -29,7 +29,7 @@ impl<T> Looks<T> {
 }
 
 /// Two sessions that read the replica at REPEATABLE READ.
-pub struct Readers(Vec<Looks<Vec<Vec<Vector>>>>);
+pub struct Readers(Vec<Looks<Vec<Vec<Look>>>>);
 
 impl Readers {
     pub fn start(replica_url: &str) -> Self {
@@ -43,7 +43,7 @@ impl Readers {
 
     /// What each session saw, in its order. A replica that crashes forgets commits that its disk
     /// did not have yet, and gets them again: the next session may begin earlier.
-    pub async fn stop(self) -> Vec<Vec<Vector>> {
+    pub async fn stop(self) -> Vec<Vec<Look>> {
         let mut seen = Vec::new();
         for reader in self.0 {
             seen.extend(reader.stop().await);
@@ -52,7 +52,7 @@ impl Readers {
     }
 }
 
-async fn read(url: String, ends: Arc<AtomicBool>) -> Vec<Vec<Vector>> {
+async fn read(url: String, ends: Arc<AtomicBool>) -> Vec<Vec<Look>> {
     let mut sessions = Vec::new();
     while !ends.load(Ordering::Relaxed) {
         let Some(client) = connect(&url).await else {
@@ -60,8 +60,8 @@ async fn read(url: String, ends: Arc<AtomicBool>) -> Vec<Vec<Vector>> {
         };
         let mut seen = Vec::new();
         while !ends.load(Ordering::Relaxed) {
-            match read_once(&client).await {
-                Ok(vector) => seen.extend(vector),
+            match read_once(&client, seen.last().copied().unwrap_or_default()).await {
+                Ok(look) => seen.extend(look),
                 Err(error) if is_lost(&error) => break,
                 Err(error) => panic!("{error:?}"),
             }
@@ -72,8 +72,15 @@ async fn read(url: String, ends: Arc<AtomicBool>) -> Vec<Vec<Vector>> {
     sessions
 }
 
+/// The newest large transaction of each writer. Its rows are counted when it is seen first; later
+/// only another one takes any of them away, and that one the counters tell.
+const NEWEST_BULK: &str = "\
+    SELECT c.writer, newest.at, CASE WHEN newest.at IS DISTINCT FROM ($1::int8[])[c.writer + 1] THEN \
+    (SELECT count(*) FROM bulk b WHERE b.writer = c.writer AND b.at = newest.at) END \
+    FROM counters c, LATERAL (SELECT b.at FROM bulk b WHERE b.writer = c.writer ORDER BY b.at DESC LIMIT 1) newest";
+
 /// Checks one snapshot; `None` while the first copy is not over, when nothing is promised yet.
-async fn read_once(client: &Client) -> Result<Option<Vector>, Lost> {
+async fn read_once(client: &Client, before: Look) -> Result<Option<Look>, Lost> {
     let exists = "SELECT to_regclass('pglockstep.tables') IS NOT NULL";
     if !client.query_one(exists, &[]).await?.get::<_, bool>(0) {
         return Ok(None);
@@ -88,7 +95,7 @@ async fn read_once(client: &Client) -> Result<Option<Vector>, Lost> {
         .await?
         .get::<_, Option<bool>>(0)
         == Some(true);
-    let mut vector = None;
+    let mut look = None;
     if is_in_step {
         let balances = client
             .query_one("SELECT sum(balance)::int8 FROM accounts", &[])
@@ -106,20 +113,32 @@ async fn read_once(client: &Client) -> Result<Option<Vector>, Lost> {
             )
             .await?;
         assert_eq!(journal.len(), WRITERS as usize);
-        let seen = vector.insert(Vector::default());
+        let seen = look.insert(Look::default());
         for row in journal {
-            let writer: i32 = row.get(0);
+            let writer = at_writer(&row);
             let figures: [i64; 4] = [row.get(1), row.get(2), row.get(3), row.get(4)];
             let [n, rows, distinct, last] = figures;
-            seen[usize::try_from(writer).unwrap()] = n;
+            seen.counters[writer] = n;
             assert!(
                 rows == n && distinct == n && last == n,
                 "writer {writer}: {n} transactions, {rows} rows, {distinct} different, the last {last}"
             );
         }
+        for row in client
+            .query(NEWEST_BULK, &[&before.bulk.as_slice()])
+            .await?
+        {
+            let writer = at_writer(&row);
+            let (at, counted): (i64, Option<i64>) = (row.get(1), row.get(2));
+            seen.bulk[writer] = at;
+            assert!(
+                counted.is_none_or(|rows| rows == BULK_ROWS),
+                "writer {writer}: {counted:?} of {BULK_ROWS} rows of its transaction {at}"
+            );
+        }
     }
     client.batch_execute("COMMIT").await?;
-    Ok(vector)
+    Ok(look)
 }
 
 /// Compares what the slot has confirmed with what the replica has, 20 times a second.
