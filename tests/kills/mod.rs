@@ -24,7 +24,9 @@ use pglockstep::demo::cluster::ClusterOptions;
 use pglockstep::faults::Bug;
 use pglockstep::pg::Lsn;
 
-use crate::support::{DATABASE, Daemon, Pair, PairOptions, Random, eventually, is_soak, seed};
+use crate::support::{
+    DATABASE, Daemon, Pair, PairOptions, Random, eventually, evidence, is_soak, seed,
+};
 use load::Load;
 use oracle::Oracle;
 use watch::{Readers, Watcher};
@@ -209,7 +211,7 @@ impl Ground {
     }
 
     async fn until_streaming(&self, daemon: &Daemon) {
-        let evidence = || format!("{}\n{}", daemon.stderr(), self.pair.logs());
+        let evidence = || evidence(&self.pair, daemon);
         let sample = "pglockstep_state{state=\"streaming\"}";
         eventually("state streaming", evidence, async || {
             (daemon.metric(sample).await == Some(1.0)).then_some(())
@@ -226,9 +228,9 @@ impl Ground {
         let far =
             "SELECT (SELECT n FROM mark), (SELECT max(applied_lsn) FROM pglockstep.pipelines)";
         let mut seen = None;
+        let evidence = || evidence(&self.pair, daemon);
         loop {
-            let evidence = || format!("{}\n{}", daemon.stderr(), self.pair.logs());
-            let row = eventually("the replica to move on", evidence, async || {
+            let row = eventually("the replica to move on", &evidence, async || {
                 let row = replica.query_one(far, &[]).await.unwrap();
                 let found = (row.get::<_, Option<i32>>(0), row.get::<_, Option<Lsn>>(1));
                 (found.0 == Some(wanted) || Some(found) != seen).then_some(found)

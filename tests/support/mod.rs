@@ -6,6 +6,7 @@
 
 mod books;
 mod daemon;
+mod evidence;
 mod line;
 mod pair;
 mod random;
@@ -16,6 +17,7 @@ mod wait;
 
 pub use books::{OPEN_ERRORS, errors, retry_in_vain, skip, until_metric, verb};
 pub use daemon::{Daemon, Response, free_port, run_verb};
+pub use evidence::evidence;
 pub use line::Line;
 pub use pair::{DATABASE, Pair, PairOptions};
 pub use random::{Random, is_soak, seed};
