@@ -14,7 +14,7 @@ use tokio_postgres::error::SqlState;
 use super::load::Load;
 use super::oracle::{self, Oracle};
 use super::watch::{Readers, Watcher};
-use super::{Ground, tables};
+use super::{Ground, as_follower, tables};
 use crate::faults::proxy::{Line, Proxy};
 use crate::support::{DATABASE, Daemon, Random, is_soak, seed};
 
@@ -84,6 +84,7 @@ struct Figures {
     transactions: u64,
     prefixes: usize,
     positions: u64,
+    statements: usize,
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -104,6 +105,7 @@ async fn faults_keep_coming() {
         eprintln!("{} of {total} s: {figures:?}: equal", total - left);
     }
     assert!(figures.faults > 0 && figures.prefixes > 0 && figures.positions > 0);
+    assert!(figures.statements > 0);
     assert!(field.daemon.terminate().success());
 }
 
@@ -113,15 +115,18 @@ impl Field {
         let source = Proxy::start(ground.pair.source.port(), seed).await;
         let replica = Proxy::start(ground.pair.replica.port(), seed + 1).await;
         ground.begin_anew("").await;
-        let by = |config: String, cluster: String, proxy: &Proxy| {
-            config.replace(&cluster, &proxy.url(DATABASE, IMPATIENT))
-        };
-        let config = by(
-            ground.config.clone(),
+        let urls = (
             ground.pair.source.url(DATABASE),
-            &source,
+            ground.pair.replica.url(DATABASE),
         );
-        ground.config = by(config, ground.pair.replica.url(DATABASE), &replica);
+        let by = (
+            source.url(DATABASE, IMPATIENT),
+            replica.url(DATABASE, IMPATIENT),
+        );
+        let config = ground
+            .config
+            .replace(&as_follower(&urls.0), &as_follower(&by.0));
+        ground.config = config.replace(&urls.1, &by.1);
         let daemon = Daemon::start(&ground.config);
         Self {
             ground,
@@ -177,6 +182,7 @@ impl Field {
         for table in tables::COMPARED {
             self.ground.compare(table, &self.daemon).await;
         }
+        figures.statements += self.ground.expect_reads();
     }
 
     async fn strike(&mut self, fault: Fault, random: &mut Random) {

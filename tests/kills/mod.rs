@@ -6,6 +6,7 @@
 //!                                           │ every second loop writes large transactions in parts
 //!                          beside it: readers (a prefix of the history that test_decoding tells, always),
 //!                          a watcher (confirmed ≤ applied, always)
+//!                          in the source's log: what the daemon sent (reads, always)
 //! ```
 //!
 //! `cargo test` kills the daemon 20 times and each server 3 times; `PGLOCKSTEP_SOAK=1` the daemon
@@ -25,7 +26,7 @@ use pglockstep::faults::Bug;
 use pglockstep::pg::Lsn;
 
 use crate::support::{
-    DATABASE, Daemon, Pair, PairOptions, Random, eventually, evidence, is_soak, seed,
+    DATABASE, Daemon, Pair, PairOptions, Random, eventually, evidence, expect_reads, is_soak, seed,
 };
 use load::Load;
 use oracle::Oracle;
@@ -103,9 +104,22 @@ async fn run(victim: Victim, kills: u32) {
     }
 }
 
+/// The daemon is this one on the source, and nobody else: all that it sends is logged.
+const FOLLOWER: &str = "
+CREATE ROLE follower LOGIN SUPERUSER;
+ALTER ROLE follower SET log_statement = 'all';
+ALTER ROLE follower SET log_replication_commands = on;
+";
+
+fn as_follower(url: &str) -> String {
+    url.replace("//postgres@", "//follower@")
+}
+
 struct Ground {
     pair: Pair,
     config: String,
+    /// How far the source's log was read, in bytes.
+    log_read: usize,
 }
 
 impl Ground {
@@ -122,7 +136,9 @@ impl Ground {
         let ground = Self {
             pair: Pair::start_with(options).await,
             config: String::new(),
+            log_read: 0,
         };
+        ground.pair.on_source(FOLLOWER).await;
         ground.pair.on_both(tables::CREATE).await;
         ground.pair.on_source(tables::FILL).await;
         ground
@@ -163,14 +179,23 @@ impl Ground {
         for table in tables::COMPARED {
             self.compare(table, &daemon).await;
         }
+        daemon.terminate();
+        let statements = self.expect_reads();
         eprintln!(
-            "{victim:?}: {kills} kills, {written} transactions, {large} of them large, {prefixes} prefixes read, {samples} positions compared: equal"
+            "{victim:?}: {kills} kills, {written} transactions, {large} of them large, {prefixes} prefixes read, \
+             {samples} positions compared: equal; {statements} different statements, none of them a write"
         );
         assert!(
-            written > 0 && prefixes > 0 && samples > 0,
+            written > 0 && prefixes > 0 && samples > 0 && statements > 0,
             "nothing was tested"
         );
-        daemon.terminate();
+    }
+
+    /// What the daemon has sent to the source since the last look; how many different statements.
+    fn expect_reads(&mut self) -> usize {
+        let log = self.pair.source.log();
+        let read = std::mem::replace(&mut self.log_read, log.len());
+        expect_reads(&log[read..])
     }
 
     /// An empty replica and no slot; the source keeps its rows.
@@ -178,7 +203,9 @@ impl Ground {
         let more = format!(
             "[retry]\ndelay_min = \"50ms\"\ndelay_max = \"500ms\"\n[copy]\nworkers = 2\n{more}"
         );
-        self.config = self.pair.config(&more);
+        let source = self.pair.source.url(DATABASE);
+        let config = self.pair.config(&more);
+        self.config = config.replace(&source, &as_follower(&source));
         let drop_slot = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots";
         self.pair.on_source(drop_slot).await;
         self.pair.on_replica(tables::EMPTY).await;
