@@ -1,4 +1,5 @@
 //! A fault every few seconds, of every kind, one upon the other: what a month brings, in an hour.
+//! Two daemons run: one leads, the other stands by.
 //!
 //! `cargo test` runs it for 25 s, `PGLOCKSTEP_SOAK=1` for an hour, `PGLOCKSTEP_HOUR_SECONDS=600` for ten
 //! minutes. In between all is
@@ -16,7 +17,7 @@ use super::oracle::{self, Oracle};
 use super::watch::{Readers, Watcher};
 use super::{Ground, as_follower, tables};
 use crate::faults::proxy::{Line, Proxy};
-use crate::support::{DATABASE, Daemon, Random, is_soak, seed};
+use crate::support::{DATABASE, Daemon, Random, beside, eventually, evidence, is_soak, seed};
 
 const FAULT_EVERY: Duration = Duration::from_secs(5);
 /// A source that stops is let go after 15 s without a move.
@@ -28,8 +29,11 @@ const IMPATIENT: &str = "connect_timeout=2&tcp_user_timeout=2000";
 
 #[derive(Clone, Copy, Debug)]
 enum Fault {
-    KillDaemon,
-    FreezeDaemon,
+    KillLeader,
+    KillOther,
+    FreezeLeader,
+    /// The replica believes it dead, and the other takes over; then it wakes.
+    LoseLeader,
     StopSource(StopMode),
     KillSource,
     StopReplica(StopMode),
@@ -48,10 +52,11 @@ enum Link {
     Replica,
 }
 
-const FAULTS: [Fault; 19] = [
-    Fault::KillDaemon,
-    Fault::KillDaemon,
-    Fault::FreezeDaemon,
+const FAULTS: [Fault; 20] = [
+    Fault::KillLeader,
+    Fault::KillOther,
+    Fault::FreezeLeader,
+    Fault::LoseLeader,
     Fault::StopSource(StopMode::Fast),
     Fault::StopSource(StopMode::Immediate),
     Fault::KillSource,
@@ -70,17 +75,21 @@ const FAULTS: [Fault; 19] = [
     Fault::Terminate(Link::Replica),
 ];
 
-/// The servers, the lines to them, and the daemon.
+/// The servers, the lines to them, and the daemons.
 struct Field {
     ground: Ground,
     source: Proxy,
     replica: Proxy,
-    daemon: Daemon,
+    configs: [String; 2],
+    daemons: [Daemon; 2],
+    /// Which of them led when it was last looked.
+    led: usize,
 }
 
 #[derive(Debug, Default)]
 struct Figures {
     faults: u64,
+    successions: u64,
     transactions: u64,
     prefixes: usize,
     positions: u64,
@@ -106,7 +115,9 @@ async fn faults_keep_coming() {
     }
     assert!(figures.faults > 0 && figures.prefixes > 0 && figures.positions > 0);
     assert!(figures.statements > 0);
-    assert!(field.daemon.terminate().success());
+    for daemon in &mut field.daemons {
+        assert!(daemon.terminate().success());
+    }
 }
 
 impl Field {
@@ -127,23 +138,25 @@ impl Field {
             .config
             .replace(&as_follower(&urls.0), &as_follower(&by.0));
         ground.config = config.replace(&urls.1, &by.1);
-        let daemon = Daemon::start(&ground.config);
+        let configs = [ground.config.clone(), beside(&ground.config)];
         Self {
             ground,
             source,
             replica,
-            daemon,
+            daemons: configs.each_ref().map(|config| Daemon::start(config)),
+            configs,
+            led: 0,
         }
     }
 
     async fn round(&mut self, seconds: u64, random: &mut Random, figures: &mut Figures) {
-        self.ground.until_streaming(&self.daemon).await;
+        self.until_one_leads().await;
         // Numbers begin anew where nobody looks.
         self.ground
             .pair
             .on_source("TRUNCATE journal, bulk; UPDATE counters SET n = 0")
             .await;
-        self.ground.catch_up(&self.daemon).await;
+        self.ground.catch_up(&self.daemons[self.led]).await;
         let urls = (
             self.ground.pair.source.url(DATABASE),
             self.ground.pair.replica.url(DATABASE),
@@ -158,8 +171,9 @@ impl Field {
         while next < ends {
             sleep_until(next).await;
             next += FAULT_EVERY;
-            let at = usize::try_from(random.below(20)).unwrap();
+            let at = usize::try_from(random.below(21)).unwrap();
             let fault = FAULTS.get(at).copied().unwrap_or(Fault::LockTables);
+            figures.successions += u64::from(self.look_who_leads().await);
             eprintln!("{fault:?}");
             self.strike(fault, random).await;
             figures.faults += 1;
@@ -169,8 +183,8 @@ impl Field {
             proxy.heal();
             proxy.line(Line::default());
         }
-        self.ground.until_streaming(&self.daemon).await;
-        self.ground.catch_up(&self.daemon).await;
+        self.until_one_leads().await;
+        self.ground.catch_up(&self.daemons[self.led]).await;
         let looks = readers.stop().await;
         figures.positions += watcher.stop().await;
         let (source, _) = self.ground.pair.clients().await;
@@ -180,7 +194,7 @@ impl Field {
             figures.prefixes += seen.len();
         }
         for table in tables::COMPARED {
-            self.ground.compare(table, &self.daemon).await;
+            self.ground.compare(table, &self.daemons[self.led]).await;
         }
         figures.statements += self.ground.expect_reads();
     }
@@ -188,17 +202,28 @@ impl Field {
     async fn strike(&mut self, fault: Fault, random: &mut Random) {
         let pair = &mut self.ground.pair;
         match fault {
-            Fault::KillDaemon => {
-                self.daemon.kill9();
-                self.daemon = Daemon::start(&self.ground.config);
+            Fault::KillLeader | Fault::KillOther => {
+                let at = if matches!(fault, Fault::KillLeader) {
+                    self.led
+                } else {
+                    1 - self.led
+                };
+                self.daemons[at].kill9();
+                random.pause(0, 3_000).await;
+                self.daemons[at] = Daemon::start(&self.configs[at]);
             }
-            Fault::FreezeDaemon => {
-                self.daemon.signal(Signal::STOP);
+            Fault::FreezeLeader | Fault::LoseLeader => {
+                self.daemons[self.led].signal(Signal::STOP);
+                if matches!(fault, Fault::LoseLeader) {
+                    let sql = "SELECT pg_terminate_backend(pid) FROM pg_locks \
+                               WHERE locktype = 'advisory' AND granted";
+                    pair.replica.execute(DATABASE, sql).await.unwrap();
+                }
                 random.pause(500, 6_000).await;
-                self.daemon.signal(Signal::CONT);
+                self.daemons[self.led].signal(Signal::CONT);
             }
             Fault::StopSource(mode) => {
-                stop_source(&mut pair.source, mode, &self.daemon).await;
+                stop_source(&mut pair.source, mode, &self.daemons).await;
                 random.pause(0, 2_000).await;
                 pair.source.restart().await.unwrap();
             }
@@ -252,11 +277,47 @@ impl Field {
                 }
             }
         }
-        assert!(
-            self.daemon.exit_status().is_none(),
-            "the daemon has ended by itself:\n{}",
-            self.daemon.stderr()
-        );
+        for daemon in &mut self.daemons {
+            let ended = daemon.exit_status();
+            let said = daemon.stderr();
+            assert!(
+                ended.is_none(),
+                "the daemon has ended by itself: {ended:?}\n{said}"
+            );
+        }
+    }
+
+    /// Whether it is another one than before. While nobody does, it counts as before.
+    async fn look_who_leads(&mut self) -> bool {
+        let leads = |at: usize| self.daemons[at].metric("pglockstep_state{state=\"streaming\"}");
+        let (is_led, other) = (leads(self.led).await, leads(1 - self.led).await);
+        let has_changed = is_led != Some(1.0) && other == Some(1.0);
+        if has_changed {
+            self.led = 1 - self.led;
+        }
+        has_changed
+    }
+
+    /// One streams, and the other stands by.
+    async fn until_one_leads(&mut self) {
+        let state = |at: usize, state: &str| {
+            let sample = format!("pglockstep_state{{state=\"{state}\"}}");
+            let daemon = &self.daemons[at];
+            async move { daemon.metric(&sample).await == Some(1.0) }
+        };
+        let evidence = || {
+            let of = |daemon| evidence(&self.ground.pair, daemon);
+            self.daemons.each_ref().map(of).join("\n")
+        };
+        self.led = eventually("one daemon to lead", evidence, async || {
+            for at in [0, 1] {
+                if state(at, "streaming").await && state(1 - at, "standby").await {
+                    return Some(at);
+                }
+            }
+            None
+        })
+        .await;
     }
 
     fn proxy(&self, link: Link) -> &Proxy {
@@ -268,14 +329,15 @@ impl Field {
 }
 
 /// There may be much that it waits for. While that moves, it may be killed in the end instead.
-async fn stop_source(source: &mut Cluster, mode: StopMode, daemon: &Daemon) {
-    let (mut durable, mut moved_at) = (None, Instant::now());
+async fn stop_source(source: &mut Cluster, mode: StopMode, daemons: &[Daemon; 2]) {
+    let (mut durable, mut moved_at) = ([None; 2], Instant::now());
     let mut stop = std::pin::pin!(source.stop(mode));
     let stopped = loop {
         tokio::select! {
             stopped = &mut stop => break stopped,
             () = sleep(Duration::from_secs(1)) => {
-                let now = daemon.metric("pglockstep_flushed_lsn").await;
+                let flushed = |at: usize| daemons[at].metric("pglockstep_flushed_lsn");
+                let now = [flushed(0).await, flushed(1).await];
                 if now != durable {
                     (durable, moved_at) = (now, Instant::now());
                 }
@@ -284,7 +346,7 @@ async fn stop_source(source: &mut Cluster, mode: StopMode, daemon: &Daemon) {
     };
     if let Err(error) = stopped {
         let stands = moved_at.elapsed();
-        let said = daemon.stderr();
+        let said = daemons.each_ref().map(Daemon::stderr).join("\n");
         assert!(
             stands < HELD_UP_MAX,
             "{error}: {durable:?} for {stands:?}\n{said}"

@@ -229,6 +229,12 @@ async fn http_request(address: &str, method: &str, path: &str) -> Option<Respons
     })
 }
 
+/// The configuration of a daemon that runs beside the one with this: its own address alone differs.
+pub fn beside(config: &str) -> String {
+    let listen = listen_address(config).expect("the configuration has no [http] listen");
+    config.replace(&listen, &format!("127.0.0.1:{}", free_port()))
+}
+
 /// Runs another verb with this configuration to its end.
 pub fn run_verb(config: &str, arguments: &[&str]) -> Output {
     let path = write_config(config);

@@ -17,7 +17,7 @@ mod types;
 mod wait;
 
 pub use books::{OPEN_ERRORS, errors, retry_in_vain, skip, until_metric, verb};
-pub use daemon::{Daemon, Response, free_port, run_verb};
+pub use daemon::{Daemon, Response, beside, free_port, run_verb};
 pub use evidence::evidence;
 pub use line::Line;
 pub use pair::{DATABASE, Pair, PairOptions};

@@ -10,7 +10,7 @@ use pglockstep::demo::cluster::ClusterOptions;
 use tokio::sync::OnceCell;
 use tokio_postgres::Client;
 
-use super::daemon::free_port;
+use super::daemon::{beside, free_port};
 use super::pair::{Pair, PairOptions};
 use super::rows::{Row, fetch_rows, row_differences};
 use super::{Daemon, Response, eventually};
@@ -147,8 +147,7 @@ impl<'a> Scenario<'a> {
 
     /// A daemon with the same configuration but for its own address.
     pub fn launch_beside(&self, more: &str) -> Daemon {
-        let other = format!("127.0.0.1:{}", free_port());
-        Daemon::start(&self.config(more).replace(&self.listen, &other))
+        Daemon::start(&beside(&self.config(more)))
     }
 
     /// Starts the daemon; does not wait for anything.
