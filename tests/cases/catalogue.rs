@@ -108,8 +108,9 @@ const CATALOGUE: &[Line] = &[
 
     line("D1", "savepoints kept, undone, a thousand deep; all undone",
         Elsewhere(&["scenarios/follow.rs::transactions_that_leave_nothing_or_a_part"])),
-    line("D2", "large ones, interleaved, partly undone, DDL inside", Here),
-    line("D3", "prepared: committed, rolled back, empty, over a crash", Here),
+    // Protocol 1, so none is sent before its commit: neither streamed in progress, nor at PREPARE.
+    line("D2", "large ones, interleaved, partly undone, DDL inside; never streamed, so each comes whole at its commit", Here),
+    line("D3", "prepared: committed, rolled back, empty, over a crash; never two-phase, so each comes plain at COMMIT PREPARED", Here),
     line("D4", "empty transactions", Here),
     line("D5", "logical messages, in and out of transactions, 1 MB; a restart", Here),
     line("D6", "begun before and committed after many short ones; a restart", Here),
@@ -128,8 +129,7 @@ const CATALOGUE: &[Line] = &[
     line("E3", "CASCADE", Elsewhere(&["scenarios/follow.rs::truncate_in_every_company"])),
     line("E4", "RESTART IDENTITY, by the sequence's owner and by another",
         Elsewhere(&["scenarios/follow.rs::truncate_in_every_company"])),
-    line("E5", "a publication without truncate",
-        Elsewhere(&["scenarios/copy.rs::what_would_drift_unseen_is_refused"])),
+    line("E5", "a publication without truncate: refused, and told with its remedy", Here),
     line("E6", "a foreign key from a table that is not mapped", Here),
     line("E7", "a partition alone, and its root, published either way", Here),
     line("E8", "partitioned on the replica only",
