@@ -86,7 +86,8 @@ const CATALOGUE: &[Line] = &[
     line("B5", "unsent values of every type that can be long", Here),
     line("B6", "a TOASTed key that does not change",
         Elsewhere(&["scenarios/identity.rs::toasted_keys_are_found"])),
-    line("B7", "repair of a row with an unsent value", OutOfScope("`repair` is not there yet")),
+    line("B7", "an unsent value among what is kept of a table set aside; with a new key, too",
+        Elsewhere(&["scenarios/quarantine.rs::values_that_were_not_sent_survive_being_set_aside"])),
     line("B8", "a filter that reads a TOASTed value",
         Elsewhere(&["scenarios/mapping.rs::rows_outside_the_filter_may_change_without_their_toasted_values"])),
 
