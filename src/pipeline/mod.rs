@@ -35,6 +35,7 @@ mod settings;
 mod shutdown_watch;
 #[cfg(test)]
 mod simulation;
+mod slot_making;
 mod slot_watch;
 mod start;
 mod supervise;
