@@ -7,6 +7,7 @@
 
 use crate::config::Config;
 use crate::conn::Endpoint;
+use crate::faults;
 use crate::http::{self, BindError};
 use crate::pg::Side;
 use crate::pipeline::{PipelineConfig, PipelineError, supervise};
@@ -143,7 +144,7 @@ pub fn pipeline_config(config: &Config) -> Result<PipelineConfig, PipelineError>
         slot: config.source.slot.clone(),
         failover: config.source.failover,
         replica_pool_max: config.replica.pool_max,
-        slot_lock_timeout_ms: SLOT_LOCK_TIMEOUT_MS,
+        slot_lock_timeout_ms: faults::limit("slot.lock_timeout_ms", SLOT_LOCK_TIMEOUT_MS),
         mapping: config.mapping.clone(),
         copy: config.snapshot,
         apply: config.apply,

@@ -3,11 +3,13 @@
 //! ```text
 //!  PGLOCKSTEP_FAULTS="apply.commit=kill@3;receive.read=delay(1s)"    point = what [@ at which passage]
 //!  PGLOCKSTEP_PLANTED="skip_epoch_check"                            a bug, by its name
+//!  PGLOCKSTEP_LIMITS="slot.lock_timeout_ms=8000"                    limit = number [; …]
 //! ```
 //!
 //! A fail point stands between two steps of the work: `error` ends the work there by a transient
 //! error of the fitting type, `kill` the process by SIGKILL, `panic` the task, `delay(…)` waits. What was done is said
-//! on stderr. A planted bug is a mistake that the tests must notice; see `pipeline/simulation`.
+//! on stderr. A planted bug is a mistake that the tests must notice; see `pipeline/simulation`. A limit
+//! is a number of ours that a test cannot wait for.
 
 #[cfg(test)]
 pub(crate) mod golden;
@@ -110,6 +112,14 @@ pub async fn at(_point: &'static str) -> Result<(), Fault> {
     Ok(())
 }
 
+/// A limit of ours: as it is.
+#[cfg(not(feature = "faults"))]
+#[inline]
+#[must_use]
+pub const fn limit(_name: &'static str, usual: u32) -> u32 {
+    usual
+}
+
 /// Whether the bug is planted: never.
 #[cfg(not(any(test, feature = "faults")))]
 #[inline]
@@ -119,7 +129,7 @@ pub const fn planted(_bug: Bug) -> bool {
 }
 
 #[cfg(feature = "faults")]
-pub use orders::at;
+pub use orders::{at, limit};
 #[cfg(any(test, feature = "faults"))]
 pub use plot::planted;
 #[cfg(test)]
@@ -180,6 +190,19 @@ mod orders {
         Ok(())
     }
 
+    /// A limit of ours, unless the environment has another: `limit=number`.
+    #[must_use]
+    pub fn limit(name: &'static str, usual: u32) -> u32 {
+        let text = std::env::var("PGLOCKSTEP_LIMITS").unwrap_or_default();
+        number(&text, name).unwrap_or(usual)
+    }
+
+    fn number(text: &str, name: &str) -> Option<u32> {
+        let mut limits = text.split(';').filter_map(|limit| limit.split_once('='));
+        let (_, number) = limits.find(|(known, _)| known.trim() == name)?;
+        number.trim().parse().ok()
+    }
+
     /// With a text that stands for a row's value, which no log may hold.
     #[expect(clippy::panic, reason = "that it is seen is what is tested")]
     fn panic_with(point: &str) -> ! {
@@ -231,6 +254,14 @@ mod orders {
     #[cfg(test)]
     mod tests {
         use super::*;
+
+        #[test]
+        fn limits_are_read() {
+            let text = "a.b=7; c=x;a = 8";
+            let of = |name| number(text, name);
+            assert_eq!((of("a.b"), of("a"), of("c")), (Some(7), Some(8), None));
+            assert_eq!(number("", "a"), None);
+        }
 
         #[test]
         fn orders_are_read() {

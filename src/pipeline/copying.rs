@@ -11,9 +11,7 @@ use crate::faults;
 use crate::mapping::{ConflictPolicy, ExistingRows, ExtraRows};
 use crate::pg::{Disposition, Lsn, QualifiedName};
 use crate::progress::{Store, TableRecord, TableState};
-use crate::replication::{
-    ReplicationConnection, ReplicationSlot, SlotName, SlotOptions, create_slot, drop_slot,
-};
+use crate::replication::{ReplicationConnection, ReplicationSlot, SlotName, drop_slot};
 use crate::snapshot::{CopyTable, SnapshotCopy, check_existing_rows};
 use crate::telemetry::PipelineState;
 use std::collections::HashMap;
@@ -49,12 +47,7 @@ impl Start<'_> {
             .await?;
         faults::at("slot.intended").await?;
         let timeline = connection.identify_system().await?.timeline;
-        let options = SlotOptions {
-            temporary: false,
-            failover: self.config.failover,
-            lock_timeout_ms: self.config.slot_lock_timeout_ms,
-        };
-        let exported = create_slot(&mut connection, slot_name, options).await?;
+        let exported = self.make_slot(&mut connection, slot_name, false).await?;
         faults::at("slot.made").await?;
         tracing::info!(slot = %slot_name, at = %exported.consistent_point, "slot created");
         self.store
@@ -115,12 +108,7 @@ impl Start<'_> {
         let slot: String = self.config.slot.chars().take(40).collect();
         let name = format!("{slot}_copy_{}", self.store.epoch());
         let name = name.parse::<SlotName>()?;
-        let options = SlotOptions {
-            temporary: true,
-            failover: false,
-            lock_timeout_ms: self.config.slot_lock_timeout_ms,
-        };
-        let exported = create_slot(&mut exporter, &name, options).await?;
+        let exported = self.make_slot(&mut exporter, &name, true).await?;
         faults::at("copy.slot_made").await?;
         // The exporter stays until the copy is done: with it goes the snapshot.
         self.copy(tables, &exported.name, exported.consistent_point)

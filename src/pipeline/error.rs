@@ -7,7 +7,7 @@ use crate::faults::Fault;
 use crate::pg::{Disposition, Lsn, Side};
 use crate::pgoutput::DecodeError;
 use crate::progress::ProgressError;
-use crate::replication::{ReplicationError, SlotNameError};
+use crate::replication::{HolderSession, ReplicationError, SlotHolder, SlotNameError};
 use crate::snapshot::SnapshotError;
 use crate::telemetry::ErrorCategory;
 
@@ -94,6 +94,15 @@ pub enum PipelineError {
     /// A state of affairs that is likely to pass.
     #[error("{0}")]
     Waiting(String),
+    /// A transaction of the source has held up the making of a slot for too long.
+    #[error("the slot is not made before {holder} has ended")]
+    SlotHeld {
+        /// Whose it is.
+        holder: SlotHolder,
+        /// The server's word.
+        #[source]
+        source: ReplicationError,
+    },
     /// A table was set aside; the others go on.
     #[error("{table} is set aside, the others go on")]
     SetAside {
@@ -171,6 +180,7 @@ impl PipelineError {
             Self::Apply { source, .. } | Self::Prepare(source) => source.disposition(),
             Self::Select { source, .. } => source.disposition(),
             Self::Waiting(_)
+            | Self::SlotHeld { .. }
             | Self::TableJoined(_)
             | Self::TableLeft(_)
             | Self::SetAside { .. }
@@ -258,6 +268,14 @@ impl PipelineError {
                 source.advice().map(str::to_owned)
             }
             Self::ResyncFailed { source, .. } => source.advice(),
+            Self::SlotHeld { holder, .. } => Some(match &holder.session {
+                HolderSession::Backend { pid, .. } => format!(
+                    "end it, or wait: it is tried again; on the source: SELECT pg_terminate_backend({pid})"
+                ),
+                HolderSession::Prepared { .. } => {
+                    "end it with COMMIT PREPARED or ROLLBACK PREPARED, in its database".to_owned()
+                }
+            }),
             Self::SetAside { source, .. } => {
                 let advice = source.advice().map(|advice| advice + "; ").unwrap_or_default();
                 Some(format!("{advice}then `pglockstep errors retry`, or `pglockstep resync` the table"))
@@ -313,6 +331,7 @@ impl PipelineError {
             | Self::Catalog(_)
             | Self::Progress(_)
             | Self::Snapshot(_)
+            | Self::SlotHeld { .. }
             | Self::SetAside { .. }
             | Self::ResyncFailed { .. }
             | Self::Apply { .. }

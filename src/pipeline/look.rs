@@ -5,11 +5,12 @@ use super::lacks::{replica_lacks, source_lacks};
 use super::tables::{PlanProblem, PlannedTable, TablePlan, relation_of};
 use super::{PipelineConfig, PipelineError};
 use crate::apply::try_statements;
-use crate::catalog::{Server, fetch_tables};
+use crate::catalog::{Server, Table, fetch_tables};
 use crate::conn::Session;
-use crate::pg::{QualifiedName, quote_ident};
-use crate::replication::{Publication, fetch_publication, fetch_published_tables};
+use crate::pg::{QualifiedName, RelationId, quote_ident};
+use crate::replication::{Publication, PublishedTable, fetch_publication, fetch_published_tables};
 use crate::snapshot::{CopyTable, enter_snapshot};
+use std::collections::HashMap;
 use tokio_postgres::Client;
 
 /// The first version whose slots can be kept on standbys.
@@ -158,12 +159,14 @@ pub(super) async fn check_forms(
     let published = fetch_published_tables(&session, &config.publication).await?;
     let names: Vec<QualifiedName> = published.iter().map(|p| p.name.clone()).collect();
     let now = fetch_tables(&session, &names).await?;
+    // By their numbers: there may be thousands.
+    let published: HashMap<RelationId, &PublishedTable> =
+        published.iter().map(|p| (p.oid, p)).collect();
+    let now: HashMap<RelationId, &Table> = now.iter().map(|t| (t.oid, t)).collect();
     for table in tables {
         let relation = &table.mapping.relation;
-        let form = published.iter().find_map(|p| {
-            let found = now
-                .iter()
-                .find(|t| t.oid == p.oid && t.oid == relation.id)?;
+        let form = published.get(&relation.id).and_then(|p| {
+            let found = now.get(&relation.id)?;
             Some((relation_of(found, p.columns.as_deref()), &p.row_filter))
         });
         if form.is_none_or(|(now, filter)| now != *relation || *filter != table.row_filter) {

@@ -37,6 +37,7 @@ mod settings;
 mod shutdown_watch;
 #[cfg(test)]
 mod simulation;
+mod slot_making;
 mod slot_watch;
 mod start;
 mod supervise;

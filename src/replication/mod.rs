@@ -22,6 +22,7 @@ mod error;
 mod protocol;
 mod publication;
 mod slot;
+mod slot_holder;
 mod stream;
 mod wire;
 
@@ -35,4 +36,5 @@ pub use slot::{
     ExportedSnapshot, ReplicationSlot, SlotName, SlotNameError, SlotOptions, SlotUser,
     SlotWalStatus, create_slot, drop_slot, end_dead_user, fetch_slot, keep_on_standbys,
 };
+pub use slot_holder::{HolderSession, SlotHolder, fetch_slot_holder};
 pub use stream::{OriginFilter, ReplicationStream, StreamOptions, Streaming, protocol_version_max};

@@ -1,4 +1,8 @@
 //! D: transactions, as they come from the log: whole, in commit order, once.
+//!
+//! Protocol 1 is asked for, without streaming and without two-phase: what the source puts aside or
+//! prepares is sent to nobody before its commit, and is a plain transaction then. So D2 and D3 try
+//! that nothing is there too early and all of it once; there is no Stream or Prepare to be read.
 
 use pglockstep::demo::cluster::StopMode;
 

@@ -9,6 +9,7 @@
 //! `cargo test` draws a share of the runs by a seed, which is printed; `PGLOCKSTEP_SEED` repeats
 //! them, and `PGLOCKSTEP_SOAK=1` does all. `PGLOCKSTEP_RUN="apply.begun=kill@2"` does one.
 
+mod held_slot;
 mod lane;
 mod load;
 mod panics;

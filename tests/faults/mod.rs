@@ -10,6 +10,7 @@ mod accounts;
 mod certificates;
 mod disks;
 mod load;
+mod many_tables;
 mod network;
 mod poolers;
 mod probe;

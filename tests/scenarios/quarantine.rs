@@ -358,6 +358,73 @@ async fn a_truncate_of_a_table_set_aside_and_one_that_it_refers_to() {
     assert!(daemon.terminate().success());
 }
 
+/// A value that an update did not send is not among what is kept either: it stands in the row that
+/// the update finds once it is applied.
+#[tokio::test]
+async fn values_that_were_not_sent_survive_being_set_aside() {
+    for (name, identity) in [
+        ("unsent_aside", ""),
+        (
+            "unsent_aside_full",
+            "ALTER TABLE leads REPLICA IDENTITY FULL",
+        ),
+    ] {
+        let s = Scenario::new(&FAMILY, name).await;
+        s.on_both(
+            "CREATE TABLE notes (id int PRIMARY KEY); \
+             CREATE TABLE leads (id int PRIMARY KEY, name varchar(40), n int, memo text); \
+             ALTER TABLE leads ALTER memo SET STORAGE EXTERNAL",
+        )
+        .await;
+        s.on_replica("ALTER TABLE leads ALTER name TYPE varchar(10)")
+            .await;
+        s.on_source(identity).await;
+        s.on_source("INSERT INTO leads SELECT g, 'first', 0, repeat('memo' || g, 3000) FROM generate_series(1, 9) g")
+            .await;
+        s.publish_all().await;
+        let mut daemon = s.start(QUARANTINE).await;
+        s.on_source("INSERT INTO leads VALUES (20, 'far too long a name', 0, repeat('x', 9000))")
+            .await;
+        until_set_aside(&daemon).await;
+        for sql in [
+            "UPDATE leads SET n = 1 WHERE id = 1",
+            "UPDATE leads SET id = 102 WHERE id = 2",
+            "UPDATE leads SET id = 103, n = 3 WHERE id = 3",
+            "UPDATE leads SET n = n + 1 WHERE id = 103",
+            // Merged when it is applied: the first is the only one to say what `memo` is.
+            "BEGIN; UPDATE leads SET memo = repeat('new', 3000) WHERE id = 4; \
+             UPDATE leads SET n = 4 WHERE id = 4; UPDATE leads SET id = 104 WHERE id = 4; COMMIT",
+            "BEGIN; DELETE FROM leads WHERE id = 5; \
+             INSERT INTO leads VALUES (5, 'anew', 0, repeat('anew', 3000)); \
+             UPDATE leads SET n = 5 WHERE id = 5; COMMIT",
+            // Of the row that was refused, too; and one key takes another's place.
+            "UPDATE leads SET n = 6, id = 120 WHERE id = 20",
+            "BEGIN; UPDATE leads SET id = 106 WHERE id = 6; UPDATE leads SET id = 6 WHERE id = 7; COMMIT",
+            "INSERT INTO notes VALUES (1)",
+        ] {
+            s.on_source(sql).await;
+        }
+        s.until_state(&mut daemon, "streaming").await;
+        s.in_step(&daemon, &["SELECT * FROM notes"]).await;
+        let found = errors(&s, QUARANTINE, false);
+        let id = found[0]["id"].to_string();
+        let (_, shown) = verb(&s, QUARANTINE, &["errors", "show", &id, "--values"]);
+        assert!(shown.contains("unchanged"), "all was sent: {shown}");
+        s.on_replica("ALTER TABLE leads ALTER name TYPE varchar(40)")
+            .await;
+        assert_eq!(verb(&s, QUARANTINE, &["errors", "retry", &id]).0, Some(0));
+        until(&daemon, SET_ASIDE, 0.0).await;
+        until(&daemon, OPEN, 0.0).await;
+        s.until_state(&mut daemon, "streaming").await;
+        let both = ["SELECT * FROM leads", "SELECT * FROM notes"];
+        s.in_step(&daemon, &both).await;
+        // It goes on as any other.
+        s.on_source("UPDATE leads SET n = 9, id = id + 1000").await;
+        s.in_step(&daemon, &both).await;
+        assert!(daemon.terminate().success());
+    }
+}
+
 #[tokio::test]
 async fn books_of_an_older_version_are_brought_up() {
     let s = scenario("old_books").await;

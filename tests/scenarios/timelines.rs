@@ -5,18 +5,22 @@ use std::process::Command;
 
 use pglockstep::demo::cluster::{Cluster, StopMode};
 
-use crate::support::{Pair, PairOptions, Scenario};
+use crate::support::{Pair, PairOptions, Scenario, eventually};
 
 const NAME: &str = "timelines";
 const ALL: [&str; 1] = ["SELECT * FROM t"];
 
 /// As a standby that takes over: another timeline from here on.
 async fn promote(source: &mut Cluster) {
+    becomes_standby(source).await;
+    let promote = "SELECT pg_promote()";
+    source.execute("postgres", promote).await.unwrap();
+}
+
+async fn becomes_standby(source: &mut Cluster) {
     source.stop(StopMode::Fast).await.unwrap();
     source.write_file("standby.signal", b"").unwrap();
     source.restart().await.unwrap();
-    let promote = "SELECT pg_promote()";
-    source.execute("postgres", promote).await.unwrap();
 }
 
 fn copy(from: &Path, to: &Path) {
@@ -71,4 +75,38 @@ async fn the_same_history_goes_on_and_another_does_not() {
         "{said}"
     );
     assert_eq!(s.replica_one("SELECT count(*) FROM t").await, "3");
+}
+
+/// A URL that leads to a standby: nothing is made there, and nothing given up.
+#[tokio::test]
+async fn a_source_that_is_a_standby_is_waited_for() {
+    let mut pair = Pair::start_with(PairOptions::default()).await;
+    let name = "still_standby";
+    let s = Scenario::on_pair(&pair, name).await;
+    s.on_both("CREATE TABLE t (id int PRIMARY KEY)").await;
+    s.publish_all().await;
+    s.on_source("INSERT INTO t VALUES (1)").await;
+    drop(s);
+    becomes_standby(&mut pair.source).await;
+    let s = Scenario::again(&pair, name).await;
+    let mut daemon = s.launch("");
+    eventually(
+        "its reason",
+        || daemon.stderr(),
+        async || {
+            let said = daemon.http_get("/healthz").await?.body;
+            (said.contains("waiting for the primary") && said.contains("\"starting\""))
+                .then_some(())
+        },
+    )
+    .await;
+    let made = "SELECT count(*) FROM pg_replication_slots";
+    assert_eq!(s.one(made).await, "0");
+    let books = "SELECT to_regnamespace('pglockstep') IS NULL";
+    assert_eq!(s.replica_one(books).await, "t");
+    s.on_source("SELECT pg_promote()").await;
+    s.until_state(&mut daemon, "streaming").await;
+    s.on_source("INSERT INTO t VALUES (2)").await;
+    s.in_step(&daemon, &ALL).await;
+    assert!(daemon.terminate().success());
 }

@@ -1,0 +1,89 @@
+//! Thousands of tables: what is read for all of them at once stays fast enough to start, to be
+//! scraped, and to see what joins. `PGLOCKSTEP_SOAK=1` only: making them takes longer than the rest.
+
+use std::time::{Duration, Instant};
+
+use pglockstep::demo::cluster::ClusterOptions;
+
+use crate::support::{Daemon, Pair, PairOptions, Scenario, eventually, is_soak};
+
+const TABLES: u32 = 10_000;
+const WITHIN: Duration = Duration::from_secs(60);
+
+/// Says how long a step has taken, and that it was no longer than is promised.
+fn took(what: &str, since: Instant) {
+    let took = since.elapsed();
+    eprintln!("{TABLES} tables: {what} in {:.1} s", took.as_secs_f64());
+    assert!(took <= WITHIN, "{what} took {took:?}");
+}
+
+/// Waits until it has said so many times that it streams. Its metrics, asked for again and again,
+/// would be most of what it does.
+async fn in_step(daemon: &Daemon, times: usize) {
+    let evidence = || daemon.stderr().lines().rev().take(9).collect();
+    eventually("every table to be in step", evidence, async || {
+        let said = daemon.stderr().matches("every table is in step").count();
+        (said == times).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn ten_thousand_tables_are_followed() {
+    if !is_soak() {
+        eprintln!("left out: PGLOCKSTEP_SOAK=1 runs it");
+        return;
+    }
+    // All are made in one transaction, and marked as being copied in one.
+    let options = || ClusterOptions::default().with("max_locks_per_transaction", "1024");
+    let pair = Pair::start_with(PairOptions {
+        source: options(),
+        replica: options(),
+    })
+    .await;
+    let s = Scenario::on_pair(&pair, "many_tables").await;
+    let create = format!(
+        "DO $$ BEGIN FOR n IN 1..{TABLES} LOOP
+           EXECUTE format('CREATE TABLE t%s (id int PRIMARY KEY)', n); END LOOP; END $$"
+    );
+    tokio::join!(s.on_source(&create), s.on_replica(&create));
+    s.on_source("INSERT INTO t1 VALUES (1); INSERT INTO t10000 VALUES (1)")
+        .await;
+    s.publish_all().await;
+
+    let since = Instant::now();
+    let mut daemon = s.launch("");
+    in_step(&daemon, 1).await;
+    took("streaming", since);
+
+    let since = Instant::now();
+    let metrics = daemon.http_get("/metrics").await.unwrap().body;
+    took("/metrics", since);
+    let last = "pglockstep_ledger_imbalance{table=\"public.t10000\"}";
+    assert!(metrics.contains(last), "{} bytes", metrics.len());
+
+    let changed = [
+        "SELECT * FROM t1",
+        "SELECT * FROM t5000",
+        "SELECT * FROM t10000",
+    ];
+    let since = Instant::now();
+    s.on_source("INSERT INTO t1 VALUES (2); INSERT INTO t5000 VALUES (2); DELETE FROM t10000")
+        .await;
+    s.in_step(&daemon, &changed).await;
+    took("a change", since);
+
+    // Nobody writes to it: only the look at the publication can find it.
+    s.on_both("CREATE TABLE late (id int PRIMARY KEY)").await;
+    let since = Instant::now();
+    let copied =
+        "SELECT count(*) FROM pglockstep.tables WHERE source_table = 'late' AND state = 'copied'";
+    s.replica_eventually(copied, "1").await;
+    in_step(&daemon, 2).await;
+    took("a table that joins", since);
+    s.on_source("INSERT INTO late VALUES (1); INSERT INTO t5000 VALUES (3)")
+        .await;
+    s.in_step(&daemon, &["SELECT * FROM late", changed[1]])
+        .await;
+    assert!(daemon.terminate().success());
+}
