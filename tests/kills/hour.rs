@@ -152,10 +152,7 @@ impl Field {
     async fn round(&mut self, seconds: u64, random: &mut Random, figures: &mut Figures) {
         self.until_one_leads().await;
         // Numbers begin anew where nobody looks.
-        self.ground
-            .pair
-            .on_source("TRUNCATE journal, bulk; UPDATE counters SET n = 0")
-            .await;
+        self.ground.pair.on_source(tables::FORGET).await;
         self.ground.catch_up(&self.daemons[self.led]).await;
         let urls = (
             self.ground.pair.source.url(DATABASE),

@@ -33,6 +33,8 @@ use oracle::Oracle;
 use watch::{Readers, Watcher};
 
 const KILLS_A_LOOP: u32 = 5;
+/// So many loops; all but the first of them copy rows of every table.
+const FORGET_EVERY: usize = 4;
 /// A large transaction is then written in parts, and killed among them.
 const IN_PARTS: &str = "[apply]\nbatch_changes_max = 500";
 
@@ -95,12 +97,16 @@ async fn run(victim: Victim, kills: u32) {
     let mut random = Random::new(seed ^ victim as u64);
     let mut ground = Ground::new().await;
     let mut left = kills;
-    let mut batches = [IN_PARTS, ""].into_iter().cycle();
+    let mut number = 0;
     while left > 0 {
         let now = left.min(KILLS_A_LOOP);
-        ground.begin_anew(batches.next().unwrap()).await;
+        if number % FORGET_EVERY == 0 {
+            ground.pair.on_source(tables::FORGET).await;
+        }
+        ground.begin_anew([IN_PARTS, ""][number % 2]).await;
         ground.one_loop(victim, now, &mut random).await;
         left -= now;
+        number += 1;
     }
 }
 
