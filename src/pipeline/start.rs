@@ -195,6 +195,7 @@ impl<'a> Start<'a> {
                 self.store
                     .record_timeline(&self.control, history.timeline)
                     .await?;
+                tracing::info!(slot = %slot_name, %applied, "going on where the replica is");
                 faults::at("start.resumed").await?;
                 self.copy_missing().await?;
                 (connection, applied)
