@@ -98,7 +98,7 @@ pub enum PipelineError {
     #[error("the slot is not made before {holder} has ended")]
     SlotHeld {
         /// Whose it is.
-        holder: SlotHolder,
+        holder: Box<SlotHolder>,
         /// The server's word.
         #[source]
         source: ReplicationError,

@@ -37,7 +37,7 @@ impl Start<'_> {
         };
         made.map_err(|error| match holder {
             Some(holder) if error.code() == Some(WAITED_TOO_LONG) => PipelineError::SlotHeld {
-                holder,
+                holder: Box::new(holder),
                 source: error,
             },
             _ => error.into(),
