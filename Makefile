@@ -1,6 +1,6 @@
 # make demo    the main job on two throw-away clusters; ARGS="--seconds 30" ends by itself
 # make test    everything the project promises, on real servers
-# make soak    the rest of it, at full length: thousands of kills and faults; takes about 3 hours
+# make soak    the rest of it, at full length: thousands of kills and faults; takes about 2 hours
 # make figures speed and memory beside CREATE SUBSCRIPTION; ARGS="--rounds 1" for a quick look
 # make lint    format, clippy, rustdoc, the alert rules; warnings are errors
 # make check-release   that no release can be built with fail points; 2 to 5 minutes the first time
@@ -8,7 +8,7 @@
 CARGO ?= cargo
 ARGS ?=
 
-.PHONY: demo test soak soak-hour soak-rest figures lint check-deploy check-release
+.PHONY: demo test soak soak-hour soak-kills soak-rest figures lint check-deploy check-release
 
 demo:
 	@tests/install-postgres.sh server
@@ -20,22 +20,25 @@ test:
 	$(CARGO) test --features faults
 	@echo "make test: all tests passed"
 
-# The hour of faults waits most of its time: the others, one after the other, run beside it.
+# The hour of faults waits most of its time, and the kills a good part: the others run beside them.
 soak:
 	@tests/install-postgres.sh
 	$(CARGO) test --features faults --no-run
-	@$(MAKE) --no-print-directory -j2 soak-hour soak-rest
+	@$(MAKE) --no-print-directory -j3 soak-hour soak-kills soak-rest
 
 soak-hour:
 	PGLOCKSTEP_SOAK=1 $(CARGO) test --features faults --test scenarios -- kills::hour --nocapture
 
+soak-kills:
+	PGLOCKSTEP_SOAK=1 $(CARGO) test --features faults --test scenarios -- kills:: --skip kills::hour \
+	--nocapture --test-threads=1
+
 soak-rest:
 	PGLOCKSTEP_SOAK=1 $(CARGO) test --features faults --lib -- --nocapture simulation fuzz
+	set -e; for family in cases fail_points faults wire; do PGLOCKSTEP_SOAK=1 \
+	$(CARGO) test --features faults --test scenarios -- $$family:: --nocapture --test-threads=1; done
 	set -e; for major in 14 16 17 18; do PGLOCKSTEP_MAJOR=$$major \
 	$(CARGO) test --features faults --test scenarios -- scenarios::; done
-	set -e; for family in cases fail_points faults wire kills; do PGLOCKSTEP_SOAK=1 \
-	$(CARGO) test --features faults --test scenarios -- $$family:: --skip kills::hour \
-	--nocapture --test-threads=1; done
 
 figures:
 	@tests/install-postgres.sh server
