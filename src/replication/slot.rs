@@ -1,7 +1,7 @@
 //! Replication slots: made with an exported snapshot, looked at, dropped.
 //!
-//! A snapshot lives until the next command on the connection that exported it: the
-//! first copy opens all its sessions on the snapshot before it lets go of the connection.
+//! A snapshot lives until the next command on the connection that exported it: a copy lets
+//! go of that connection when it is done.
 
 use super::connection::ReplicationConnection;
 use super::error::{ReplicationError, Request, catalog_error};

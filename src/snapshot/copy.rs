@@ -1,7 +1,8 @@
 //! The pipe of one worker: COPY out of the source's snapshot into the replica.
 //!
 //! Both ends speak the same format, so bytes are passed on as they come. A piece is one
-//! transaction on the replica, which proves its owner before its first row.
+//! transaction on the replica, which proves its owner before its first row, and one on the
+//! source: a table's lock goes with its last piece, and nobody's ALTER TABLE waits for the others.
 
 use super::statement::copy_statements;
 use super::{CopyTable, SnapshotError};
@@ -64,11 +65,13 @@ pub(super) async fn while_it_works<T>(table: &CopyTable, work: impl Future<Outpu
 pub(crate) struct Pipe {
     source: ClientWrapper,
     replica: ClientWrapper,
+    /// What the source's end is to see.
+    snapshot: String,
     ignores_foreign_keys: bool,
 }
 
 impl Pipe {
-    /// Opens both ends; the source's sees what `snapshot` saw.
+    /// Opens both ends; the source's is to see what `snapshot` saw.
     pub(crate) async fn open(
         source: &Pool,
         replica: &Pool,
@@ -76,11 +79,11 @@ impl Pipe {
         ignores_foreign_keys: bool,
     ) -> Result<Self, SnapshotError> {
         let source = Object::take(source.get().await?);
-        enter_snapshot(&source, snapshot).await?;
         let replica = Object::take(replica.get().await?);
         Ok(Self {
             source,
             replica,
+            snapshot: snapshot.to_owned(),
             ignores_foreign_keys,
         })
     }
@@ -116,9 +119,12 @@ impl Pipe {
             .map_err(SnapshotError::on(name, "begin to copy into"))?;
         store.prove_ownership(client).await?;
         faults::at("copy.range_begun").await?;
+        enter_snapshot(&self.source, &self.snapshot).await?;
         self.pump(table, &statements.copy_out, &statements.copy_in)
             .await?;
         self.expect_not_rewritten(table).await?;
+        let left = self.source.batch_execute("COMMIT").await;
+        left.map_err(SnapshotError::copy_out(&table.mapping.relation.name))?;
         faults::at("copy.range_written").await?;
         // Again, now that the table is locked: whoever took over since cannot have emptied it.
         store.prove_ownership(client).await?;

@@ -160,6 +160,11 @@ pub async fn fails_until(
 /// The first copy holds at its first table until `release`: the snapshot is taken, and all other
 /// tables are still to be copied by it.
 pub async fn hold_copy(s: &Scenario<'_>) -> Daemon {
+    hold_copy_by(s, HELD).await
+}
+
+/// The same with these rules.
+pub async fn hold_copy_by(s: &Scenario<'_>, rules: &str) -> Daemon {
     s.on_both("CREATE TABLE gated (id int PRIMARY KEY, n int)")
         .await;
     s.on_source(
@@ -171,7 +176,7 @@ pub async fn hold_copy(s: &Scenario<'_>) -> Daemon {
     s.on_replica("CREATE FUNCTION gate(n int) RETURNS int LANGUAGE sql AS 'SELECT n'")
         .await;
     s.publish_all().await;
-    let daemon = s.launch(HELD);
+    let daemon = s.launch(rules);
     until_held(s, &daemon).await;
     daemon
 }

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use tokio_postgres::Client;
 
+use crate::cases::ground::{HELD, hold_copy_by};
 use crate::support::{Daemon, Family, Scenario, digest, samples};
 
 static FAMILY: Family = Family::const_new();
@@ -225,6 +226,27 @@ async fn children_by_inheritance_are_tables_of_their_own() {
     s.on_source("UPDATE parent SET v = v || '!'; DELETE FROM ONLY parent; INSERT INTO parent VALUES (1, 'again')")
         .await;
     s.in_step(&daemon, &all).await;
+}
+
+/// A copy may take hours: nobody on the source waits for the tables that it is done with.
+#[tokio::test]
+async fn what_is_copied_is_not_locked_any_more() {
+    let s = Scenario::new(&FAMILY, "unlocked").await;
+    s.on_both("CREATE TABLE done (id int PRIMARY KEY)").await;
+    s.on_source("INSERT INTO done VALUES (1)").await;
+    let last = HELD.replace("priority = 9", "priority = 0").replace(
+        "source = \"public.*\"",
+        "source = \"public.*\"\npriority = 1",
+    );
+    let mut daemon = hold_copy_by(&s, &last).await;
+    let copied = "SELECT state FROM pglockstep.tables WHERE source_table = 'done'";
+    s.replica_eventually(copied, "copied").await;
+    s.on_source("BEGIN; LOCK TABLE done IN ACCESS EXCLUSIVE MODE NOWAIT; COMMIT")
+        .await;
+    s.on_source("SELECT pg_advisory_unlock(42)").await;
+    s.until_state(&mut daemon, "streaming").await;
+    s.in_step(&daemon, &["SELECT * FROM done", "SELECT * FROM gated"])
+        .await;
 }
 
 #[tokio::test]
