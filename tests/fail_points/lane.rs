@@ -32,21 +32,23 @@ impl Lane {
     pub async fn run(&self, run: &Run, bug: Option<&str>) {
         let order = run.order();
         let s = &self.scenario;
+        // What is planted concerns whole transactions.
+        let settings = if bug.is_some() { "" } else { SETTINGS };
         self.begin_anew().await;
         match run.passed {
             Passed::AtFirst | Passed::Often => {}
             Passed::Later => {
-                s.start(SETTINGS).await.terminate();
+                s.start(settings).await.terminate();
             }
             Passed::AfterHalfACopy => {
                 let order = [("PGLOCKSTEP_FAULTS", "copy.table_finishing=kill@2")];
-                Daemon::start_with(&s.config(SETTINGS), &order).wait();
+                Daemon::start_with(&s.config(settings), &order).wait();
             }
         }
         let load = Load::start(s.pair.source.connect(&s.name).await.unwrap());
         let watch = Watch::start(s).await;
         let config = s
-            .config(SETTINGS)
+            .config(settings)
             .replace("delay_max", "delay_min = \"50ms\"\ndelay_max");
         let planted = ("PGLOCKSTEP_PLANTED", bug.unwrap_or_default());
         let faults = ("PGLOCKSTEP_FAULTS", order.as_str());

@@ -119,7 +119,7 @@ async fn settings_of_a_database_do_not_reach_the_replica() {
     assert!(differs_under_other_settings("settings_bug", Some(Bug::SettingsNotPinned)).await);
 }
 
-/// Killed between the two, it has lost transactions. The first batch: later ones may be parts of one.
+/// Killed between the two, it has lost transactions.
 #[tokio::test]
 async fn a_position_that_moves_apart_from_its_data_is_noticed() {
     let bug = Some(Bug::PositionApart.name());
