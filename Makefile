@@ -7,6 +7,8 @@
 
 CARGO ?= cargo
 ARGS ?=
+# Tests at once: most of their time they wait.
+THREADS ?= 4
 
 .PHONY: demo test soak soak-hour soak-kills soak-rest figures lint check-deploy check-release
 
@@ -17,7 +19,7 @@ demo:
 
 test:
 	@tests/install-postgres.sh
-	$(CARGO) test --features faults
+	RUST_TEST_THREADS=$(THREADS) $(CARGO) test --features faults
 	@echo "make test: all tests passed"
 
 # The hour of faults waits most of its time, and the kills a good part: the others run beside them.
