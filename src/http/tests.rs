@@ -6,7 +6,7 @@ use crate::telemetry::{PipelineState, ReadyBounds, Telemetry};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -168,7 +168,10 @@ async fn the_client_names_what_is_wrong() {
         "{error:?}"
     );
     stranger.await.unwrap();
-    // The listener went with the task: nobody is there now.
+    // Taken, so that nobody else has it, and not listened to.
+    let nobody = TcpSocket::new_v4().unwrap();
+    nobody.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = nobody.local_addr().unwrap();
     let error = fetch_status(address).await.unwrap_err();
     assert!(
         matches!(error, FetchStatusError::Stopped { .. }),
