@@ -71,7 +71,7 @@ impl Start<'_> {
         let ours = self.plan.records_of(&records);
         let gone =
             |record: &&TableRecord| !is_former(record) && !ours.contains_key(&record.source_oid);
-        let gone: Vec<&TableRecord> = records.iter().filter(gone).collect();
+        let gone: Vec<u32> = records.iter().filter(gone).map(|r| r.source_oid).collect();
         self.store.forget_copies(&self.control, &gone).await?;
         let is_copied = |oid: &u32| ours.get(oid).is_some_and(|r| r.state.copied_at().is_some());
         let missing = self
@@ -133,7 +133,7 @@ impl Start<'_> {
             store: &self.store,
             snapshot,
             consistent_point,
-            ignores_foreign_keys: self.ignores_foreign_keys,
+            is_replica_role: self.is_replica_role,
         };
         let started = std::time::Instant::now();
         let watch = CopyWatch {

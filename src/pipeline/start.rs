@@ -53,7 +53,7 @@ pub(super) struct Start<'a> {
     pub(super) source_server: Server,
     pub(super) store: Store,
     pub(super) plan: TablePlan,
-    pub(super) ignores_foreign_keys: bool,
+    pub(super) is_replica_role: bool,
     pub(super) places: HashMap<QualifiedName, u32>,
     pub(super) listener: Listener,
     memory: &'a Memory,
@@ -139,7 +139,7 @@ pub(crate) async fn start<'a>(
         source_server,
         store,
         plan,
-        ignores_foreign_keys: applier.is_replica_role(),
+        is_replica_role: applier.is_replica_role(),
         places,
         listener: Listener::start()?,
         memory,
@@ -301,7 +301,7 @@ impl<'a> Start<'a> {
         let publication = PublicationWatch {
             source: source.clone(),
             replica: replica.clone(),
-            pipeline: self.config.name.clone(),
+            store: store.clone(),
             publication: self.config.publication.clone(),
             known: Known::of(&self.plan),
         };

@@ -4,7 +4,7 @@
 //! They are kept as the source sent them, in the transaction that moves the position beyond
 //! them, and read back by the stream's own decoder.
 
-use super::{ErrorState, ProgressError, Store, TableRecord};
+use super::{ErrorState, ProgressError, Store};
 use crate::pg::Lsn;
 use bytes::Bytes;
 use tokio_postgres::types::Type;
@@ -228,16 +228,16 @@ impl Store {
             .await
     }
 
-    /// Forgets these copies, and what is kept of them.
+    /// Forgets the copies of these source tables, and what is kept of them.
     ///
     /// # Errors
     /// When the statement fails.
     pub async fn forget_copies(
         &self,
         client: &Client,
-        records: &[&TableRecord],
+        source_oids: &[u32],
     ) -> Result<(), ProgressError> {
-        let source_oids: Vec<i64> = records.iter().map(|r| i64::from(r.source_oid)).collect();
+        let source_oids: Vec<i64> = source_oids.iter().copied().map(i64::from).collect();
         // One statement: all of it or nothing, and only for the owner.
         let sql = "WITH owner AS MATERIALIZED (SELECT name FROM pglockstep.pipelines \
                    WHERE name = $1 AND epoch = $2 FOR SHARE), \

@@ -67,7 +67,7 @@ pub(crate) struct Pipe {
     replica: ClientWrapper,
     /// What the source's end is to see.
     snapshot: String,
-    ignores_foreign_keys: bool,
+    is_replica_role: bool,
 }
 
 impl Pipe {
@@ -76,7 +76,7 @@ impl Pipe {
         source: &Pool,
         replica: &Pool,
         snapshot: &str,
-        ignores_foreign_keys: bool,
+        is_replica_role: bool,
     ) -> Result<Self, SnapshotError> {
         let source = Object::take(source.get().await?);
         let replica = Object::take(replica.get().await?);
@@ -84,7 +84,7 @@ impl Pipe {
             source,
             replica,
             snapshot: snapshot.to_owned(),
-            ignores_foreign_keys,
+            is_replica_role,
         })
     }
 
@@ -107,7 +107,7 @@ impl Pipe {
         );
         let client: &Client = &self.replica;
         // The commit that marks the table as copied waits for the disk, and for all before it.
-        let role = if self.ignores_foreign_keys {
+        let role = if self.is_replica_role {
             "; SET LOCAL session_replication_role = replica"
         } else {
             ""

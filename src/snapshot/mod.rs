@@ -107,7 +107,7 @@ pub struct SnapshotCopy<'a> {
     /// What the snapshot contains.
     pub consistent_point: Lsn,
     /// Whether foreign keys keep still.
-    pub ignores_foreign_keys: bool,
+    pub is_replica_role: bool,
 }
 
 /// Each is locked with its indexes until all these are marked: a server has room for some 6,000
@@ -124,7 +124,7 @@ impl SnapshotCopy<'_> {
         self.begin(tables, &destinations).await?;
         faults::at("copy.begun").await?;
         let sizes: Vec<Size> = tables.iter().map(size_of_table).collect();
-        let pieces = plan::plan(&sizes, self.settings.split_from, self.ignores_foreign_keys);
+        let pieces = plan::plan(&sizes, self.settings.split_from, self.is_replica_role);
         let mut left = vec![0usize; tables.len()];
         for piece in &pieces {
             left[piece.table] += 1;
@@ -132,7 +132,7 @@ impl SnapshotCopy<'_> {
         let totals = left.clone();
         let queue = Arc::new(Mutex::new(pieces));
         // Parents first means one after the other.
-        let workers = if self.ignores_foreign_keys {
+        let workers = if self.is_replica_role {
             self.settings.workers
         } else {
             1
@@ -144,7 +144,7 @@ impl SnapshotCopy<'_> {
                 self.source,
                 self.replica,
                 self.snapshot,
-                self.ignores_foreign_keys,
+                self.is_replica_role,
             )
             .await?;
             let worker = Worker {
@@ -153,7 +153,7 @@ impl SnapshotCopy<'_> {
                 tables: tables.to_vec(),
                 destinations: destinations.clone(),
                 store: self.store.clone(),
-                is_one_by_one: !self.ignores_foreign_keys,
+                is_one_by_one: !self.is_replica_role,
                 done: done.clone(),
             };
             tasks.spawn(worker.run());
@@ -175,7 +175,7 @@ impl SnapshotCopy<'_> {
                 else => break,
             }
         }
-        if !self.ignores_foreign_keys {
+        if !self.is_replica_role {
             self.delete_extra(tables, &destinations).await?;
         }
         Ok(())
@@ -203,7 +203,7 @@ impl SnapshotCopy<'_> {
         };
         let name = &first.mapping.replica;
         // Emptying must neither fire triggers nor reach beyond the mapping by a cascade.
-        let role = if self.ignores_foreign_keys {
+        let role = if self.is_replica_role {
             "; SET LOCAL session_replication_role = replica"
         } else {
             ""
@@ -247,7 +247,7 @@ impl SnapshotCopy<'_> {
         destination: &Destination,
     ) -> Result<(), SnapshotError> {
         let mapping = &table.mapping;
-        let merge = match (destination, self.ignores_foreign_keys) {
+        let merge = match (destination, self.is_replica_role) {
             (Destination::Table, _) => String::new(),
             (Destination::Staging(staging), _) if !table.has_key() => {
                 existing::replace_sql(mapping, staging) + &existing::drop_staging_sql(staging)
@@ -313,7 +313,7 @@ impl SnapshotCopy<'_> {
     }
 
     async fn begin_finish(&self, mapping: &TableMapping) -> Result<(), SnapshotError> {
-        let role = if self.ignores_foreign_keys {
+        let role = if self.is_replica_role {
             "; SET LOCAL session_replication_role = replica"
         } else {
             "; SET CONSTRAINTS ALL DEFERRED"

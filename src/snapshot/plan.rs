@@ -27,11 +27,11 @@ pub(crate) struct Piece {
 }
 
 /// Pieces in the order of priority and then of size; parents first where foreign keys fire.
-pub(crate) fn plan(sizes: &[Size], split_from: u64, ignores_foreign_keys: bool) -> VecDeque<Piece> {
+pub(crate) fn plan(sizes: &[Size], split_from: u64, is_replica_role: bool) -> VecDeque<Piece> {
     let mut order: Vec<usize> = (0..sizes.len()).collect();
     order.sort_by_key(|table| {
         let size = sizes[*table];
-        let place = if ignores_foreign_keys { 0 } else { size.place };
+        let place = if is_replica_role { 0 } else { size.place };
         (
             place,
             std::cmp::Reverse(size.priority),
@@ -44,7 +44,7 @@ pub(crate) fn plan(sizes: &[Size], split_from: u64, ignores_foreign_keys: bool) 
         let blocks = size.bytes.div_ceil(BLOCK_BYTES);
         // Rows that refer to rows of their own table must arrive in one statement.
         let is_large = size.bytes >= split_from && blocks >= 2 * RANGE_BLOCKS;
-        if !size.may_split || !ignores_foreign_keys || !is_large {
+        if !size.may_split || !is_replica_role || !is_large {
             pieces.push_back(Piece { table, range: None });
             continue;
         }

@@ -54,12 +54,7 @@ impl Lane {
         let faults = ("PGLOCKSTEP_FAULTS", order.as_str());
         let mut daemon = Daemon::start_with(&config, &[faults, planted]);
         let hit = format!("fail point {}:", run.point);
-        eventually(
-            &order,
-            || daemon.stderr(),
-            async || daemon.stderr().contains(&hit).then_some(()),
-        )
-        .await;
+        daemon.until_said(&hit).await;
         if run.act == "kill" {
             let status = daemon.wait();
             let signal = std::os::unix::process::ExitStatusExt::signal(&status);

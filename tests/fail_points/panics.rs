@@ -58,12 +58,7 @@ async fn a_panic_is_seen_and_passes() {
                 assert!(!daemon.wait().success(), "{point}");
             }
             Ends::Attempt(says) => {
-                eventually(
-                    says,
-                    || daemon.stderr(),
-                    async || daemon.stderr().contains(says).then_some(()),
-                )
-                .await;
+                daemon.until_said(says).await;
             }
         }
         let said = daemon.stderr();

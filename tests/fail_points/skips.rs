@@ -8,25 +8,16 @@
 
 use std::os::unix::process::ExitStatusExt;
 
-use crate::support::{Daemon, Family, Scenario, errors, row, skip, verb};
+use crate::support::{
+    Daemon, Family, QUARANTINE, Scenario, errors, row, skip, verb, with_short_names,
+};
 
 static FAMILY: Family = Family::const_new();
 
-const QUARANTINE: &str = "[apply]\non_error = \"quarantine\"";
 const ALL_KEPT: &str = "SELECT count(*) FROM pglockstep.kept_changes";
 
 async fn scenario(name: &str) -> Scenario<'static> {
-    let s = Scenario::new(&FAMILY, name).await;
-    s.on_both(
-        "CREATE TABLE leads (id int PRIMARY KEY, name varchar(40)); \
-         CREATE TABLE notes (id int PRIMARY KEY, text text)",
-    )
-    .await;
-    s.on_replica("ALTER TABLE leads ALTER name TYPE varchar(10)")
-        .await;
-    s.on_source("INSERT INTO leads VALUES (1, 'first')").await;
-    s.publish_all().await;
-    s
+    with_short_names(&FAMILY, name, "INSERT INTO leads VALUES (1, 'first')").await
 }
 
 /// Three changes of which the replica takes two, then a transaction that it takes.

@@ -1,21 +1,9 @@
 //! What happens beside the stream, or while there is none: a publication that narrows or widens,
 //! a slot that is moved while tables are copied, a replica that goes while nothing is written.
 
+use super::gaps::{ALL, MERGE, scenario};
 use crate::cases::ground::{HELD, hold_copy};
-use crate::support::{Family, Scenario, eventually, run_verb};
-
-static FAMILY: Family = Family::const_new();
-
-const T: &str = "CREATE TABLE t (id int PRIMARY KEY, v text)";
-const ALL: [&str; 1] = ["SELECT * FROM t"];
-
-async fn scenario(name: &str) -> Scenario<'static> {
-    let s = Scenario::new(&FAMILY, name).await;
-    s.on_both(T).await;
-    s.on_source("INSERT INTO t SELECT g, 'first' FROM generate_series(1, 20) g")
-        .await;
-    s
-}
+use crate::support::{Scenario, eventually, run_verb};
 
 const ALL_KINDS: &str = "insert, update, delete, truncate";
 
@@ -94,6 +82,23 @@ async fn a_publication_that_leaves_changes_out_for_a_while_is_not_believed() {
         s.until_state(&mut daemon, "streaming").await;
         s.in_step(&daemon, &ALL).await;
     }
+}
+
+#[tokio::test]
+async fn a_table_that_is_in_no_log_for_a_while_is_copied_anew() {
+    let s = scenario("unlogged").await;
+    s.on_both("CREATE TABLE other (id int PRIMARY KEY)").await;
+    s.publish_all().await;
+    let mut daemon = s.start(MERGE).await;
+    s.in_step(&daemon, &ALL).await;
+    s.on_source("ALTER TABLE t SET UNLOGGED").await;
+    s.on_source("UPDATE t SET v = 'unheard' WHERE id = 3").await;
+    daemon.until_said("has left the publication").await;
+    s.on_source("ALTER TABLE t SET LOGGED").await;
+    s.replica_eventually("SELECT v FROM t WHERE id = 3", "unheard")
+        .await;
+    s.until_state(&mut daemon, "streaming").await;
+    s.in_step(&daemon, &ALL).await;
 }
 
 #[tokio::test]

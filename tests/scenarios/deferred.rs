@@ -5,13 +5,12 @@
 //! is not stopped by them.
 
 use crate::support::{
-    Daemon, Family, OPEN_ERRORS, Scenario, errors, retry_in_vain, until_metric, verb,
+    Daemon, Family, OPEN_ERRORS, QUARANTINE, Scenario, errors, retry, retry_in_vain, until_metric,
 };
 use serde_json::Value;
 
 static FAMILY: Family = Family::const_new();
 
-const QUARANTINE: &str = "[apply]\non_error = \"quarantine\"";
 const SET_ASIDE: &str = "pglockstep_table_state{table=\"public.leads\",state=\"quarantined\"}";
 const KEPT: &str = "SELECT count(*) FROM pglockstep.kept_changes";
 const UNIQUE: &str = "UNIQUE (number)";
@@ -100,10 +99,7 @@ async fn stays(s: &Scenario<'_>, daemon: &Daemon, sqlstate: &str, bad: &(String,
 /// Retried, the table is taken back, and goes on like the others.
 async fn is_taken_back(s: &Scenario<'_>, mut daemon: Daemon, more: &str) {
     let id = open_error(s)["id"].to_string();
-    assert_eq!(verb(s, more, &["errors", "retry", &id]).0, Some(0));
-    until_metric(&daemon, SET_ASIDE, 0.0).await;
-    until_metric(&daemon, OPEN_ERRORS, 0.0).await;
-    s.until_state(&mut daemon, "streaming").await;
+    retry(s, more, &mut daemon, &id, "public.leads").await;
     s.in_step(&daemon, &[LEADS, NOTES]).await;
     let all = errors(s, more, true);
     assert_eq!(all.len(), 1, "{all:?}");

@@ -4,11 +4,12 @@ use crate::support::{Family, Pair, PairOptions, Scenario, eventually, row, sampl
 
 static FAMILY: Family = Family::const_new();
 
-const T: &str = "CREATE TABLE t (id int PRIMARY KEY, v text)";
-const MERGE: &str = "[copy]\nexisting_rows = \"merge\"\nextra_rows = \"delete\"";
-const ALL: [&str; 1] = ["SELECT * FROM t"];
+pub const T: &str = "CREATE TABLE t (id int PRIMARY KEY, v text)";
+pub const MERGE: &str = "[copy]\nexisting_rows = \"merge\"\nextra_rows = \"delete\"";
+pub const ALL: [&str; 1] = ["SELECT * FROM t"];
 
-async fn scenario(name: &str) -> Scenario<'static> {
+/// Twenty rows on the source, and no publication yet.
+pub async fn scenario(name: &str) -> Scenario<'static> {
     let s = Scenario::new(&FAMILY, name).await;
     s.on_both(T).await;
     s.on_source("INSERT INTO t SELECT g, 'first' FROM generate_series(1, 20) g")

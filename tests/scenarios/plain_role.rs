@@ -2,7 +2,7 @@
 
 use rustix::process::Signal;
 
-use crate::support::{Daemon, Family, Scenario, eventually, run_verb};
+use crate::support::{Daemon, Family, Scenario, run_verb};
 
 static FAMILY: Family = Family::const_new();
 
@@ -122,17 +122,7 @@ async fn a_table_that_was_merged_before_a_resync_failed_is_merged_again() {
     let asked = run_verb(&s.config(stop), &["resync", "public.zebra", "public.loose"]);
     assert!(asked.status.success(), "{asked:?}");
     let mut daemon = s.launch(stop);
-    eventually(
-        "the resync to fail",
-        || daemon.stderr(),
-        async || {
-            daemon
-                .stderr()
-                .contains("a resync has failed")
-                .then_some(())
-        },
-    )
-    .await;
+    daemon.until_said("a resync has failed").await;
     s.until_state(&mut daemon, "streaming").await;
     s.in_step(&daemon, &ALL[..3]).await;
     let said = daemon.stderr();

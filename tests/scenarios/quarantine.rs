@@ -2,8 +2,8 @@
 //! set aside and the others go on; an operator decides, and nothing is lost on the way.
 
 use crate::support::{
-    Daemon, Family, OPEN_ERRORS as OPEN, Scenario, errors, eventually, row, until_metric as until,
-    verb,
+    Daemon, Family, OPEN_ERRORS as OPEN, QUARANTINE, Scenario, errors, eventually, retry, row,
+    until_metric as until, verb,
 };
 
 static FAMILY: Family = Family::const_new();
@@ -16,7 +16,6 @@ const ALL: [&str; 3] = [
     "SELECT * FROM notes",
     "SELECT * FROM journal",
 ];
-const QUARANTINE: &str = "[apply]\non_error = \"quarantine\"";
 const SET_ASIDE: &str = "pglockstep_table_state{table=\"public.leads\",state=\"quarantined\"}";
 
 /// A replica whose column is too narrow for what comes.
@@ -182,10 +181,7 @@ async fn one_table_is_set_aside_and_the_others_go_on() {
     // Mended: what was kept is applied, in its order.
     s.on_replica("ALTER TABLE leads ALTER name TYPE varchar(40)")
         .await;
-    assert_eq!(verb(&s, QUARANTINE, &["errors", "retry", &id]).0, Some(0));
-    until(&daemon, SET_ASIDE, 0.0).await;
-    until(&daemon, OPEN, 0.0).await;
-    s.until_state(&mut daemon, "streaming").await;
+    retry(&s, QUARANTINE, &mut daemon, &id, "public.leads").await;
     s.in_step(&daemon, &ALL).await;
     assert_eq!(errors(&s, QUARANTINE, true)[0]["state"], "applied");
     let left = s.replica_one("SELECT count(*) FROM pglockstep.kept_changes");
@@ -301,17 +297,7 @@ async fn a_resync_that_fails_leaves_everything_as_it_was() {
     until_set_aside(&daemon).await;
     // The replica is not mended: the row does not fit by a copy either.
     assert_eq!(verb(&s, QUARANTINE, &["resync", "public.leads"]).0, Some(0));
-    eventually(
-        "the resync to fail",
-        || daemon.stderr(),
-        async || {
-            daemon
-                .stderr()
-                .contains("a resync has failed")
-                .then_some(())
-        },
-    )
-    .await;
+    daemon.until_said("a resync has failed").await;
     s.until_state(&mut daemon, "streaming").await;
     s.on_source("INSERT INTO notes VALUES (7, 'goes on'); INSERT INTO leads VALUES (7, 'kept')")
         .await;
@@ -412,10 +398,7 @@ async fn values_that_were_not_sent_survive_being_set_aside() {
         assert!(shown.contains("unchanged"), "all was sent: {shown}");
         s.on_replica("ALTER TABLE leads ALTER name TYPE varchar(40)")
             .await;
-        assert_eq!(verb(&s, QUARANTINE, &["errors", "retry", &id]).0, Some(0));
-        until(&daemon, SET_ASIDE, 0.0).await;
-        until(&daemon, OPEN, 0.0).await;
-        s.until_state(&mut daemon, "streaming").await;
+        retry(&s, QUARANTINE, &mut daemon, &id, "public.leads").await;
         let both = ["SELECT * FROM leads", "SELECT * FROM notes"];
         s.in_step(&daemon, &both).await;
         // It goes on as any other.

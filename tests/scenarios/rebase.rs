@@ -356,17 +356,9 @@ async fn a_held_back_slot_still_has_what_a_replica_lost_in_a_failover() {
             let books = "DROP SCHEMA pglockstep CASCADE; TRUNCATE journal";
             replica.batch_execute(books).await.unwrap();
         } else {
-            eventually(
-                "a gap to be found",
-                || daemon.stderr(),
-                async || {
-                    daemon
-                        .stderr()
-                        .contains("beyond what this replica has applied")
-                        .then_some(())
-                },
-            )
-            .await;
+            daemon
+                .until_said("beyond what this replica has applied")
+                .await;
         }
     }
 }

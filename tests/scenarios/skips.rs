@@ -1,10 +1,12 @@
 //! One transaction is to be passed by twice: it is once, and the second word changes nothing.
 
-use crate::support::{Family, Row, Scenario, errors, eventually, row, run_verb, skip, verb};
+use crate::support::{
+    Family, QUARANTINE, Row, Scenario, errors, eventually, row, run_verb, skip, verb,
+    with_short_names,
+};
 
 static FAMILY: Family = Family::const_new();
 
-const QUARANTINE: &str = "[apply]\non_error = \"quarantine\"";
 const BOOKS: [&str; 3] = [
     "SELECT t::text FROM pglockstep.errors AS t",
     "SELECT md5(t::text) FROM pglockstep.kept_changes AS t",
@@ -12,16 +14,7 @@ const BOOKS: [&str; 3] = [
 ];
 
 async fn scenario(name: &str) -> Scenario<'static> {
-    let s = Scenario::new(&FAMILY, name).await;
-    s.on_both(
-        "CREATE TABLE leads (id int PRIMARY KEY, name varchar(40)); \
-         CREATE TABLE notes (id int PRIMARY KEY, text text)",
-    )
-    .await;
-    s.on_replica("ALTER TABLE leads ALTER name TYPE varchar(10)")
-        .await;
-    s.publish_all().await;
-    s
+    with_short_names(&FAMILY, name, "").await
 }
 
 /// A transaction that the replica refuses.

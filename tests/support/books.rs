@@ -2,10 +2,41 @@
 
 use serde_json::Value;
 
-use super::{Daemon, Scenario, eventually, run_verb};
+use super::{Daemon, Family, Scenario, eventually, run_verb};
 
 /// Errors that wait for somebody.
 pub const OPEN_ERRORS: &str = "pglockstep_open_errors";
+
+/// What cannot be applied sets its table aside.
+pub const QUARANTINE: &str = "[apply]\non_error = \"quarantine\"";
+
+/// Two tables and these rows, published; the replica takes no name of `leads` beyond ten letters.
+pub async fn with_short_names(
+    family: &'static Family,
+    name: &str,
+    rows: &str,
+) -> Scenario<'static> {
+    let s = Scenario::new(family, name).await;
+    s.on_both(
+        "CREATE TABLE leads (id int PRIMARY KEY, name varchar(40)); \
+         CREATE TABLE notes (id int PRIMARY KEY, text text)",
+    )
+    .await;
+    s.on_replica("ALTER TABLE leads ALTER name TYPE varchar(10)")
+        .await;
+    s.on_source(rows).await;
+    s.publish_all().await;
+    s
+}
+
+/// Has an error tried again, which nothing stands in the way of any more: the table is taken back.
+pub async fn retry(s: &Scenario<'_>, more: &str, daemon: &mut Daemon, id: &str, table: &str) {
+    assert_eq!(verb(s, more, &["errors", "retry", id]).0, Some(0));
+    let set_aside = format!("pglockstep_table_state{{table=\"{table}\",state=\"quarantined\"}}");
+    until_metric(daemon, &set_aside, 0.0).await;
+    until_metric(daemon, OPEN_ERRORS, 0.0).await;
+    s.until_state(daemon, "streaming").await;
+}
 
 /// Runs a verb: its exit code, and all that it printed.
 pub fn verb(s: &Scenario<'_>, more: &str, arguments: &[&str]) -> (Option<i32>, String) {

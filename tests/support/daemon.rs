@@ -178,6 +178,15 @@ impl Daemon {
         http_request(address, method, path).await
     }
 
+    /// Waits until it has said these words.
+    pub async fn until_said(&self, words: &str) {
+        let evidence = || self.stderr();
+        eventually(&format!("it to say {words:?}"), evidence, async || {
+            self.stderr().contains(words).then_some(())
+        })
+        .await;
+    }
+
     /// Waits until it says that it is ready, and returns the answer.
     pub async fn until_ready(&self) -> Response {
         let evidence = || self.stderr();

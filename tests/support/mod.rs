@@ -16,7 +16,10 @@ mod scenario;
 mod types;
 mod wait;
 
-pub use books::{OPEN_ERRORS, errors, retry_in_vain, skip, until_metric, verb};
+pub use books::{
+    OPEN_ERRORS, QUARANTINE, errors, retry, retry_in_vain, skip, until_metric, verb,
+    with_short_names,
+};
 pub use daemon::{Daemon, Response, beside, free_port, run_verb};
 pub use evidence::evidence;
 pub use line::Line;
