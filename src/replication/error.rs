@@ -233,6 +233,10 @@ fn server_advice(request: Request, error: &ErrorResponse) -> String {
             "the slot waits for transactions that were open before it: end them, and it is tried again"
         }
         ("0A000", _) => "the source does not support what is asked; see its message",
+        ("XX000", Stream) => {
+            "the source cannot decode its own log from here; its server log says why. If that does not \
+             pass by itself: `pglockstep rebase --force --apply` has every table merged under a new slot"
+        }
         ("57P01" | "57P02" | "57P03", _) => "the source is stopping or starting; it is tried again",
         _ => "see the source's log",
     }
@@ -300,6 +304,7 @@ mod tests {
             ),
             (Request::StartReplication, "55000", Definite, "rebase"),
             (Request::Stream, "58P01", Definite, "rebase"),
+            (Request::Stream, "XX000", Definite, "rebase --force"),
             (
                 Request::CreateSlot,
                 "53400",

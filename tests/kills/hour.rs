@@ -153,7 +153,7 @@ impl Field {
         self.until_one_leads().await;
         // Numbers begin anew where nobody looks.
         self.ground.pair.on_source(tables::FORGET).await;
-        self.ground.catch_up(&self.daemons[self.led]).await;
+        self.ground.catch_up(&self.daemons[self.led]).await.unwrap();
         let urls = (
             self.ground.pair.source.url(DATABASE),
             self.ground.pair.replica.url(DATABASE),
@@ -181,7 +181,7 @@ impl Field {
             proxy.line(Line::default());
         }
         self.until_one_leads().await;
-        self.ground.catch_up(&self.daemons[self.led]).await;
+        self.ground.catch_up(&self.daemons[self.led]).await.unwrap();
         let looks = readers.stop().await;
         figures.positions += watcher.stop().await;
         let (source, _) = self.ground.pair.clients().await;
