@@ -1,24 +1,28 @@
 //! Looks what is published while the stream runs.
 //!
 //! A table that leaves the publication and comes back has changes that never were in the
-//! stream; so has one whose columns or filter change. So the stream ends then, and its copy is
-//! forgotten at once: by the next start it may be back as if nothing had been. One that joins is
-//! copied by the next start. And a publication that leaves kinds of changes out for a while has
-//! left them out of all tables: they are merged anew.
+//! stream; so has one whose columns or filter change. That is noted at once, since by the next
+//! look it may be back as if nothing had been: what is published then is merged anew. The stream
+//! ends when what such a table had until it left is applied. One that joins is copied by the next
+//! start. And a publication that leaves kinds of changes out for a while has left them out of all
+//! tables: they are merged anew.
+//!
+//! ```text
+//!  all as it was ─ one has left ─▶ noted in the books ─ applied, or three looks ─▶ the stream ends
+//! ```
 
 use super::PipelineError;
 use super::look::check_publication;
 use super::tables::TablePlan;
 use crate::catalog::fetch_log_end;
 use crate::conn::Pool;
-use crate::pg::QualifiedName;
+use crate::pg::{Lsn, QualifiedName};
 use crate::progress::{Positions, Store};
 use crate::replication::{PublishedTable, fetch_published_tables};
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::timeout;
-use tokio_postgres::Client;
 
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 const LOOKS_WHILE_IT_PASSES: u32 = 3;
@@ -69,62 +73,87 @@ impl Known {
     }
 }
 
+/// Tables that were seen to have left.
+struct Left {
+    names: HashMap<u32, QualifiedName>,
+    /// All of them are noted in the books.
+    is_noted: bool,
+    /// What they had until then is applied when all before this is.
+    seen_at: Option<Lsn>,
+    looks: u32,
+}
+
 impl PublicationWatch {
     /// Ends when something else is published than when the stream began.
     pub(super) async fn run(self, mut positions: watch::Receiver<Positions>) -> PipelineError {
         let mut looks = tokio::time::interval(LOOK_EVERY);
+        let mut left = Left {
+            names: HashMap::new(),
+            is_noted: true,
+            seen_at: None,
+            looks: 0,
+        };
         loop {
-            looks.tick().await;
+            match left.seen_at.filter(|_| left.is_noted) {
+                None => {
+                    looks.tick().await;
+                }
+                Some(seen_at) => {
+                    // A replica that takes longer is behind with it, as with one that left unseen.
+                    let has_passed = positions.wait_for(|p| p.applied >= Some(seen_at));
+                    let is_passed = timeout(LOOK_EVERY, has_passed).await.is_ok();
+                    if is_passed || left.looks >= LOOKS_WHILE_IT_PASSES {
+                        return left.ended();
+                    }
+                }
+            }
             // A look that fails says nothing: the stream notices a source that is gone.
-            if let Ok(Some(ended)) = self.look(&mut positions).await {
+            if let Ok(Some(ended)) = self.look(&mut left).await {
                 return ended;
             }
         }
     }
 
-    async fn look(
-        &self,
-        positions: &mut watch::Receiver<Positions>,
-    ) -> Result<Option<PipelineError>, PipelineError> {
+    async fn look(&self, left: &mut Left) -> Result<Option<PipelineError>, PipelineError> {
         let client = self.source.get().await?;
-        if let Some(narrowed) = self.look_for_kinds(&client).await? {
-            return Ok(Some(narrowed));
-        }
-        let published = fetch_published_tables(&client, &self.publication).await?;
-        let Difference { left, joined } = self.known.compare(&published);
-        let Some(first) = left.first() else {
-            return Ok(joined.map(|name| PipelineError::TableJoined(name.to_string())));
-        };
-        let seen_at = fetch_log_end(&client).await?;
-        // What it had until it left is in this stream, and would not be in the next one. A
-        // replica that takes longer is behind with it, as with a table that left unseen.
-        for _ in 0..LOOKS_WHILE_IT_PASSES {
-            let has_passed = positions.wait_for(|p| p.applied >= Some(seen_at));
-            if timeout(LOOK_EVERY, has_passed).await.is_ok() {
-                break;
-            }
-            if let Some(narrowed) = self.look_for_kinds(&client).await? {
+        match check_publication(&client, &self.publication).await {
+            Err(narrowed @ PipelineError::Narrowed { .. }) => {
+                let replica = self.replica.get().await?;
+                Store::want_all_again(&replica, self.store.pipeline()).await?;
                 return Ok(Some(narrowed));
             }
+            // It is not there: of its tables that says nothing.
+            Err(missing @ PipelineError::Definite { .. }) => return Ok(Some(missing)),
+            checked => checked?,
         }
-        let oids: Vec<u32> = left.iter().map(|table| table.oid).collect();
-        let replica = self.replica.get().await?;
-        self.store.forget_copies(&replica, &oids).await?;
-        Ok(Some(PipelineError::TableLeft(first.name.to_string())))
+        let published = fetch_published_tables(&client, &self.publication).await?;
+        let Difference { left: gone, joined } = self.known.compare(&published);
+        for table in gone {
+            let is_news = left.names.insert(table.oid, table.name.clone()).is_none();
+            left.is_noted &= !is_news;
+        }
+        if left.names.is_empty() {
+            return Ok(joined.map(|name| PipelineError::TableJoined(name.to_string())));
+        }
+        left.looks += 1;
+        if !left.is_noted {
+            let replica = self.replica.get().await?;
+            let oids: Vec<u32> = left.names.keys().copied().collect();
+            self.store.want_again(&replica, &oids).await?;
+            left.is_noted = true;
+        }
+        if left.seen_at.is_none() {
+            left.seen_at = Some(fetch_log_end(&client).await?);
+        }
+        Ok(None)
     }
+}
 
-    /// Whether kinds of changes are left out.
-    async fn look_for_kinds(
-        &self,
-        client: &Client,
-    ) -> Result<Option<PipelineError>, PipelineError> {
-        let checked = check_publication(client, &self.publication).await;
-        let Err(narrowed @ PipelineError::Narrowed { .. }) = checked else {
-            return Ok(None);
-        };
-        let replica = self.replica.get().await?;
-        Store::want_all_again(&replica, self.store.pipeline()).await?;
-        Ok(Some(narrowed))
+impl Left {
+    fn ended(&self) -> PipelineError {
+        let mut names: Vec<String> = self.names.values().map(ToString::to_string).collect();
+        names.sort();
+        PipelineError::TableLeft(names.join(", "))
     }
 }
 

@@ -353,7 +353,7 @@ impl Store {
                    AND state IN ('stopped', 'quarantined') \
                    UNION ALL SELECT pg_catalog.concat_ws('/', 'table', source_oid, state, \
                    EXTRACT(EPOCH FROM updated_at)) FROM pglockstep.tables \
-                   WHERE pipeline = $1 AND state LIKE 'resync%') AS requests";
+                   WHERE pipeline = $1 AND state LIKE 'resync%' AND copied_lsn IS NOT NULL) AS requests";
         let row = client
             .query_one(sql, &[&pipeline])
             .await

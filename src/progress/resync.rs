@@ -1,4 +1,5 @@
-//! Tables that are to be copied again: an operator's wish, or a publication that left changes out.
+//! Tables that are to be copied again: an operator's wish, or changes that were in no stream.
+//! The latter have no copy from the beginning, and so are no request to be answered.
 //!
 //! ```text
 //!  copied, quarantined ─ wanted ─▶ resync ─ begun to merge ─▶ resync without a copy ─▶ copied
@@ -53,6 +54,37 @@ impl Store {
             .execute(sql, &[&pipeline, &state.as_str()])
             .await
             .map_err(ProgressError::doing("want all tables again"))?;
+        Ok(())
+    }
+
+    /// Wants these source tables copied again, as [`want_all_again`](Self::want_all_again) does.
+    ///
+    /// # Errors
+    /// When the statement fails.
+    pub async fn want_again(
+        &self,
+        client: &Client,
+        source_oids: &[u32],
+    ) -> Result<(), ProgressError> {
+        let state = TableState::Resync { keep_extra: false };
+        let source_oids: Vec<i64> = source_oids.iter().copied().map(i64::from).collect();
+        let sql = "UPDATE pglockstep.tables SET copied_lsn = NULL, \
+                   state = CASE WHEN state LIKE 'resync%' THEN state ELSE $2 END, \
+                   updated_at = pg_catalog.clock_timestamp() \
+                   WHERE pipeline = $1 AND source_oid = ANY ($3) AND state NOT IN ('init', 'copying') \
+                   AND EXISTS (SELECT 1 FROM pglockstep.pipelines WHERE name = $1 AND epoch = $4)";
+        client
+            .execute(
+                sql,
+                &[
+                    &self.pipeline(),
+                    &state.as_str(),
+                    &source_oids,
+                    &self.epoch(),
+                ],
+            )
+            .await
+            .map_err(ProgressError::doing("want tables again"))?;
         Ok(())
     }
 

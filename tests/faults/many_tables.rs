@@ -12,27 +12,25 @@ fn took(what: &str, since: Instant) {
     eprintln!("{TABLES} tables: {what} in {seconds:.1} s");
 }
 
-/// Waits until it has said so many times that it streams; however long that takes, while it says
-/// something. Its metrics, asked for again and again, would be most of what it does.
-async fn in_step(daemon: &Daemon, times: usize) {
+/// Waits until it says once more that it streams; however long that takes, while tables are copied.
+/// Its metrics, asked for again and again, would be most of what it does.
+async fn in_step(daemon: &Daemon, before: usize) -> usize {
     let evidence = || daemon.stderr().lines().rev().take(9).collect();
-    let mut heard = 0;
+    let mut copied = 0;
     loop {
-        let said = eventually("every table to be in step", evidence, async || {
+        let far = eventually("every table to be in step", evidence, async || {
             let said = daemon.stderr();
-            let is_news = said.len() > heard || is_in_step(&said, times);
-            is_news.then_some(said)
+            let of = |words: &str| said.matches(words).count();
+            assert!(!said.contains("has failed"), "{said}");
+            let far = (of("table copied"), of("every table is in step"));
+            (far.0 > copied || far.1 > before).then_some(far)
         })
         .await;
-        if is_in_step(&said, times) {
-            return;
+        if far.1 > before {
+            return far.1;
         }
-        heard = said.len();
+        copied = far.0;
     }
-}
-
-fn is_in_step(said: &str, times: usize) -> bool {
-    said.matches("every table is in step").count() >= times
 }
 
 #[tokio::test]
@@ -56,7 +54,7 @@ async fn ten_thousand_tables_are_followed() {
 
     let since = Instant::now();
     let mut daemon = s.launch("");
-    in_step(&daemon, 1).await;
+    let streamed = in_step(&daemon, 0).await;
     took("streaming", since);
 
     let since = Instant::now();
@@ -82,7 +80,7 @@ async fn ten_thousand_tables_are_followed() {
     let copied =
         "SELECT count(*) FROM pglockstep.tables WHERE source_table = 'late' AND state = 'copied'";
     s.replica_eventually(copied, "1").await;
-    in_step(&daemon, 2).await;
+    in_step(&daemon, streamed).await;
     took("a table that joins", since);
     s.on_source("INSERT INTO late VALUES (1); INSERT INTO t5000 VALUES (3)")
         .await;

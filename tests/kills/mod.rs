@@ -108,7 +108,7 @@ async fn run(victim: Victim, kills: u32) {
             Ok(()) => left -= now,
             Err(SourceDefect) => {
                 defects += 1;
-                assert!(defects <= 1 + number / 10, "too many to be a coincidence");
+                assert!(defects <= 2 + number / 25, "too many to be a coincidence");
                 eprintln!("{victim:?}: the source cannot read its own log: red, and done anew");
             }
         }
@@ -193,7 +193,8 @@ impl Ground {
         let large = oracle::count_bulk(&history);
         let samples = watcher.stop().await;
         if ended.is_err() {
-            daemon.kill9();
+            self.stands_at_the_defect(&daemon).await;
+            daemon.terminate();
             self.expect_reads();
             return ended;
         }
@@ -283,7 +284,7 @@ impl Ground {
         let evidence = || evidence(&self.pair, daemon);
         let sample = "pglockstep_state{state=\"streaming\"}";
         eventually("state streaming", evidence, async || {
-            if self.has_defect(daemon) {
+            if self.has_defect(daemon).await {
                 return Some(Err(SourceDefect));
             }
             (daemon.metric(sample).await == Some(1.0)).then_some(Ok(()))
@@ -291,15 +292,33 @@ impl Ground {
         .await
     }
 
-    /// Whether the source cannot read its own log, and the daemon says what helps.
-    fn has_defect(&self, daemon: &Daemon) -> bool {
-        let said = daemon.stderr();
-        if !said.contains("ERROR XX000") {
+    /// Whether the source cannot read its own log.
+    async fn has_defect(&self, daemon: &Daemon) -> bool {
+        let is_refused = daemon.stderr().contains("ERROR XX000");
+        let failed = "pglockstep_state{state=\"failed\"}";
+        if !is_refused || daemon.metric(failed).await != Some(1.0) {
             return false;
         }
-        assert!(said.contains("rebase --force"), "{said}");
         let log = self.pair.source.log();
         log[self.log_read..].contains("could not map filenode")
+    }
+
+    /// It says what helps, and passes nothing by however often it tries.
+    async fn stands_at_the_defect(&self, daemon: &Daemon) {
+        let said = daemon.stderr();
+        assert!(said.contains("rebase --force"), "{said}");
+        let attempts = || daemon.stderr().matches("going on where").count();
+        let far = "SELECT applied_lsn FROM pglockstep.pipelines";
+        let (_, replica) = self.pair.clients().await;
+        let before: Lsn = replica.query_one(far, &[]).await.unwrap().get(0);
+        let tried = attempts();
+        let evidence = || daemon.stderr();
+        eventually("two attempts", evidence, async || {
+            (attempts() >= tried + 2).then_some(())
+        })
+        .await;
+        let after: Lsn = replica.query_one(far, &[]).await.unwrap().get(0);
+        assert_eq!(after, before, "{}", daemon.stderr());
     }
 
     /// Waits for the last transaction; all before it must then be there.
@@ -314,7 +333,7 @@ impl Ground {
         let evidence = || evidence(&self.pair, daemon);
         loop {
             let row = eventually("the replica to move on", &evidence, async || {
-                if self.has_defect(daemon) {
+                if self.has_defect(daemon).await {
                     return Some(Err(SourceDefect));
                 }
                 let row = replica.query_one(far, &[]).await.unwrap();

@@ -1,7 +1,7 @@
 //! What happens beside the stream, or while there is none: a publication that narrows or widens,
 //! a slot that is moved while tables are copied, a replica that goes while nothing is written.
 
-use super::gaps::{ALL, MERGE, scenario};
+use super::gaps::{ALL, scenario};
 use crate::cases::ground::{HELD, hold_copy};
 use crate::support::{Scenario, eventually, run_verb};
 
@@ -89,16 +89,37 @@ async fn a_table_that_is_in_no_log_for_a_while_is_copied_anew() {
     let s = scenario("unlogged").await;
     s.on_both("CREATE TABLE other (id int PRIMARY KEY)").await;
     s.publish_all().await;
-    let mut daemon = s.start(MERGE).await;
+    // By the table's own rule, what the replica holds would be refused.
+    let mut daemon = s.start("").await;
     s.in_step(&daemon, &ALL).await;
     s.on_source("ALTER TABLE t SET UNLOGGED").await;
-    s.on_source("UPDATE t SET v = 'unheard' WHERE id = 3").await;
+    s.on_source("UPDATE t SET v = 'unheard' WHERE id = 3; DELETE FROM t WHERE id = 4")
+        .await;
     daemon.until_said("has left the publication").await;
     s.on_source("ALTER TABLE t SET LOGGED").await;
     s.replica_eventually("SELECT v FROM t WHERE id = 3", "unheard")
         .await;
     s.until_state(&mut daemon, "streaming").await;
     s.in_step(&daemon, &ALL).await;
+}
+
+#[tokio::test]
+async fn a_publication_that_is_renamed_for_a_while_costs_no_copy() {
+    let s = scenario("renamed_publication").await;
+    s.publish_all().await;
+    let mut daemon = s.start("").await;
+    s.in_step(&daemon, &ALL).await;
+    let name = s.slot();
+    s.on_source(&format!("ALTER PUBLICATION {name} RENAME TO elsewhere"))
+        .await;
+    daemon.until_said("has no publication").await;
+    s.on_source(&format!("ALTER PUBLICATION elsewhere RENAME TO {name}"))
+        .await;
+    s.until_state(&mut daemon, "streaming").await;
+    s.on_source("INSERT INTO t VALUES (21, 'after')").await;
+    s.in_step(&daemon, &ALL).await;
+    let said = daemon.stderr();
+    assert_eq!(said.matches("table copied").count(), 1, "{said}");
 }
 
 #[tokio::test]
