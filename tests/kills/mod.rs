@@ -116,8 +116,8 @@ async fn run(victim: Victim, kills: u32) {
     }
 }
 
-/// PostgreSQL's own: a slot that a TRUNCATE met while it was made can have a log that no session can
-/// decode ("could not map filenode … to relation OID"). About one loop in fifty meets it.
+/// PostgreSQL's own: from a slot that was made under such a load no session can decode the log, now
+/// and then ("could not map filenode … to relation OID"). About one loop in a hundred meets it.
 #[derive(Debug)]
 struct SourceDefect;
 
