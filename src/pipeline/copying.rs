@@ -159,7 +159,7 @@ impl Start<'_> {
         if let PipelineError::Narrowed { .. } = ended {
             // The copy may have used up the pool.
             let replica = self.config.replica.connect(Session::ReplicaWrite).await?;
-            Store::want_all_again(&replica, &self.config.name).await?;
+            Store::want_again(&replica, &self.config.name, None).await?;
         }
         Ok(ended)
     }

@@ -2,10 +2,10 @@
 //!
 //! A table that leaves the publication and comes back has changes that never were in the
 //! stream; so has one whose columns or filter change. That is noted at once, since by the next
-//! look it may be back as if nothing had been: what is published then is merged anew. The stream
-//! ends when what such a table had until it left is applied. One that joins is copied by the next
-//! start. And a publication that leaves kinds of changes out for a while has left them out of all
-//! tables: they are merged anew.
+//! look it may be back as if nothing had been: the next start merges it anew then, and forgets what
+//! is away or published otherwise. The stream ends when what such a table had until it left is
+//! applied. One that joins is copied by the next start. And a publication that leaves kinds of
+//! changes out for a while has left them out of all tables: they are merged anew.
 //!
 //! ```text
 //!  all as it was ─ one has left ─▶ noted in the books ─ applied, or three looks ─▶ the stream ends
@@ -31,7 +31,7 @@ const LOOKS_WHILE_IT_PASSES: u32 = 3;
 pub(super) struct PublicationWatch {
     pub(super) source: Pool,
     pub(super) replica: Pool,
-    pub(super) store: Store,
+    pub(super) pipeline: String,
     pub(super) publication: String,
     pub(super) known: Known,
 }
@@ -119,7 +119,7 @@ impl PublicationWatch {
         match check_publication(&client, &self.publication).await {
             Err(narrowed @ PipelineError::Narrowed { .. }) => {
                 let replica = self.replica.get().await?;
-                Store::want_all_again(&replica, self.store.pipeline()).await?;
+                Store::want_again(&replica, &self.pipeline, None).await?;
                 return Ok(Some(narrowed));
             }
             // It is not there: of its tables that says nothing.
@@ -139,7 +139,7 @@ impl PublicationWatch {
         if !left.is_noted {
             let replica = self.replica.get().await?;
             let oids: Vec<u32> = left.names.keys().copied().collect();
-            self.store.want_again(&replica, &oids).await?;
+            Store::want_again(&replica, &self.pipeline, Some(&oids)).await?;
             left.is_noted = true;
         }
         if left.seen_at.is_none() {

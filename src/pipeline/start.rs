@@ -106,7 +106,7 @@ pub(crate) async fn start<'a>(
     if let Err(PipelineError::Narrowed { .. }) = &checked
         && Store::has_books(&writer).await?
     {
-        Store::want_all_again(&writer, &config.name).await?;
+        Store::want_again(&writer, &config.name, None).await?;
     }
     checked?;
     let control = replica_pool.get().await?;
@@ -301,7 +301,7 @@ impl<'a> Start<'a> {
         let publication = PublicationWatch {
             source: source.clone(),
             replica: replica.clone(),
-            store: store.clone(),
+            pipeline: self.config.name.clone(),
             publication: self.config.publication.clone(),
             known: Known::of(&self.plan),
         };

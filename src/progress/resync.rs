@@ -37,52 +37,28 @@ impl Store {
         Ok(touched == 1)
     }
 
-    /// Wants all tables copied again, as for [`request_resync`](Self::request_resync): changes of
-    /// theirs were in no stream.
-    ///
-    /// # Errors
-    /// When the statement fails.
-    pub async fn want_all_again(client: &Client, pipeline: &str) -> Result<(), ProgressError> {
-        let state = TableState::Resync { keep_extra: false };
-        // What is wanted again already, and may still be called off, may not be any more.
-        let sql = "UPDATE pglockstep.tables SET copied_lsn = NULL, \
-                   state = CASE WHEN state LIKE 'resync%' THEN state ELSE $2 END, \
-                   updated_at = pg_catalog.clock_timestamp() WHERE pipeline = $1 \
-                   AND state NOT IN ('init', 'copying') \
-                   AND (state NOT LIKE 'resync%' OR copied_lsn IS NOT NULL)";
-        client
-            .execute(sql, &[&pipeline, &state.as_str()])
-            .await
-            .map_err(ProgressError::doing("want all tables again"))?;
-        Ok(())
-    }
-
-    /// Wants these source tables copied again, as [`want_all_again`](Self::want_all_again) does.
+    /// Wants these source tables copied again, or all (`None`), as for
+    /// [`request_resync`](Self::request_resync): changes of theirs were in no stream.
     ///
     /// # Errors
     /// When the statement fails.
     pub async fn want_again(
-        &self,
         client: &Client,
-        source_oids: &[u32],
+        pipeline: &str,
+        source_oids: Option<&[u32]>,
     ) -> Result<(), ProgressError> {
         let state = TableState::Resync { keep_extra: false };
-        let source_oids: Vec<i64> = source_oids.iter().copied().map(i64::from).collect();
+        let source_oids: Option<Vec<i64>> =
+            source_oids.map(|oids| oids.iter().copied().map(i64::from).collect());
+        // What is wanted again already, and may still be called off, may not be any more.
         let sql = "UPDATE pglockstep.tables SET copied_lsn = NULL, \
                    state = CASE WHEN state LIKE 'resync%' THEN state ELSE $2 END, \
-                   updated_at = pg_catalog.clock_timestamp() \
-                   WHERE pipeline = $1 AND source_oid = ANY ($3) AND state NOT IN ('init', 'copying') \
-                   AND EXISTS (SELECT 1 FROM pglockstep.pipelines WHERE name = $1 AND epoch = $4)";
+                   updated_at = pg_catalog.clock_timestamp() WHERE pipeline = $1 \
+                   AND ($3::bigint[] IS NULL OR source_oid = ANY ($3)) \
+                   AND state NOT IN ('init', 'copying') \
+                   AND (state NOT LIKE 'resync%' OR copied_lsn IS NOT NULL)";
         client
-            .execute(
-                sql,
-                &[
-                    &self.pipeline(),
-                    &state.as_str(),
-                    &source_oids,
-                    &self.epoch(),
-                ],
-            )
+            .execute(sql, &[&pipeline, &state.as_str(), &source_oids])
             .await
             .map_err(ProgressError::doing("want tables again"))?;
         Ok(())
