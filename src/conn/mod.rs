@@ -4,7 +4,10 @@
 //!  text ─▶ ConnectionUrl ─▶ Endpoint ─▶ login: each host ─▶ socket ─▶ TLS ─▶ log in ─▶ right kind? ─▶ session
 //!           conninfo, url    side, name                                tls, trust         │
 //!                                                          SQL: pinned Client, Pool ◀─────┤
+//!                                           RawSession: COPY to COPY, bytes untouched ◀───┤
 //!                                                          replication room: CopyBoth ◀───┘
+//!
+//!  auth logs in and wire frames for the last two, which speak the protocol without a library
 //! ```
 //!
 //! Nothing is taken from environment variables or home directories. Passwords stay
@@ -12,6 +15,7 @@
 
 mod admission;
 mod answers;
+mod auth;
 mod conninfo;
 mod error;
 mod hosts;
@@ -21,11 +25,13 @@ mod passfile;
 mod pool;
 mod pooler;
 mod pulse;
+mod raw;
 mod socket;
 mod sql;
 mod tls;
 mod trust;
 mod url;
+pub(crate) mod wire;
 
 pub use error::{AuthError, ConnError, ConnFailure, ErrorResponse};
 pub use pool::Pool;
@@ -35,7 +41,10 @@ pub use url::{
     ChannelBinding, ConnectionUrl, SslMode, SslNegotiation, TargetSessionAttrs, UrlError,
 };
 
+pub(crate) use auth::{Backend, ServerParameters, log_in};
 pub(crate) use login::{Login, SERVER_KIND_SQL, ServerKind, connect};
 pub(crate) use pulse::{Pulse, Silence};
+pub(crate) use raw::{ForwardError, RawSession};
 pub(crate) use socket::ServerStream;
 pub(crate) use sql::pins_sql;
+pub(crate) use wire::{Incoming, TOO_MUCH, Wire, WireError};

@@ -3,6 +3,7 @@
 //! A session whose batch failed or was cancelled may hold an open transaction, which
 //! recycling does not see: its user takes it out (`Object::take`) and drops it.
 
+use super::raw::RawSession;
 use super::sql::{Endpoint, Session};
 use super::{ConnError, ConnFailure, ServerStream};
 use deadpool_postgres::{
@@ -24,6 +25,7 @@ const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 pub struct Pool {
     inner: deadpool_postgres::Pool,
     endpoint: Endpoint,
+    session: Session,
 }
 
 impl Pool {
@@ -47,7 +49,11 @@ impl Pool {
             .runtime(Runtime::Tokio1)
             .build()
             .map_err(|error| endpoint.failed(ConnFailure::Pool(error.to_string())))?;
-        Ok(Self { inner, endpoint })
+        Ok(Self {
+            inner,
+            endpoint,
+            session,
+        })
     }
 
     /// A session, recycled or new.
@@ -56,6 +62,11 @@ impl Pool {
     /// [`ConnError`]: no new session could be made, or none came free in time.
     pub async fn get(&self) -> Result<Object, ConnError> {
         self.inner.get().await.map_err(|error| self.explain(error))
+    }
+
+    /// A session of the same kind beside the pool, of which COPY's bytes can be had.
+    pub(crate) async fn raw(&self) -> Result<RawSession, ConnError> {
+        RawSession::connect(&self.endpoint, self.session).await
     }
 
     /// Size, sessions in use and waiting callers.

@@ -20,7 +20,7 @@ pub use conflict::ConflictKind;
 pub use ident::{OperatorName, QualifiedName, TypeName, quote_ident, quote_literal};
 pub use lsn::{Lsn, ParseLsnError};
 pub use relation::{Column, Relation, RelationId, ReplicaIdentity, TypeNames};
-pub(crate) use server_error::may_quote_values;
+pub(crate) use server_error::{Named, may_quote_values};
 pub use server_error::{Refusal, ServerError};
 pub use side::Side;
 pub use sqlstate::{Disposition, sqlstate_disposition};

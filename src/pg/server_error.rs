@@ -8,7 +8,7 @@
 use super::{Disposition, sqlstate_disposition};
 use crate::faults::Fault;
 use std::fmt;
-use tokio_postgres::error::{DbError, SqlState};
+use tokio_postgres::error::DbError;
 
 /// An error of a statement or of its connection, safe to show and to log.
 #[derive(Debug)]
@@ -72,25 +72,44 @@ impl From<Fault> for ServerError {
 
 impl From<&DbError> for Refusal {
     fn from(error: &DbError) -> Self {
-        let code = error.code();
-        let of = |what: &str, name: Option<&str>| {
+        let of = Named {
+            constraint: error.constraint(),
+            table: error.table(),
+            column: error.column(),
+        };
+        Self::new(error.code().code(), error.message(), of)
+    }
+}
+
+/// What a refusal is about, where the server says it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Named<'a> {
+    pub(crate) constraint: Option<&'a str>,
+    pub(crate) table: Option<&'a str>,
+    pub(crate) column: Option<&'a str>,
+}
+
+impl Refusal {
+    /// What may be shown of an answer.
+    pub(crate) fn new(code: &str, message: &str, of: Named<'_>) -> Self {
+        let named = |what: &str, name: Option<&str>| {
             name.map_or(String::new(), |name| format!(", {what} {name}"))
         };
-        let message = if may_quote_values(code.code()) {
+        let message = if may_quote_values(code) {
             format!(
                 "{}{}{}{}",
                 condition(code),
-                of("constraint", error.constraint()),
-                of("table", error.table()),
-                of("column", error.column()),
+                named("constraint", of.constraint),
+                named("table", of.table),
+                named("column", of.column),
             )
         } else {
-            error.message().to_owned()
+            message.to_owned()
         };
         Self {
-            sqlstate: code.code().to_owned(),
+            sqlstate: code.to_owned(),
             message,
-            constraint: error.constraint().map(str::to_owned),
+            constraint: of.constraint.map(str::to_owned),
         }
     }
 }
@@ -106,8 +125,8 @@ pub(crate) fn may_quote_values(code: &str) -> bool {
 }
 
 /// The condition's name for the codes an operator meets most; the code itself is always shown.
-fn condition(code: &SqlState) -> &'static str {
-    match code.code() {
+fn condition(code: &str) -> &'static str {
+    match code {
         "22001" => "a value is too long for its column",
         "22003" => "a number is out of range",
         "22007" | "22008" => "a date or time is out of range or malformed",

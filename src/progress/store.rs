@@ -8,7 +8,7 @@
 use super::schema::{BOOKKEEPING, BOOKKEEPING_TABLES, LAST_ADDITION, bookkeeping_sql};
 use super::{TableRecord, TableState};
 use crate::faults::{Bug, Fault, planted};
-use crate::pg::{Disposition, Lsn, QualifiedName, ServerError};
+use crate::pg::{Disposition, Lsn, QualifiedName, ServerError, quote_literal};
 use tokio_postgres::{Client, GenericClient};
 
 /// Reading or writing the bookkeeping failed.
@@ -63,7 +63,7 @@ impl From<Fault> for ProgressError {
 }
 
 impl ProgressError {
-    pub(crate) fn doing(what: &'static str) -> impl FnOnce(tokio_postgres::Error) -> Self {
+    pub(crate) fn doing<E: Into<ServerError>>(what: &'static str) -> impl FnOnce(E) -> Self {
         move |error| Self::Statement {
             what,
             source: error.into(),
@@ -319,6 +319,21 @@ impl Store {
             .await
             .map_err(ProgressError::doing("prove ownership"))?;
         self.expect_one(rows.len() as u64)
+    }
+
+    /// As [`prove_ownership`](Self::prove_ownership), for sessions that take text: yields a row,
+    /// or none.
+    pub(crate) fn ownership_sql(&self) -> String {
+        format!(
+            "SELECT 1 FROM pglockstep.pipelines WHERE name = {} AND epoch = {} FOR SHARE",
+            quote_literal(&self.pipeline),
+            self.epoch
+        )
+    }
+
+    /// What its answer proves.
+    pub(crate) fn judge_ownership(&self, rows: usize) -> Result<(), ProgressError> {
+        self.expect_one(rows as u64)
     }
 
     /// All tables of the pipeline.

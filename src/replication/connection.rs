@@ -9,12 +9,10 @@
 //! No published client speaks CopyBoth, so this one does: on postgres-protocol's
 //! messages, over the same sockets, TLS and login walk as SQL sessions.
 
-use super::auth::{ServerParameters, log_in};
 use super::error::{ReplicationError, Request};
-use super::wire::{Incoming, Wire};
 use crate::conn::{
-    self, ConnFailure, ConnectionUrl, Endpoint, ErrorResponse, Login, Pulse, SERVER_KIND_SQL,
-    ServerKind, ServerStream, Session, Silence,
+    self, Backend, ConnFailure, ConnectionUrl, Endpoint, ErrorResponse, Incoming, Login, Pulse,
+    SERVER_KIND_SQL, ServerKind, ServerParameters, ServerStream, Session, Silence, Wire, log_in,
 };
 use crate::pg::Lsn;
 use postgres_protocol::message::backend::{DataRowBody, Message};
@@ -286,7 +284,8 @@ impl Login for ReplicationLogin<'_> {
         let silence = stream.silence();
         let application_name = self.endpoint.effective_application_name();
         let mut wire = Wire::new(stream);
-        let parameters = log_in(&mut wire, url, password, application_name).await?;
+        let backend = Backend::Walsender;
+        let parameters = log_in(&mut wire, url, password, application_name, backend).await?;
         Ok(ReplicationConnection {
             wire,
             silence,

@@ -1,7 +1,6 @@
 //! What can go wrong between us and a walsender, and what the operator can do about it.
 
-use super::wire::{TOO_MUCH, WireError};
-use crate::conn::{ConnError, ErrorResponse};
+use crate::conn::{ConnError, ErrorResponse, TOO_MUCH, WireError};
 use crate::faults::Fault;
 use crate::pg::Disposition;
 use std::fmt;

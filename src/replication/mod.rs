@@ -9,14 +9,13 @@
 //!                    ▲
 //!                    └ send_status ─ StandbyStatusUpdate: what is durable on the replica
 //!
-//!  auth: logs in      wire: frames, bounded      protocol: messages inside CopyData, pure
+//!  protocol: messages inside CopyData, pure      (conn: logs in, frames, bounded)
 //!  slot, publication: what the catalogue says of them, over an SQL session
 //! ```
 //!
 //! Invariants: nothing is lost when a future is dropped; a length is checked before memory is
 //! taken for it; no bytes of a server make this panic; no value of a row is logged.
 
-mod auth;
 mod connection;
 mod error;
 mod protocol;
@@ -24,7 +23,8 @@ mod publication;
 mod slot;
 mod slot_holder;
 mod stream;
-mod wire;
+#[cfg(test)]
+mod wire_fuzz;
 
 pub use connection::{ReplicationConnection, Row, SystemIdentity};
 pub use error::{ReplicationError, Request};

@@ -71,10 +71,10 @@ impl From<Fault> for SnapshotError {
 }
 
 impl SnapshotError {
-    pub(crate) fn on(
+    pub(crate) fn on<E: Into<ServerError>>(
         table: &QualifiedName,
         what: &'static str,
-    ) -> impl FnOnce(tokio_postgres::Error) -> Self {
+    ) -> impl FnOnce(E) -> Self {
         let table = table.clone();
         move |error| Self::Table {
             table,
@@ -83,12 +83,9 @@ impl SnapshotError {
         }
     }
 
-    pub(crate) fn copy_out(table: &QualifiedName) -> impl FnOnce(tokio_postgres::Error) -> Self {
+    pub(crate) fn copy_out(table: &QualifiedName) -> impl FnOnce(ServerError) -> Self {
         let table = table.clone();
-        move |error| Self::CopyOut {
-            table,
-            source: error.into(),
-        }
+        move |source| Self::CopyOut { table, source }
     }
 
     /// What an operator can do about it.

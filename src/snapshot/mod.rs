@@ -114,6 +114,9 @@ pub struct SnapshotCopy<'a> {
 /// locks where nothing else is set.
 const BEGUN_AT_ONCE: usize = 500;
 
+/// Small tables come faster than the disk takes note of them: so many may wait to be marked together.
+const FINISHED_AT_ONCE: usize = 100;
+
 impl SnapshotCopy<'_> {
     /// Copies all tables. Dropping the future interrupts it; what was whole stays.
     ///
@@ -137,7 +140,7 @@ impl SnapshotCopy<'_> {
         } else {
             1
         };
-        let (done, mut finished) = mpsc::channel(workers.max(1));
+        let (done, mut finished) = mpsc::channel(FINISHED_AT_ONCE);
         let mut tasks = JoinSet::new();
         for _ in 0..workers.max(1) {
             let pipe = Pipe::open(
@@ -162,14 +165,23 @@ impl SnapshotCopy<'_> {
         loop {
             tokio::select! {
                 biased;
-                Some(Finished { table, go_on }) = finished.recv() => {
-                    left[table] -= 1;
-                    note_piece(&tables[table], left[table], totals[table]);
-                    if left[table] == 0 {
-                        self.finish(&tables[table], &destinations[table]).await?;
+                Some(first) = finished.recv() => {
+                    // More may have come while the last ones were marked.
+                    let mut pieces = vec![first];
+                    pieces.extend(std::iter::from_fn(|| finished.try_recv().ok()));
+                    let mut whole = Vec::new();
+                    for Finished { table, .. } in &pieces {
+                        left[*table] -= 1;
+                        note_piece(&tables[*table], left[*table], totals[*table]);
+                        if left[*table] == 0 {
+                            whole.push((&tables[*table], &destinations[*table]));
+                        }
                     }
-                    // A worker that has ended does not wait.
-                    let _ = go_on.send(());
+                    self.finish_all(&whole).await?;
+                    for Finished { go_on, .. } in pieces {
+                        // A worker that has ended does not wait.
+                        let _ = go_on.send(());
+                    }
                 }
                 Some(worker) = tasks.join_next() => worker.map_err(|_| SnapshotError::Worker)??,
                 else => break,
@@ -240,25 +252,35 @@ impl SnapshotCopy<'_> {
         committed.map_err(SnapshotError::on(name, "begin to copy into"))
     }
 
-    /// Merges if need be, and marks the table as copied.
-    async fn finish(
-        &self,
-        table: &CopyTable,
-        destination: &Destination,
-    ) -> Result<(), SnapshotError> {
+    /// Marks the tables as copied, which are whole now: those to be merged one by one, the others
+    /// together, for each such commit waits for the disk.
+    async fn finish_all(&self, tables: &[(&CopyTable, &Destination)]) -> Result<(), SnapshotError> {
+        let mut whole: Vec<&CopyTable> = Vec::new();
+        for (table, destination) in tables {
+            match destination {
+                Destination::Table => whole.push(table),
+                Destination::Staging(staging) => self.merge(table, staging).await?,
+            }
+        }
+        let Some(first) = whole.first() else {
+            return Ok(());
+        };
+        self.begin_finish(&first.mapping).await?;
+        self.mark_copied(&whole).await
+    }
+
+    /// Merges, and marks the table as copied.
+    async fn merge(&self, table: &CopyTable, staging: &QualifiedName) -> Result<(), SnapshotError> {
         let mapping = &table.mapping;
-        let merge = match (destination, self.is_replica_role) {
-            (Destination::Table, _) => String::new(),
-            (Destination::Staging(staging), _) if !table.has_key() => {
-                existing::replace_sql(mapping, staging) + &existing::drop_staging_sql(staging)
-            }
-            (Destination::Staging(staging), true) => {
-                existing::delete_extra_sql(mapping, staging, table.extra_rows)
-                    + &existing::upsert_sql(mapping, staging, &table.on_conflict)
-                    + &existing::drop_staging_sql(staging)
-            }
+        let merge = if !table.has_key() {
+            existing::replace_sql(mapping, staging) + &existing::drop_staging_sql(staging)
+        } else if self.is_replica_role {
+            existing::delete_extra_sql(mapping, staging, table.extra_rows)
+                + &existing::upsert_sql(mapping, staging, &table.on_conflict)
+                + &existing::drop_staging_sql(staging)
+        } else {
             // Superfluous rows have to wait until nothing refers to them any more.
-            (Destination::Staging(staging), false) => return self.upsert(table, staging).await,
+            return self.upsert(table, staging).await;
         };
         self.begin_finish(mapping).await?;
         let merged = while_it_works(table, self.control.batch_execute(&merge)).await;
@@ -332,11 +354,13 @@ impl SnapshotCopy<'_> {
         };
         let records: Vec<TableRecord> = tables.iter().map(|table| record(table, state)).collect();
         self.store.record_tables(self.control, &records).await?;
-        faults::at("copy.table_finishing").await?;
+        for _ in tables {
+            faults::at("copy.table_finishing").await?;
+        }
         let committed = self.control.batch_execute("COMMIT").await;
         committed.map_err(SnapshotError::on(&first.mapping.replica, "finish"))?;
-        faults::at("copy.table_marked").await?;
         for table in tables {
+            faults::at("copy.table_marked").await?;
             table.telemetry.set_copy_progress(1.0);
             table.telemetry.set_state(TableStateLabel::CatchingUp);
             let (source, replica) = (&table.mapping.relation.name, &table.mapping.replica);
@@ -388,14 +412,17 @@ struct Worker {
 }
 
 impl Worker {
-    async fn run(self) -> Result<(), SnapshotError> {
+    async fn run(mut self) -> Result<(), SnapshotError> {
         loop {
             let next = self
                 .queue
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
                 .pop_front();
-            let Some(piece) = next else { return Ok(()) };
+            let Some(piece) = next else {
+                self.pipe.close().await;
+                return Ok(());
+            };
             let table = &self.tables[piece.table];
             let into = match &self.destinations[piece.table] {
                 Destination::Table => table.mapping.replica.clone(),

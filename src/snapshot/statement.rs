@@ -208,9 +208,7 @@ fn format_of(mapping: &TableMapping, types: &TypeNames) -> CopyFormat {
                 .and_then(|input| source_type(mapping, input.position, types))
                 .is_some_and(|from| *from == column.cast_to),
         };
-        is_same
-            && BINARY_TYPES.contains(&column.cast_to.0.name.as_str())
-            && column.cast_to.is_builtin()
+        is_same && column.cast_to.is_builtin() && is_portable(&column.cast_to.0.name)
     };
     if !mapping.columns.is_empty() && mapping.columns.iter().all(travels_binary) {
         CopyFormat::Binary
@@ -219,9 +217,19 @@ fn format_of(mapping: &TableMapping, types: &TypeNames) -> CopyFormat {
     }
 }
 
-/// Types whose binary form holds neither object ids nor a server's settings.
-const BINARY_TYPES: [&str; 22] = [
+/// Whether a built-in type's binary form means the same on every server. That of an array names
+/// its element's type by number, which is everywhere the same for these.
+fn is_portable(name: &str) -> bool {
+    let element = name.strip_prefix('_').unwrap_or(name);
+    BINARY_TYPES.contains(&element)
+}
+
+/// Types whose binary form holds neither object ids nor a server's settings. Not `interval`: what
+/// is infinite from 17 on is read as a length by servers before it.
+const BINARY_TYPES: [&str; 35] = [
     "bool",
+    "char",
+    "name",
     "int2",
     "int4",
     "int8",
@@ -232,17 +240,28 @@ const BINARY_TYPES: [&str; 22] = [
     "varchar",
     "bpchar",
     "bytea",
+    "bit",
+    "varbit",
     "date",
     "time",
     "timetz",
     "timestamp",
     "timestamptz",
-    "interval",
     "uuid",
     "jsonb",
     "json",
     "inet",
     "cidr",
+    "macaddr",
+    "macaddr8",
+    "oid",
+    "pg_lsn",
+    "int4range",
+    "int8range",
+    "numrange",
+    "daterange",
+    "tsrange",
+    "tstzrange",
 ];
 
 #[cfg(test)]
@@ -346,6 +365,24 @@ mod tests {
              \"mood\"::\"pg_catalog\".\"text\" AS \"mood\" FROM ONLY \"public\".\"a\"\"b\" \
              WHERE ctid >= '(0,0)'::pg_catalog.tid) AS s WHERE (mood >= 'mid'\n)"
         );
+    }
+
+    #[test]
+    fn what_travels_binary() {
+        for portable in ["int4", "_int4", "_numeric", "tstzrange", "_uuid", "char"] {
+            assert!(is_portable(portable), "{portable}");
+        }
+        // By number: an object's, or the locale's fraction digits; a version's own reading.
+        for other in [
+            "regclass",
+            "_regclass",
+            "money",
+            "interval",
+            "record",
+            "xml",
+        ] {
+            assert!(!is_portable(other), "{other}");
+        }
     }
 
     #[test]

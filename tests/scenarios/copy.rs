@@ -340,3 +340,45 @@ async fn what_would_drift_unseen_is_refused() {
         "0"
     );
 }
+
+/// Rows are passed on without being taken apart: what ends a copy half-way is told all the same.
+#[tokio::test]
+async fn what_ends_a_copy_half_way_is_told() {
+    let s = scenario("half_way").await;
+    s.on_both("CREATE TABLE t (id int PRIMARY KEY, n int, v text)")
+        .await;
+    s.on_source("INSERT INTO t SELECT g, CASE g WHEN 150000 THEN 0 ELSE g END, 'value ' || g FROM generate_series(1, 200000) g")
+        .await;
+    s.on_replica("ALTER TABLE t ADD CONSTRAINT not_zero CHECK (n <> 0)")
+        .await;
+    s.publish_all().await;
+    let said = s.refused("").await;
+    let is_told = |said: &str, words: &[&str]| words.iter().all(|word| said.contains(word));
+    let words = ["cannot copy into public.t", "23514", "not_zero"];
+    assert!(is_told(&said, &words), "{said}");
+    assert!(!said.contains("value 1"), "a value was told:\n{said}");
+    s.on_replica("ALTER TABLE t DROP CONSTRAINT not_zero").await;
+    let divides =
+        "[[tables]]\nsource = \"public.t\"\nset = { n = \"(1000 / n)::int4\" }\n".to_owned();
+    let said = s.refused(&divides).await;
+    let words = ["cannot copy out of public.t", "22012"];
+    assert!(is_told(&said, &words), "{said}");
+    // Triggers that fire for the daemon may say what they like, and rows may be large.
+    s.on_replica(
+        "CREATE FUNCTION talk() RETURNS trigger LANGUAGE plpgsql AS
+         $$ BEGIN RAISE NOTICE 'row % %', NEW.id, repeat('x', 200); RETURN NEW; END $$;
+         CREATE TRIGGER talks BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION talk();
+         ALTER TABLE t ENABLE ALWAYS TRIGGER talks",
+    )
+    .await;
+    s.on_source("UPDATE t SET v = repeat('large', 2000000) WHERE id IN (1, 100000)")
+        .await;
+    let daemon = s.start("").await;
+    let all = "SELECT id, n, md5(v) FROM t";
+    s.caught_up(&daemon).await;
+    assert_eq!(digest(&s.source, all).await, digest(&s.replica, all).await);
+    assert_eq!(
+        samples(&daemon, "pglockstep_copy_rows_total").await["table=\"public.t\""],
+        200_000.0
+    );
+}

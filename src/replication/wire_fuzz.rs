@@ -3,10 +3,10 @@
 //! Every frame is cut, its head bent, its tag changed; then whole streams at random. What comes
 //! out is an error, a wish for more, or frames; what is in them is judged in `pgoutput`.
 
-use super::{ANSWER_BYTES_MAX, Incoming, READ_BYTES, Wire, WireError};
+use super::ReplicationMessage;
+use crate::conn::wire::{ANSWER_BYTES_MAX, Incoming, READ_BYTES, Wire, WireError};
 use crate::faults::golden::{Capture, captures};
 use crate::faults::random::{Random, for_seeds, is_soak, seed};
-use crate::replication::ReplicationMessage;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -50,22 +50,18 @@ enum Ending {
 
 /// Reads all that the bytes yield, and how they end.
 fn read(bytes: &[u8], is_stream: bool) -> (usize, Ending) {
-    let mut wire = Wire::new(tokio::io::empty());
-    if is_stream {
-        wire.begin_stream();
-    }
+    let mut wire = Wire::of(bytes, is_stream);
     let mut frames = 0;
-    wire.read.extend_from_slice(bytes);
     loop {
         let most = 2 * bytes.len().max(READ_BYTES);
-        assert!(wire.read.capacity() <= most, "{}", wire.read.capacity());
+        assert!(wire.rest().capacity() <= most, "{}", wire.rest().capacity());
         match wire.try_next() {
             Ok(Some(Incoming::CopyData(payload))) => match ReplicationMessage::decode(payload) {
                 Ok(_) => {}
                 Err(_) => return (frames, Ending::NotReplication),
             },
             Ok(Some(_)) => {}
-            Ok(None) if wire.read.is_empty() => return (frames, Ending::Whole),
+            Ok(None) if wire.rest().is_empty() => return (frames, Ending::Whole),
             Ok(None) => return (frames, Ending::Cut),
             Err(WireError::TooLarge { bytes, limit, .. }) => {
                 assert!(bytes > limit);

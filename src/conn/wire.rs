@@ -11,7 +11,7 @@
 //! Whatever was read or not yet written stays in the two buffers, so dropping a future
 //! at any await loses nothing.
 
-use crate::conn::{ConnFailure, ServerStream};
+use super::{ConnFailure, ServerStream};
 use bytes::{Buf, Bytes, BytesMut};
 use postgres_protocol::message::backend::{Header, Message};
 use std::future::{Future, poll_fn};
@@ -21,20 +21,20 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 
 /// Room that is kept for reading: some hundred messages a system call.
-const READ_BYTES: usize = 256 * 1024;
+pub(crate) const READ_BYTES: usize = 256 * 1024;
 /// Below this much room the buffer is replaced.
 const READ_BYTES_MIN: usize = 16 * 1024;
 
 /// No login comes near this, and no answer before the stream.
-pub(super) const ANSWER_BYTES_MAX: usize = 1024 * 1024;
+pub(crate) const ANSWER_BYTES_MAX: usize = 1024 * 1024;
 /// PostgreSQL's own bound on a message (`PQ_LARGE_MESSAGE_LIMIT`, `MaxAllocSize`), and a little.
-pub(super) const MESSAGE_BYTES_MAX: usize = 1024 * 1024 * 1024;
+pub(crate) const MESSAGE_BYTES_MAX: usize = 1024 * 1024 * 1024;
 
-pub(super) const TOO_MUCH: &str = "an answer that does not end";
+pub(crate) const TOO_MUCH: &str = "an answer that does not end";
 
 /// What a stream of frames can suffer.
 #[derive(Debug)]
-pub(super) enum WireError {
+pub(crate) enum WireError {
     /// Broken or closed.
     Io(io::Error),
     /// Longer than allowed.
@@ -50,7 +50,7 @@ impl From<WireError> for ConnFailure {
         match error {
             WireError::Io(error) => Self::from_io(error),
             WireError::TooLarge { tag, bytes, .. } => Self::Protocol(format!(
-                "a message 0x{tag:02X} of {bytes} bytes during login"
+                "a message 0x{tag:02X} of {bytes} bytes, out of all proportion"
             )),
             WireError::TooMuch => Self::Protocol(TOO_MUCH.to_owned()),
             WireError::Malformed(why) => Self::Protocol(why),
@@ -59,7 +59,7 @@ impl From<WireError> for ConnFailure {
 }
 
 /// One message from the server.
-pub(super) enum Incoming {
+pub(crate) enum Incoming {
     /// The payload of a CopyData message.
     CopyData(Bytes),
     /// Both sides may now send CopyData.
@@ -68,13 +68,31 @@ pub(super) enum Incoming {
     Message(Message),
 }
 
+/// CopyData messages as they came, heads included; the last may go on in the next run.
+pub(crate) struct Run {
+    pub(crate) bytes: Bytes,
+    /// Messages that begin in it.
+    pub(crate) begun: u64,
+}
+
+/// How far bytes were passed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Passed {
+    /// All of them.
+    All,
+    /// Something was heard before; more may be left.
+    Heard,
+}
+
 /// A stream with its two buffers. Generic for tests alone.
-pub(super) struct Wire<S = ServerStream> {
+pub(crate) struct Wire<S = ServerStream> {
     stream: S,
     read: BytesMut,
     /// What is to be sent; filled by callers, emptied by [`send`](Self::send).
-    pub(super) write: BytesMut,
+    pub(crate) write: BytesMut,
     must_flush: bool,
+    /// The rest of a CopyData message whose beginning was part of a run.
+    running: usize,
     /// All that has come, whole messages or not.
     bytes_read: u64,
     message_bytes_max: usize,
@@ -83,12 +101,13 @@ pub(super) struct Wire<S = ServerStream> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
-    pub(super) fn new(stream: S) -> Self {
+    pub(crate) fn new(stream: S) -> Self {
         Self {
             stream,
             read: BytesMut::new(),
             write: BytesMut::new(),
             must_flush: false,
+            running: 0,
             bytes_read: 0,
             message_bytes_max: ANSWER_BYTES_MAX,
             answer_bytes_left: Some(ANSWER_BYTES_MAX),
@@ -96,28 +115,35 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     }
 
     /// Something new was asked.
-    pub(super) fn begin_answer(&mut self) {
+    pub(crate) fn begin_answer(&mut self) {
         self.message_bytes_max = ANSWER_BYTES_MAX;
         self.answer_bytes_left = Some(ANSWER_BYTES_MAX);
     }
 
+    /// What came so far was no part of the answer.
+    pub(crate) fn answer_goes_on(&mut self) {
+        if let Some(left) = &mut self.answer_bytes_left {
+            *left = ANSWER_BYTES_MAX;
+        }
+    }
+
     /// From here on it goes on for ever, in messages as large as the source's rows.
-    pub(super) fn begin_stream(&mut self) {
+    pub(crate) fn begin_stream(&mut self) {
         self.message_bytes_max = MESSAGE_BYTES_MAX;
         self.answer_bytes_left = None;
     }
 
-    pub(super) fn bytes_read(&self) -> u64 {
+    pub(crate) fn bytes_read(&self) -> u64 {
         self.bytes_read
     }
 
-    pub(super) fn stream(&self) -> &S {
+    pub(crate) fn stream(&self) -> &S {
         &self.stream
     }
 
     /// The next message that is already here, without I/O.
     #[inline]
-    pub(super) fn try_next(&mut self) -> Result<Option<Incoming>, WireError> {
+    pub(crate) fn try_next(&mut self) -> Result<Option<Incoming>, WireError> {
         let Some((tag, length)) = self.peek()? else {
             return Ok(None);
         };
@@ -145,7 +171,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     }
 
     /// The next message. Cancellation-safe.
-    pub(super) async fn next(&mut self) -> Result<Incoming, WireError> {
+    pub(crate) async fn next(&mut self) -> Result<Incoming, WireError> {
         loop {
             if let Some(incoming) = self.try_next()? {
                 return Ok(incoming);
@@ -154,8 +180,50 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         }
     }
 
+    /// CopyData that is already here, to be passed on as it is; `None`: something else comes next,
+    /// or nothing is here. However large a row is, no more of it is held than was read at once.
+    pub(crate) fn try_run(&mut self) -> Result<Option<Run>, WireError> {
+        let (mut end, mut begun) = (0, 0);
+        loop {
+            let passed = self.running.min(self.read.len() - end);
+            self.running -= passed;
+            end += passed;
+            match self.head(end)? {
+                Some((b'd', length)) => self.running = length,
+                _ => break,
+            }
+            begun += 1;
+        }
+        let bytes = self.read.split_to(end).freeze();
+        Ok((end > 0).then_some(Run { bytes, begun }))
+    }
+
+    /// Writes `bytes` behind what is still to be written, and listens meanwhile.
+    pub(crate) async fn pass(&mut self, bytes: &mut Bytes) -> Result<Passed, WireError> {
+        poll_fn(|cx| {
+            if let Poll::Ready(heard) = self.poll_fill(cx) {
+                return Poll::Ready(heard.map(|()| Passed::Heard));
+            }
+            ready!(self.poll_write_out(cx)).map_err(WireError::Io)?;
+            while !bytes.is_empty() {
+                let count = ready!(Pin::new(&mut self.stream).poll_write(cx, bytes))
+                    .and_then(some)
+                    .map_err(WireError::Io)?;
+                bytes.advance(count);
+                self.must_flush = true;
+            }
+            Poll::Ready(Ok(Passed::All))
+        })
+        .await
+    }
+
+    /// More bytes, whatever they are. Cancellation-safe.
+    pub(crate) async fn hear(&mut self) -> Result<(), WireError> {
+        poll_fn(|cx| self.poll_fill(cx)).await
+    }
+
     /// Writes all of [`write`](Self::write). Cancellation-safe: the rest goes with the next call.
-    pub(super) async fn send(&mut self) -> Result<(), WireError> {
+    pub(crate) async fn send(&mut self) -> Result<(), WireError> {
         poll_fn(|cx| self.poll_send(cx))
             .await
             .map_err(WireError::Io)
@@ -164,7 +232,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     /// Tag and whole length of the message at the front.
     #[inline]
     fn peek(&self) -> Result<Option<(u8, usize)>, WireError> {
-        let header = Header::parse(&self.read).map_err(|e| WireError::Malformed(e.to_string()))?;
+        self.head(0)
+    }
+
+    /// Tag and whole length of the message that begins at `at`.
+    #[inline]
+    fn head(&self, at: usize) -> Result<Option<(u8, usize)>, WireError> {
+        let here = self.read.get(at..).unwrap_or_default();
+        let header = Header::parse(here).map_err(|e| WireError::Malformed(e.to_string()))?;
         let Some(header) = header else {
             return Ok(None);
         };
@@ -182,20 +257,23 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     async fn fill(&mut self) -> Result<(), WireError> {
         let wanted = self.peek()?.map_or(5, |(_, length)| length);
         self.make_room(wanted.saturating_sub(self.read.len()));
-        let count = poll_fn(|cx| {
-            // A feedback message that did not go out whole must not wait for the next one.
-            if let Poll::Ready(Err(error)) = self.poll_send(cx) {
-                return Poll::Ready(Err(error));
-            }
-            pin!(self.stream.read_buf(&mut self.read)).poll(cx)
-        });
-        match count.await {
-            Ok(0) => Err(WireError::Io(io::ErrorKind::UnexpectedEof.into())),
+        self.hear().await
+    }
+
+    /// Reads once, into the room there is.
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), WireError>> {
+        self.make_room(1);
+        // A feedback message that did not go out whole must not wait for the next one.
+        if let Poll::Ready(Err(error)) = self.poll_send(cx) {
+            return Poll::Ready(Err(WireError::Io(error)));
+        }
+        match ready!(pin!(self.stream.read_buf(&mut self.read)).poll(cx)) {
+            Ok(0) => Poll::Ready(Err(WireError::Io(io::ErrorKind::UnexpectedEof.into()))),
             Ok(count) => {
                 self.bytes_read += count as u64;
-                Ok(())
+                Poll::Ready(Ok(()))
             }
-            Err(error) => Err(WireError::Io(error)),
+            Err(error) => Poll::Ready(Err(WireError::Io(error))),
         }
     }
 
@@ -209,24 +287,49 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     }
 
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while !self.write.is_empty() {
-            let count = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.write))?;
-            if count == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-            }
-            self.write.advance(count);
-            self.must_flush = true;
-        }
+        ready!(self.poll_write_out(cx))?;
         if self.must_flush {
             ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
             self.must_flush = false;
         }
         Poll::Ready(Ok(()))
     }
+
+    fn poll_write_out(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.write.is_empty() {
+            let count =
+                ready!(Pin::new(&mut self.stream).poll_write(cx, &self.write)).and_then(some)?;
+            self.write.advance(count);
+            self.must_flush = true;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+fn some(written: usize) -> io::Result<usize> {
+    match written {
+        0 => Err(io::ErrorKind::WriteZero.into()),
+        count => Ok(count),
+    }
 }
 
 #[cfg(test)]
-mod fuzz;
+impl Wire<tokio::io::Empty> {
+    /// One that has read these bytes.
+    pub(crate) fn of(bytes: &[u8], is_stream: bool) -> Self {
+        let mut wire = Self::new(tokio::io::empty());
+        if is_stream {
+            wire.begin_stream();
+        }
+        wire.read.extend_from_slice(bytes);
+        wire
+    }
+
+    /// What it has read and not yielded.
+    pub(crate) fn rest(&self) -> &BytesMut {
+        &self.read
+    }
+}
 
 #[cfg(test)]
 mod tests {
@@ -286,13 +389,76 @@ mod tests {
             prop_assert!(received == payloads);
         }
 
+        /// What is to be passed on arrives at the other end as it came, and nothing behind it.
+        #[test]
+        fn runs_are_passed_on_as_they_came(
+            sizes in proptest::collection::vec(0_usize..60_000, 1..20),
+            cuts in proptest::collection::vec(1_usize..50_000, 1..20),
+        ) {
+            let frames: Vec<Vec<u8>> =
+                sizes.iter().enumerate().map(|(i, size)| copy_data(&vec![i as u8; *size])).collect();
+            let copied = frames.concat();
+            let bytes = [&copied[..], b"c\0\0\0\x04"].concat();
+            let (begun, arrived) = block_on(async {
+                let (mut server, client) = tokio::io::duplex(8192);
+                let (mut target, replica) = tokio::io::duplex(4096);
+                let wanted = copied.len();
+                tokio::spawn(async move {
+                    let (mut rest, mut cuts) = (&bytes[..], cuts.iter().cycle());
+                    while !rest.is_empty() {
+                        let (part, after) = rest.split_at(rest.len().min(*cuts.next().unwrap()));
+                        server.write_all(part).await.unwrap();
+                        tokio::task::yield_now().await;
+                        rest = after;
+                    }
+                });
+                let reader = tokio::spawn(async move {
+                    let mut arrived = vec![0; wanted];
+                    target.read_exact(&mut arrived).await.unwrap();
+                    arrived
+                });
+                let (mut source, mut replica) = (Wire::new(client), Wire::new(replica));
+                source.begin_stream();
+                let mut begun = 0;
+                loop {
+                    if let Some(mut run) = source.try_run().unwrap() {
+                        begun += run.begun;
+                        assert_eq!(replica.pass(&mut run.bytes).await.unwrap(), Passed::All);
+                    } else if let Some(next) = source.try_next().unwrap() {
+                        assert!(matches!(next, Incoming::Message(Message::CopyDone)));
+                        break;
+                    } else {
+                        source.hear().await.unwrap();
+                    }
+                }
+                (begun, reader.await.unwrap())
+            });
+            prop_assert!(begun == sizes.len() as u64 && arrived == copied);
+        }
+
         /// A hostile server is an error or asks for more, never a panic.
         #[test]
         fn any_bytes_are_survived(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let mut wire = Wire::new(tokio::io::empty());
             wire.read.extend_from_slice(&bytes);
             while let Ok(Some(_)) = wire.try_next() {}
+            let mut wire = Wire::of(&bytes, true);
+            while let Ok(Some(run)) = wire.try_run() {
+                prop_assert!(!run.bytes.is_empty());
+            }
         }
+    }
+
+    #[test]
+    fn what_the_other_end_says_is_heard_before_all_is_written() {
+        block_on(async {
+            let (mut server, client) = tokio::io::duplex(64);
+            let mut wire = Wire::new(client);
+            server.write_all(b"N\0\0\0\x05\0").await.unwrap();
+            let mut bytes = Bytes::from_static(&[7; 1000]);
+            assert_eq!(wire.pass(&mut bytes).await.unwrap(), Passed::Heard);
+            assert!(bytes.len() == 1000 && wire.try_next().unwrap().is_some());
+        });
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Start-up and authentication of a replication connection.
+//! Start-up and authentication of the sessions that we speak the protocol on ourselves: those for
+//! replication, and raw ones.
 //!
 //! ```text
 //!  StartupMessage ─▶ R: ok | cleartext | md5 | SASL ─▶ … ─▶ R ok ─▶ S parameters, K key ─▶ Z ready
@@ -13,8 +14,9 @@
 //!  channel_binding=require                       p= or no login, whatever the method
 //! ```
 
+use super::url::ChannelBinding;
 use super::wire::{Incoming, Wire};
-use crate::conn::{AuthError, ChannelBinding, ConnFailure, ConnectionUrl, ErrorResponse};
+use super::{AuthError, ConnFailure, ConnectionUrl, ErrorResponse};
 use postgres_protocol::authentication::md5_hash;
 use postgres_protocol::authentication::sasl::{
     self, SCRAM_SHA_256, SCRAM_SHA_256_PLUS, ScramSha256,
@@ -26,25 +28,37 @@ use std::collections::HashMap;
 use tokio_postgres::fallible_iterator::FallibleIterator;
 
 /// What the server reported of itself: `server_version`, `TimeZone`, …
-pub(super) type ServerParameters = HashMap<String, String>;
+pub(crate) type ServerParameters = HashMap<String, String>;
 
 /// Parameters are a dozen; a server that sends these many is not one.
 const PARAMETERS_MAX: usize = 1000;
 
-/// Logs in for logical replication and waits until the server is ready.
-pub(super) async fn log_in(
+/// What answers at the other end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Backend {
+    /// A walsender for logical replication, which also answers SQL.
+    Walsender,
+    /// An ordinary one.
+    Ordinary,
+}
+
+/// Logs in and waits until the server is ready.
+pub(crate) async fn log_in(
     wire: &mut Wire,
     url: &ConnectionUrl,
     password: Option<&SecretString>,
     application_name: &str,
+    backend: Backend,
 ) -> Result<ServerParameters, ConnFailure> {
     let mut parameters = vec![
         ("user", url.user.as_str()),
         ("database", url.database.as_str()),
-        ("replication", "database"),
         ("client_encoding", "UTF8"),
         ("application_name", application_name),
     ];
+    if backend == Backend::Walsender {
+        parameters.push(("replication", "database"));
+    }
     if let Some(options) = &url.options {
         parameters.push(("options", options));
     }
