@@ -37,7 +37,8 @@ pub mod faults;
 pub mod pg;
 /// What the daemon tells of itself: the `Status`, every metric's name, logging.
 pub mod telemetry;
-/// Opens SQL sessions: URL, TLS, pinned settings, pools, the read-only guard on the source;
+/// Opens SQL sessions, and raw ones for bytes that are only passed on: URL, TLS, pinned settings,
+/// pools, the read-only guard on the source;
 /// notices those that fall silent, refuses poolers.
 pub mod conn;
 /// Reads a database's catalogue into nouns.

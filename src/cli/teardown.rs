@@ -11,6 +11,7 @@ use crate::pg::{ServerError, quote_ident, quote_literal};
 use crate::pipeline::PipelineConfig;
 use crate::progress::{BOOKKEEPING_SCHEMA, BOOKKEEPING_TABLES, Store};
 use crate::replication::{ReplicationConnection, ReplicationSlot, SlotName, drop_slot, fetch_slot};
+use crate::snapshot::make_left_overs;
 use anyhow::{Context, bail};
 use tokio_postgres::Client;
 
@@ -224,6 +225,10 @@ async fn carry_out(
         connection.close().await;
     }
     if remains.has_books {
+        if remains.is_in_books && Store::has_books(replica).await? {
+            // An interrupted copy may have left indexes in the books alone.
+            make_left_overs(replica, &config.name, &[]).await?;
+        }
         Store::forget(replica, &config.name).await?;
         if remains.others == 0 {
             drop_books(replica).await?;

@@ -4,6 +4,7 @@ use super::problems::Report;
 use super::reader::{ByteSize, Section};
 use crate::apply::OnError;
 use crate::mapping::{ExistingRows, ExtraRows};
+use crate::snapshot::Indexes;
 use secrecy::SecretString;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -51,6 +52,7 @@ pub(super) struct RawReplica {
 pub(super) struct RawCopy {
     pub(super) workers: Option<i64>,
     pub(super) split_from: Option<u64>,
+    pub(super) indexes: Option<Indexes>,
     pub(super) existing_rows: Option<ExistingRows>,
     pub(super) extra_rows: Option<ExtraRows>,
 }
@@ -119,6 +121,7 @@ const EXISTING_ROWS: [(&str, ExistingRows); 3] = [
 ];
 const EXTRA_ROWS: [(&str, ExtraRows); 2] =
     [("keep", ExtraRows::Keep), ("delete", ExtraRows::Delete)];
+const INDEXES: [(&str, Indexes); 2] = [("keep", Indexes::Keep), ("after", Indexes::After)];
 const ON_ERROR: [(&str, OnError); 2] =
     [("stop", OnError::Stop), ("quarantine", OnError::Quarantine)];
 const SCHEMA_CHANGES: [(&str, SchemaChanges); 3] = [
@@ -202,6 +205,7 @@ impl RawCopy {
         let raw = Self {
             workers: section.take("workers", report),
             split_from: take_bytes(&mut section, "split_from", report),
+            indexes: section.take_choice("indexes", &INDEXES, report),
             existing_rows: section.take_choice("existing_rows", &EXISTING_ROWS, report),
             extra_rows: section.take_choice("extra_rows", &EXTRA_ROWS, report),
         };

@@ -3,6 +3,7 @@
 use super::*;
 use crate::apply::OnError;
 use crate::mapping::{ConflictPolicy, ExistingRows, ExtraRows};
+use crate::snapshot::Indexes;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -79,6 +80,8 @@ accept_environments = ["production"]
 pool_max = 12
 [copy]
 workers = 2
+split_from = "2GiB"
+indexes = "after"
 existing_rows = "merge"
 extra_rows = "delete"
 [apply]
@@ -128,6 +131,8 @@ fn every_key_is_taken() {
     );
     assert!(config.source.failover);
     assert_eq!((config.snapshot.workers, config.replica.pool_max), (2, 12));
+    assert_eq!(config.snapshot.split_from, 2 << 30);
+    assert_eq!(config.snapshot.indexes, Indexes::After);
     assert_eq!(config.apply.batch_bytes_max, 1 << 20);
     assert_eq!(config.apply.memory_max, 2 << 20);
     let budget = pipeline::SlotBudget {

@@ -209,6 +209,7 @@ fn validate_copy(raw: &RawCopy, report: &mut Report) -> snapshot::Settings {
     snapshot::Settings {
         workers: bounded(raw.workers, default.workers, 1, 64, "copy.workers", report),
         split_from: raw.split_from.unwrap_or(default.split_from),
+        indexes: raw.indexes.unwrap_or(default.indexes),
     }
 }
 

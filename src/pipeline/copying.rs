@@ -12,7 +12,7 @@ use crate::mapping::{ConflictPolicy, ExistingRows, ExtraRows};
 use crate::pg::{Disposition, Lsn, QualifiedName};
 use crate::progress::{Store, TableRecord, TableState};
 use crate::replication::{ReplicationConnection, ReplicationSlot, SlotName, drop_slot};
-use crate::snapshot::{CopyTable, SnapshotCopy, check_existing_rows};
+use crate::snapshot::{CopyTable, SnapshotCopy, check_existing_rows, make_left_overs};
 use crate::telemetry::PipelineState;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -36,6 +36,7 @@ impl Start<'_> {
         }
         let records = Store::fetch_tables(&self.control, &self.config.name).await?;
         let tables = self.copy_tables(self.plan.tables.values(), &records);
+        make_left_overs(&self.control, &self.config.name, &tables).await?;
         check_existing_rows(&self.control, &tables, &self.config.name).await?;
         let mut connection = self.replication().await?;
         if found.is_some() {
@@ -80,6 +81,7 @@ impl Start<'_> {
             .values()
             .filter(|t| !is_copied(&t.source.oid));
         let tables = self.copy_tables(missing, &records);
+        make_left_overs(&self.control, &self.config.name, &tables).await?;
         if tables.is_empty() {
             return Ok(());
         }

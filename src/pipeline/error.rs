@@ -215,9 +215,9 @@ impl PipelineError {
                 SnapshotError::CopyOut { source, .. } | SnapshotError::Snapshot(source),
             ) if source.is_session_lost() => Some(Side::Source),
             Self::Snapshot(SnapshotError::Progress(error)) => on_replica(error.is_session_lost()),
-            Self::Snapshot(SnapshotError::Table { source, .. }) => {
-                on_replica(source.is_session_lost())
-            }
+            Self::Snapshot(
+                SnapshotError::Table { source, .. } | SnapshotError::NotBuilt { source, .. },
+            ) => on_replica(source.is_session_lost()),
             Self::Apply { source, .. } | Self::Prepare(source) => {
                 on_replica(source.is_session_lost())
             }

@@ -39,6 +39,7 @@ use crate::replication::{
     ReplicationConnection, ReplicationSlot, SlotName, SlotUser, StreamOptions, end_dead_user,
     fetch_slot, keep_on_standbys,
 };
+use crate::snapshot::make_constraints_again;
 use crate::telemetry::{ConnectionState, PipelineState, TableStateLabel, Telemetry};
 use std::collections::HashMap;
 
@@ -110,7 +111,7 @@ pub(crate) async fn start<'a>(
     }
     checked?;
     let control = replica_pool.get().await?;
-    let plan = fetch_plan(&source, &control, &config.publication, &config.mapping).await?;
+    let mut plan = fetch_plan(&source, &control, &config.publication, &config.mapping).await?;
 
     check_mappings(&source, &control, &plan).await?;
     check_privileges(
@@ -125,6 +126,9 @@ pub(crate) async fn start<'a>(
     memory.claimed(&store);
     memory.know(Store::fetch_requests(&writer, &config.name).await?);
     faults::at("start.claimed").await?;
+    if make_constraints_again(&control, &config.name).await? {
+        plan = fetch_plan(&source, &control, &config.publication, &config.mapping).await?;
+    }
     let places = plan.parents_first();
     let applier = Applier::new(writer, store.clone(), places.clone())
         .await

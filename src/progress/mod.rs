@@ -26,6 +26,7 @@ mod position;
 mod rebase;
 mod resync;
 mod schema;
+mod set_aside;
 mod store;
 mod table_state;
 
@@ -35,5 +36,6 @@ pub use holdback::Holdback;
 pub use kept::{KeptChange, KeptRow};
 pub use position::{Durability, Feedback, Positions};
 pub use schema::{BOOKKEEPING_SCHEMA, BOOKKEEPING_TABLES, LAST_ADDITION, bookkeeping_sql};
+pub use set_aside::SetAside;
 pub use store::{PipelineIdentity, PipelineRecord, ProgressError, Store};
 pub use table_state::{TableRecord, TableState};

@@ -66,16 +66,26 @@ CREATE TABLE IF NOT EXISTS "pglockstep"."kept_changes" (
 );
 CREATE INDEX IF NOT EXISTS "kept_changes_skipped" ON "pglockstep"."kept_changes" (skipped_by)
   WHERE skipped_by IS NOT NULL;
+CREATE TABLE IF NOT EXISTS "pglockstep"."set_aside" (
+  pipeline text NOT NULL REFERENCES "pglockstep"."pipelines" ON DELETE CASCADE,
+  replica_schema text NOT NULL,
+  replica_table text NOT NULL,
+  is_foreign_key boolean NOT NULL,
+  name text NOT NULL,
+  definition text NOT NULL,
+  PRIMARY KEY (pipeline, replica_schema, replica_table, is_foreign_key, name)
+);
 -- What books of an older version lack.
 ALTER TABLE "pglockstep"."pipelines" ADD COLUMN IF NOT EXISTS given_up text;
 ALTER TABLE "pglockstep"."pipelines" ADD COLUMN IF NOT EXISTS rebasing boolean NOT NULL DEFAULT false;
 "#;
 
 /// The tables of the bookkeeping schema; those that refer to others first.
-pub const BOOKKEEPING_TABLES: [&str; 4] = ["kept_changes", "errors", "tables", "pipelines"];
+pub const BOOKKEEPING_TABLES: [&str; 5] =
+    ["set_aside", "kept_changes", "errors", "tables", "pipelines"];
 
 /// Table and column of the last addition: they stand for all that books of an older version lack.
-pub const LAST_ADDITION: (&str, &str) = ("pipelines", "rebasing");
+pub const LAST_ADDITION: (&str, &str) = ("set_aside", "definition");
 
 /// The SQL that makes the bookkeeping schema; with `owner`, as an administrator for the daemon's role.
 #[must_use]

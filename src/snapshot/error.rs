@@ -59,6 +59,29 @@ pub enum SnapshotError {
         /// The replica table.
         table: QualifiedName,
     },
+    /// What would be dropped could not be made again.
+    #[error(
+        "copy.indexes is \"after\", and this role could drop but not build again {name} of {table}"
+    )]
+    MayNotBuild {
+        /// The replica table.
+        table: QualifiedName,
+        /// The index or constraint.
+        name: String,
+    },
+    /// An index or constraint that was dropped for the copy cannot be made again.
+    #[error(
+        "cannot build {name} of {table} again, which was dropped for the copy; its definition is in the replica's pglockstep.set_aside"
+    )]
+    NotBuilt {
+        /// The replica table.
+        table: QualifiedName,
+        /// The index or constraint.
+        name: String,
+        /// The server's refusal, or the lost connection.
+        #[source]
+        source: ServerError,
+    },
     /// A worker ended by a panic; what that says may be a row's value, so it is left to the log.
     #[error("a copy worker ended unexpectedly")]
     Worker,
@@ -95,6 +118,12 @@ impl SnapshotError {
             Self::Table { source, .. } if source.sqlstate() == Some("23503") => Some(
                 "a row refers to one that comes later: GRANT SET ON PARAMETER session_replication_role to the daemon's role (15 and newer), or make the foreign key DEFERRABLE INITIALLY DEFERRED",
             ),
+            Self::MayNotBuild { .. } => Some(
+                "let the daemon's role own the table, GRANT it CREATE on the table's schema and REFERENCES on tables referred to, or set copy.indexes to \"keep\"",
+            ),
+            Self::NotBuilt { .. } => Some(
+                "correct what it complains of; once it was made by hand, or is not wanted any more, DELETE its row FROM pglockstep.set_aside",
+            ),
             _ => None,
         }
     }
@@ -103,12 +132,16 @@ impl SnapshotError {
     #[must_use]
     pub fn disposition(&self) -> Disposition {
         match self {
-            Self::Table { source, .. } | Self::CopyOut { source, .. } => source.disposition(),
+            Self::Table { source, .. }
+            | Self::CopyOut { source, .. }
+            | Self::NotBuilt { source, .. } => source.disposition(),
             // The exporting session is gone: the next attempt exports anew.
             Self::Snapshot(_) | Self::Rewritten { .. } | Self::Worker => Disposition::Transient,
             Self::Conn(error) => error.disposition(),
             Self::Progress(error) => error.disposition(),
-            Self::HasRows { .. } | Self::MergeNeedsKey { .. } => Disposition::Definite,
+            Self::HasRows { .. } | Self::MergeNeedsKey { .. } | Self::MayNotBuild { .. } => {
+                Disposition::Definite
+            }
         }
     }
 }

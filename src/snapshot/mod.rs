@@ -9,19 +9,21 @@
 //!
 //! Invariants: nothing is changed before every table was looked at; a table is marked
 //! `copying` in the transaction that empties it, and `copied` only after its last piece,
-//! by a commit that waits for the disk. Interrupted, whole tables stay; the others begin
+//! by a commit that waits for the disk, and only with all its indexes. Interrupted, whole tables stay; the others begin
 //! again, under a new snapshot with an LSN of their own.
 
 mod copy;
 mod error;
 mod existing;
+mod indexes;
 mod plan;
 mod settings;
 mod statement;
 
 pub(crate) use copy::enter_snapshot;
 pub use error::SnapshotError;
-pub use settings::Settings;
+pub use indexes::{make_constraints_again, make_left_overs};
+pub use settings::{Indexes, Settings};
 pub use statement::{CopyFormat, CopyStatements, CtidRange, copy_statements};
 
 use crate::catalog::TableKind;
@@ -229,6 +231,21 @@ impl SnapshotCopy<'_> {
             .map(|(table, _)| table.mapping.as_ref())
             .collect();
         existing::empty(self.control, &emptied).await?;
+        let emptied: Vec<&CopyTable> = tables
+            .iter()
+            .filter(|(_, destination)| **destination == Destination::Table)
+            .map(|(table, _)| *table)
+            .collect();
+        match self.settings.indexes {
+            Indexes::After => {
+                let with_foreign_keys = !self.is_replica_role;
+                indexes::set_aside(self.control, self.store, &emptied, with_foreign_keys).await?;
+            }
+            // An interrupted copy may have dropped them.
+            Indexes::Keep => {
+                indexes::make_again(self.control, self.store.pipeline(), &emptied).await?;
+            }
+        }
         for (table, destination) in tables {
             if let Destination::Staging(staging) = destination {
                 existing::create_staging(self.control, &table.mapping, staging).await?;
@@ -349,6 +366,7 @@ impl SnapshotCopy<'_> {
         let Some(first) = tables.first() else {
             return Ok(());
         };
+        indexes::make_again(self.control, self.store.pipeline(), tables).await?;
         let state = TableState::Copied {
             at: self.consistent_point,
         };

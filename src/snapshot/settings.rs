@@ -1,5 +1,16 @@
 //! What an operator says about the first copy.
 
+/// What becomes of a replica table's secondary indexes while it is empty and copied into.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Indexes {
+    /// They stay, and every row goes into each of them.
+    #[default]
+    Keep,
+    /// They are dropped before and built after the data; so are foreign keys where they fire.
+    After,
+}
+
 /// `[copy]`, but for what each table can override (see `mapping::Settings`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -9,13 +20,16 @@ pub struct Settings {
     /// That takes more room in the replica's indexes: keys then come in no order, and a leaf
     /// that is split in the middle stays half full.
     pub split_from: u64,
+    /// When secondary indexes are built.
+    pub indexes: Indexes,
 }
 
 impl Default for Settings {
     fn default() -> Self {
         Self {
             workers: 4,
-            split_from: 1 << 30,
+            split_from: 128 << 20,
+            indexes: Indexes::Keep,
         }
     }
 }

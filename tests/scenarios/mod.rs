@@ -12,6 +12,7 @@ mod failover;
 mod follow;
 mod gaps;
 mod identity;
+mod indexes;
 mod lost_slots;
 mod mapping;
 mod names;

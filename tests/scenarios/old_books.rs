@@ -6,7 +6,7 @@ use crate::support::{Family, Scenario, verb};
 static FAMILY: Family = Family::const_new();
 
 /// As the first version had them.
-const OLD: &str = "DROP TABLE pglockstep.kept_changes, pglockstep.errors; \
+const OLD: &str = "DROP TABLE pglockstep.set_aside, pglockstep.kept_changes, pglockstep.errors; \
                    ALTER TABLE pglockstep.pipelines DROP given_up, DROP rebasing";
 const NOTES: [&str; 1] = ["SELECT * FROM notes"];
 const WHOLE: &str = "SELECT to_regclass('pglockstep.kept_changes') IS NOT NULL \

@@ -414,7 +414,7 @@ async fn books_of_an_older_version_are_brought_up() {
     let mut daemon = s.start("").await;
     assert!(daemon.terminate().success());
     s.on_replica(
-        "DROP TABLE pglockstep.kept_changes, pglockstep.errors; \
+        "DROP TABLE pglockstep.set_aside, pglockstep.kept_changes, pglockstep.errors; \
          ALTER TABLE pglockstep.pipelines DROP given_up, DROP rebasing",
     )
     .await;

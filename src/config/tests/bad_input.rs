@@ -26,6 +26,10 @@ const BAD_ADDITIONS: &[(&str, &str)] = &[
         "line 8, copy.existing_rows: \"mrege\" is not one of refuse, merge, truncate",
     ),
     (
+        "[copy]\nindexes = \"later\"",
+        "line 8, copy.indexes: \"later\" is not one of keep, after",
+    ),
+    (
         "[copy]\nextra_rows = \"delete\"",
         "line 8, copy.extra_rows: delete has no effect unless existing_rows is merge",
     ),

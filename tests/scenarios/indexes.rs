@@ -1,0 +1,194 @@
+//! Secondary indexes and foreign keys that are built after the first copy, and not lost by a crash.
+
+use crate::support::{Daemon, Family, Scenario, run_verb};
+
+static FAMILY: Family = Family::const_new();
+
+const AFTER: &str = "[copy]\nindexes = \"after\"";
+const TABLES: &str = "CREATE TABLE parent (id int PRIMARY KEY, code int NOT NULL UNIQUE, v text);
+     CREATE TABLE child (id int PRIMARY KEY, parent int REFERENCES parent, v text, w int, UNIQUE (w, id));
+     CREATE INDEX child_v ON child (v);
+     CREATE INDEX \"Child low\" ON child (lower(v) DESC) INCLUDE (w) WHERE w > 3;
+     CREATE INDEX parent_v ON parent (v);
+     COMMENT ON INDEX parent_v IS 'more than its definition';";
+const ALL: [&str; 2] = ["SELECT * FROM parent", "SELECT * FROM child"];
+/// What must be there before and after.
+const DEFINED: &str = "
+SELECT pg_get_indexdef(indexrelid) FROM pg_index
+WHERE indrelid IN ('parent'::regclass, 'child'::regclass) AND indisvalid
+UNION ALL SELECT concat_ws(' ', conrelid::regclass, conname, pg_get_constraintdef(oid), convalidated)
+FROM pg_constraint WHERE conrelid IN ('parent'::regclass, 'child'::regclass) AND contype <> 'n'
+ORDER BY 1";
+/// Another number is another index.
+const NUMBERS: &str = "SELECT string_agg(relname, ',' ORDER BY oid) FROM pg_class WHERE relkind = 'i'
+     AND relname IN ('parent_pkey', 'parent_code_key', 'parent_v', 'child_pkey', 'child_w_id_key', 'child_v', 'Child low')";
+const AS_MADE: &str =
+    "parent_pkey,parent_code_key,child_pkey,child_w_id_key,child_v,Child low,parent_v";
+/// All but the keys, and the one with a comment.
+const BUILT_ANEW: &str = "SELECT 'child_v'::regclass::oid > 'parent_v'::regclass::oid
+     AND '\"Child low\"'::regclass::oid > 'parent_v'::regclass::oid
+     AND 'child_w_id_key'::regclass::oid > 'parent_v'::regclass::oid
+     AND 'parent_code_key'::regclass::oid > 'parent_v'::regclass::oid
+     AND 'child_pkey'::regclass::oid < 'child_v'::regclass::oid";
+const IN_BOOKS: &str = "SELECT count(*) FROM pglockstep.set_aside";
+
+async fn scenario(name: &str) -> Scenario<'static> {
+    let s = Scenario::new(&FAMILY, name).await;
+    s.on_both(TABLES).await;
+    s.on_source(
+        "INSERT INTO parent SELECT g, -g, 'p' || g FROM generate_series(1, 500) g;
+         INSERT INTO child SELECT g, 1 + g % 500, 'V' || g % 7, g % 11 FROM generate_series(1, 5000) g",
+    )
+    .await;
+    s.publish_all().await;
+    s
+}
+
+#[tokio::test]
+async fn they_are_built_after_the_data() {
+    let s = scenario("built_after").await;
+    assert_eq!(s.replica_one(NUMBERS).await, AS_MADE);
+    let before = s.replica_rows(DEFINED).await;
+    let daemon = s.start(AFTER).await;
+    s.in_step(&daemon, &ALL).await;
+    assert_eq!(s.replica_rows(DEFINED).await, before);
+    assert_eq!(s.replica_one(BUILT_ANEW).await, "t");
+    assert_eq!(s.replica_one(IN_BOOKS).await, "0");
+    let analyzed = "SELECT reltuples FROM pg_class WHERE oid = 'child'::regclass";
+    assert_eq!(s.replica_one(analyzed).await, "5000");
+    // And they are used as ever.
+    s.on_source("INSERT INTO parent VALUES (1000, 1000, 'n'); UPDATE child SET w = w + 1, v = 'z' WHERE id < 9")
+        .await;
+    s.in_step(&daemon, &ALL).await;
+}
+
+#[tokio::test]
+async fn without_being_asked_they_stay() {
+    let s = scenario("kept").await;
+    let daemon = s.start("").await;
+    s.in_step(&daemon, &ALL).await;
+    assert_eq!(s.replica_one(NUMBERS).await, AS_MADE);
+}
+
+#[tokio::test]
+async fn rows_that_are_merged_into_keep_theirs() {
+    let s = scenario("merged_into").await;
+    s.on_replica(
+        "INSERT INTO parent VALUES (1, -1, 'old'); INSERT INTO child VALUES (7, 1, 'old', 7)",
+    )
+    .await;
+    let merge = format!("{AFTER}\nexisting_rows = \"merge\"");
+    let daemon = s.start(&merge).await;
+    s.in_step(&daemon, &ALL).await;
+    assert_eq!(s.replica_one(NUMBERS).await, AS_MADE);
+}
+
+async fn killed(s: &Scenario<'_>, point: &str) {
+    let order = format!("{point}=kill");
+    let mut daemon = Daemon::start_with(&s.config(AFTER), &[("PGLOCKSTEP_FAULTS", &order)]);
+    daemon.until_said(&format!("fail point {point}:")).await;
+    daemon.wait();
+}
+
+#[tokio::test]
+async fn a_crash_loses_none() {
+    let points = [
+        "copy.begun",
+        "copy.range_written",
+        "copy.range_committed",
+        "copy.table_finishing",
+        "copy.table_marked",
+    ];
+    for (number, point) in points.into_iter().enumerate() {
+        for (way, settings) in [("after", AFTER), ("keep", "")] {
+            let s = scenario(&format!("crash_{number}_{way}")).await;
+            let before = s.replica_rows(DEFINED).await;
+            killed(&s, point).await;
+            if point != "copy.table_marked" {
+                assert_eq!(s.replica_one(IN_BOOKS).await, "4", "{point}");
+                assert_ne!(s.replica_rows(DEFINED).await, before, "{point}");
+            }
+            let daemon = s.start(settings).await;
+            s.in_step(&daemon, &ALL).await;
+            assert_eq!(s.replica_rows(DEFINED).await, before, "{point}, then {way}");
+            assert_eq!(s.replica_one(IN_BOOKS).await, "0", "{point}, then {way}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn who_leaves_after_a_crash_leaves_them_behind() {
+    let s = scenario("crash_and_leave").await;
+    let before = s.replica_rows(DEFINED).await;
+    killed(&s, "copy.range_committed").await;
+    assert_ne!(s.replica_rows(DEFINED).await, before);
+    let done = run_verb(&s.config(AFTER), &["teardown", "--yes"]);
+    assert!(done.status.success(), "{done:?}");
+    assert_eq!(s.replica_rows(DEFINED).await, before);
+}
+
+#[tokio::test]
+async fn one_that_cannot_be_built_stops_it_by_name() {
+    let s = scenario("unbuildable").await;
+    s.on_replica("CREATE UNIQUE INDEX child_v_once ON child (v)")
+        .await;
+    let said = s.refused(AFTER).await;
+    for word in ["child_v_once", "23505", "set_aside"] {
+        assert!(said.contains(word), "{said}");
+    }
+    assert!(!said.contains("V1"), "a value was told:\n{said}");
+    let kept = "SELECT name FROM pglockstep.set_aside WHERE name = 'child_v_once'";
+    assert_eq!(s.replica_one(kept).await, "child_v_once");
+    s.on_replica("DELETE FROM pglockstep.set_aside WHERE name = 'child_v_once'")
+        .await;
+    let daemon = s.start(AFTER).await;
+    s.in_step(&daemon, &ALL).await;
+    assert_eq!(s.replica_one(IN_BOOKS).await, "0");
+}
+
+#[tokio::test]
+async fn a_role_that_could_not_build_them_drops_none() {
+    let mut s = scenario("not_owner").await;
+    s.on_replica(
+        "CREATE ROLE not_owner LOGIN; GRANT CREATE ON DATABASE not_owner TO not_owner;
+         GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON ALL TABLES IN SCHEMA public TO not_owner",
+    )
+    .await;
+    s.replica_role("not_owner");
+    let said = s.refused(AFTER).await;
+    assert!(said.contains("could drop but not build"), "{said}");
+    assert_eq!(s.replica_one(NUMBERS).await, AS_MADE);
+    // It owns the tables, and could drop; but may not create.
+    s.on_replica(
+        "REVOKE CREATE ON SCHEMA public FROM PUBLIC;
+         ALTER TABLE parent OWNER TO not_owner; ALTER TABLE child OWNER TO not_owner",
+    )
+    .await;
+    let said = s.refused(AFTER).await;
+    assert!(said.contains("could drop but not build"), "{said}");
+    assert_eq!(s.replica_one(NUMBERS).await, AS_MADE);
+}
+
+/// Where foreign keys fire they are dropped too, and decide in which order tables come in.
+#[tokio::test]
+async fn foreign_keys_that_fire_are_made_again() {
+    let mut s = scenario("keys_after").await;
+    s.on_replica(
+        "CREATE ROLE keys_after LOGIN; GRANT CREATE ON DATABASE keys_after TO keys_after;
+         GRANT CREATE ON SCHEMA public TO keys_after;
+         ALTER TABLE parent OWNER TO keys_after; ALTER TABLE child OWNER TO keys_after",
+    )
+    .await;
+    s.replica_role("keys_after");
+    let before = s.replica_rows(DEFINED).await;
+    let foreign = "SELECT oid FROM pg_constraint WHERE conname = 'child_parent_fkey'";
+    let number = s.replica_one(foreign).await;
+    killed(&s, "copy.range_committed").await;
+    let in_books = format!("{IN_BOOKS} WHERE is_foreign_key");
+    assert_eq!(s.replica_one(&in_books).await, "1");
+    let daemon = s.start(AFTER).await;
+    s.in_step(&daemon, &ALL).await;
+    assert_eq!(s.replica_rows(DEFINED).await, before);
+    assert_ne!(s.replica_one(foreign).await, number);
+    assert_eq!(s.replica_one(IN_BOOKS).await, "0");
+}
