@@ -21,6 +21,8 @@
 mod array;
 mod batch;
 mod error;
+mod full_rows;
+mod full_statement;
 #[cfg(test)]
 pub(crate) mod model;
 mod net_effect;
