@@ -3,7 +3,9 @@
 //! ```text
 //!  o   the old rows: number, text of all columns (x), hash of it (h), cheap hashes (q0, q1)
 //!  m   rows of the table whose q0, q1 and h are among those                    one scan
-//!  p   o and m side by side: the first of the rows of a hash, the second, …    sort
+//!  k   o, each row with its place among those of its hash                      sort
+//!  g   m likewise                                                              sort
+//!  p   k and g side by side: the first of a hash, the second, …                sort or hash
 //!  f   of each pair, whether the texts are equal too: the row that o takes     by ctid
 //! ```
 //!
@@ -108,13 +110,17 @@ impl Writer<'_> {
              WHERE {is_among}), "
         );
         sql.push_str(
-            "p AS (SELECT pg_catalog.max(e.n) AS n, pg_catalog.max(e.x) AS x, \
+            "k AS MATERIALIZED (SELECT o.h, pg_catalog.row_number() OVER (PARTITION BY o.h) AS place, \
+             o.n, o.x FROM o), \
+             g AS (SELECT m.h, pg_catalog.row_number() OVER (PARTITION BY m.h) AS place, \
+             m.ctid, m.tableoid FROM m), \
+             p AS (SELECT pg_catalog.max(e.n) AS n, pg_catalog.max(e.x) AS x, \
              pg_catalog.max(e.ctid) AS ctid, pg_catalog.max(e.tableoid) AS tableoid FROM (\
-             SELECT o.h, pg_catalog.row_number() OVER (PARTITION BY o.h) AS place, o.n, o.x, \
-             NULL::pg_catalog.tid AS ctid, NULL::pg_catalog.oid AS tableoid FROM o \
+             SELECT k.h, k.place, k.n, k.x, NULL::pg_catalog.tid AS ctid, \
+             NULL::pg_catalog.oid AS tableoid FROM k \
              UNION ALL \
-             SELECT m.h, pg_catalog.row_number() OVER (PARTITION BY m.h), NULL, NULL, \
-             m.ctid, m.tableoid FROM m\
+             SELECT g.h, g.place, NULL, NULL, g.ctid, g.tableoid FROM g \
+             WHERE g.place <= (SELECT pg_catalog.max(k.place) FROM k)\
              ) AS e GROUP BY e.h, e.place HAVING pg_catalog.count(e.n) = 1), ",
         );
         let _ = write!(
