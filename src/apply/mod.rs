@@ -21,6 +21,8 @@
 mod array;
 mod batch;
 mod error;
+mod full_rows;
+mod full_statement;
 #[cfg(test)]
 pub(crate) mod model;
 mod net_effect;
@@ -103,7 +105,8 @@ enum Transaction {
 }
 
 /// Plans are for nested loops into the replica's indexes, whatever the number of rows:
-/// the planner would guess, and a wrong guess is a scan of the table for each batch.
+/// the planner would guess, and a wrong guess is a scan of the table for each batch. Rows
+/// without a key are found by a scan whatever is set here: `full_statement.rs`.
 const APPLY_SETTINGS: &str = "SET enable_hashjoin = off; SET enable_mergejoin = off; \
      SET enable_seqscan = off; SET plan_cache_mode = force_generic_plan; SET jit = off";
 

@@ -94,7 +94,7 @@ fn steps<'a>(context: &StageContext<'a>, stage: &Stage) -> Vec<Step<'a>> {
     }
 }
 
-fn run_stages(
+pub(super) fn run_stages(
     tables: &mut ModelTables,
     batch: &Batch,
     effect: &NetEffect,
@@ -134,9 +134,47 @@ fn carry_out(
     step: &Step<'_>,
 ) -> Result<u64, ApplyError> {
     let table = tables.get_mut(&step.mapping.relation.id).unwrap();
+    if matches!(step.shape, Shape::UpdateFullRows | Shape::DeleteFullRows) {
+        return full_rows(table, context, step);
+    }
     let mut touched = 0;
     for item in &step.items {
         touched += u64::from(one(table, context, step.mapping, &step.shape, *item)?);
+    }
+    Ok(touched)
+}
+
+/// All rows are found in the table as it is before the first is written, each another one.
+fn full_rows(
+    table: &mut ModelTable,
+    context: &StageContext<'_>,
+    step: &Step<'_>,
+) -> Result<u64, ApplyError> {
+    let mut found: Vec<(usize, u32)> = Vec::new();
+    for item in &step.items {
+        let wanted = row_of(context.effect.old_tuple(context.batch, *item).unwrap());
+        let is_free = |place: &usize| !found.iter().any(|(taken, _)| taken == place);
+        let mut places = (0..table.rows.len()).filter(|place| table.rows[*place] == wanted);
+        found.extend(places.find(is_free).map(|place| (place, *item)));
+    }
+    let touched = found.len() as u64;
+    if step.shape == Shape::DeleteFullRows {
+        found.sort_unstable();
+        for (place, _) in found.iter().rev() {
+            table.rows.remove(*place);
+        }
+        return Ok(touched);
+    }
+    for (place, item) in found {
+        let value = |position| {
+            context
+                .effect
+                .new_value(context.batch, item, position, false)
+        };
+        let columns = 0..step.mapping.relation.columns.len();
+        let row: Row = columns.map(|p| owned(value(p).unwrap())).collect();
+        hold_unique(table, step.mapping, &row, Some(place))?;
+        table.rows[place] = row;
     }
     Ok(touched)
 }
@@ -159,11 +197,8 @@ fn one(
         value.unwrap()
     };
     let old_or_new = || {
-        change
-            .old_tuple()
-            .map(|old| old.tuple())
-            .or(change.new_tuple())
-            .unwrap()
+        let old = context.effect.old_tuple(context.batch, item);
+        old.or(change.new_tuple()).unwrap()
     };
     let place = match shape {
         Shape::Insert => None,

@@ -12,17 +12,19 @@
 //! "Impossible" means that the keys' bytes cannot tell what the source's index could (two
 //! texts of one number, say). The stage is then closed and the change begins the next one:
 //! stages are carried out one after the other, so source order is kept where it matters.
-//! Changes of a key, changes of rows without one, and TRUNCATE stand in stages of their own;
-//! so do the changes of a table whose triggers fire, which are to see each of them.
+//! Changes of a key and TRUNCATE stand in stages of their own; so do the changes of a table
+//! whose triggers fire, which are to see each of them. For rows without a key, see
+//! `full_rows.rs`.
 //!
 //! Within a stage: deletes, updates, inserts; so a unique value may move from a row that
 //! went to a row that came. Where it moves between rows that stay, the replica may object,
 //! and the batch is replayed in source order (`mod.rs`).
 
 use super::batch::{Batch, BatchItem, RowChange};
+use super::full_rows::FullRows;
 use crate::faults::{Bug, planted};
 use crate::mapping::{RowIdentity, TableMapping};
-use crate::pg::TupleValue;
+use crate::pg::{OldTuple, Tuple, TupleValue};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
@@ -39,6 +41,10 @@ pub(crate) struct TableNet {
     pub(crate) updates: Vec<u32>,
     /// Rows that come.
     pub(crate) inserts: Vec<u32>,
+    /// Rows without a key that go.
+    pub(crate) full_deletes: Vec<u32>,
+    /// Rows without a key that change.
+    pub(crate) full_updates: Vec<u32>,
 }
 
 /// One stage; all its statements come after those of the stage before.
@@ -58,6 +64,8 @@ pub(crate) struct NetEffect {
     pub(crate) stages: Vec<Stage>,
     /// For a change: the earlier one of the same row that it was merged with.
     earlier: HashMap<u32, u32>,
+    /// For a change of a row without a key: the first one of that row, which says what it was.
+    pub(super) first: HashMap<u32, u32>,
 }
 
 impl NetEffect {
@@ -73,8 +81,14 @@ impl NetEffect {
         }
         Self {
             stages,
-            earlier: HashMap::new(),
+            ..Self::default()
         }
+    }
+
+    /// The row before the change at `item`, and before those that were merged into it.
+    pub(crate) fn old_tuple<'b>(&self, batch: &'b Batch, item: u32) -> Option<&'b Tuple> {
+        let first = self.first.get(&item).copied().unwrap_or(item);
+        batch.row(first)?.1.old_tuple().map(OldTuple::tuple)
     }
 
     /// A value of a row after the change at `item`, looking back through merged updates.
@@ -148,8 +162,8 @@ struct OpenTable<'b> {
     keys: HashMap<Key<'b>, usize>,
     /// In order of first appearance.
     nets: Vec<Net>,
-    /// Inserts into a table without a key.
-    plain_inserts: Vec<u32>,
+    /// Of a table without a key.
+    full_rows: FullRows<'b>,
 }
 
 struct Planner<'b> {
@@ -173,11 +187,9 @@ impl<'b> Planner<'b> {
             return self.add_ordered(place);
         }
         if !matches!(mapping.identity, RowIdentity::Key(_)) {
-            match change {
-                RowChange::Insert { .. } => {
-                    self.open_table(*table, mapping).plain_inserts.push(place);
-                }
-                RowChange::Update { .. } | RowChange::Delete { .. } => self.add_ordered(place),
+            let rows = &mut self.open_table(*table, mapping).full_rows;
+            if !rows.add(place, change) {
+                self.add_ordered(place);
             }
             return;
         }
@@ -209,7 +221,7 @@ impl<'b> Planner<'b> {
                 key_positions: mapping.key_positions(),
                 keys: HashMap::new(),
                 nets: Vec::new(),
-                plain_inserts: Vec::new(),
+                full_rows: FullRows::new(mapping),
             });
             tables.len() - 1
         });
@@ -228,7 +240,7 @@ impl<'b> Planner<'b> {
         let tables = std::mem::take(&mut self.open).tables;
         let nets: Vec<TableNet> = tables
             .into_iter()
-            .map(close_table)
+            .map(|open| close_table(open, &mut self.effect.first))
             .filter(|net| !net.is_empty())
             .collect();
         if !nets.is_empty() {
@@ -243,15 +255,21 @@ impl TableNet {
             && self.possible_deletes.is_empty()
             && self.updates.is_empty()
             && self.inserts.is_empty()
+            && self.full_deletes.is_empty()
+            && self.full_updates.is_empty()
     }
 }
 
-fn close_table(open: OpenTable<'_>) -> TableNet {
+fn close_table(open: OpenTable<'_>, first: &mut HashMap<u32, u32>) -> TableNet {
+    let full = open.full_rows.close();
     let mut net = TableNet {
         table: open.table,
-        inserts: open.plain_inserts,
+        inserts: full.inserts,
+        full_deletes: full.deletes,
+        full_updates: full.updates.iter().map(|(last, _)| *last).collect(),
         ..TableNet::default()
     };
+    first.extend(full.updates);
     for state in open.nets {
         let (deleted, inserted) = match state {
             Net::Insert(at) => (None, Some(at)),

@@ -10,6 +10,10 @@ use crate::pg::TupleValue;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+/// From so many rows on, one look at the whole table costs less than one for each, which
+/// ends at the row it finds.
+const FULL_ROWS_MIN: usize = 5;
+
 /// How many rows a statement must touch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Expected {
@@ -33,10 +37,15 @@ impl Step<'_> {
     pub(crate) fn what(&self) -> &'static str {
         match self.shape {
             Shape::Insert | Shape::InsertIfAbsent => "insert",
-            Shape::Update(_) | Shape::Overwrite(_) | Shape::Rekey(_) | Shape::UpdateFull => {
-                "update"
-            }
-            Shape::Delete | Shape::DeleteFull | Shape::DeleteFiltered(_) => "delete",
+            Shape::Update(_)
+            | Shape::Overwrite(_)
+            | Shape::Rekey(_)
+            | Shape::UpdateFull
+            | Shape::UpdateFullRows => "update",
+            Shape::Delete
+            | Shape::DeleteFull
+            | Shape::DeleteFullRows
+            | Shape::DeleteFiltered(_) => "delete",
             Shape::Exists | Shape::Missing(_) => "look for",
         }
     }
@@ -88,8 +97,12 @@ impl<'a> StageContext<'a> {
                 self.plan_possible(net.table, &net.deletes, &mut steps);
             }
             self.plan_possible(net.table, &net.possible_deletes, &mut steps);
+            let shapes = [Shape::DeleteFull, Shape::DeleteFullRows];
+            self.plan_full(net.table, shapes, &net.full_deletes, &mut steps);
         }
         for net in &ordered {
+            let shapes = [Shape::UpdateFull, Shape::UpdateFullRows];
+            self.plan_full(net.table, shapes, &net.full_updates, &mut steps);
             for (absent, items) in self.by_absent(net) {
                 self.plan_update(net.table, absent, &items, &mut steps);
             }
@@ -98,6 +111,22 @@ impl<'a> StageContext<'a> {
             self.plan(net.table, Shape::Insert, &net.inserts, &mut steps);
         }
         steps
+    }
+
+    /// Rows found by the whole old row: few of them one by one.
+    fn plan_full(
+        &self,
+        table: u32,
+        [single, many]: [Shape; 2],
+        items: &[u32],
+        steps: &mut Vec<Step<'a>>,
+    ) {
+        if items.len() >= FULL_ROWS_MIN {
+            return self.plan(table, many, items, steps);
+        }
+        for item in items {
+            self.plan(table, single.clone(), &[*item], steps);
+        }
     }
 
     fn plan_possible(&self, table: u32, items: &[u32], steps: &mut Vec<Step<'a>>) {

@@ -27,7 +27,12 @@ pub(super) fn sure_shapes(mapping: &TableMapping) -> Vec<(&'static str, Shape)> 
             ("delete", Shape::Delete),
         ]),
         RowIdentity::FullRow => {
-            shapes.extend([("update", Shape::UpdateFull), ("delete", Shape::DeleteFull)]);
+            shapes.extend([
+                ("update", Shape::UpdateFull),
+                ("delete", Shape::DeleteFull),
+                ("update many", Shape::UpdateFullRows),
+                ("delete many", Shape::DeleteFullRows),
+            ]);
         }
         RowIdentity::InsertsOnly => {}
     }

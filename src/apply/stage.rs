@@ -8,7 +8,7 @@ use super::plan::{StageContext, Step};
 use super::session::{Prepared, ReplicaSession, Work};
 use super::statement::Shape;
 use crate::mapping::TableMapping;
-use crate::pg::{OldTuple, TupleValue};
+use crate::pg::TupleValue;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -120,10 +120,8 @@ impl StageContext<'_> {
                 })?;
             }
             // An update that sent no old image kept its key.
-            let old = change
-                .old_tuple()
-                .map(OldTuple::tuple)
-                .or(change.new_tuple());
+            let old = self.effect.old_tuple(self.batch, *item);
+            let old = old.or(change.new_tuple());
             if let Some(tuple) = old {
                 fill(&prepared.old, tuple, &mut arrays, |_| None)?;
             }

@@ -19,7 +19,7 @@
 //! expression or the filter reads one, the replica's own copy of it is taken (`h`).
 
 use super::rows::{Writer, join, where_all};
-use crate::mapping::{ColumnValue, TableMapping};
+use crate::mapping::{ColumnMapping, ColumnValue, TableMapping};
 use crate::pg::quote_ident;
 
 /// Source positions of columns that the stream left out as unchanged TOAST; ascending.
@@ -40,10 +40,14 @@ pub(crate) enum Shape {
     Rekey(Absent),
     /// Rows found by the old row as a whole, one for each.
     UpdateFull,
+    /// The same for any number of rows.
+    UpdateFullRows,
     /// Rows found by their old key.
     Delete,
     /// Rows found by the old row as a whole, one for each.
     DeleteFull,
+    /// The same for any number of rows.
+    DeleteFullRows,
     /// Rows found by their key that the filter no longer keeps.
     DeleteFiltered(Absent),
     /// Counts the rows whose key is there.
@@ -115,8 +119,10 @@ pub(crate) fn statement(mapping: &TableMapping, shape: &Shape) -> Result<Stateme
         Shape::Overwrite(absent) => writer.update(absent, ImageSide::New, false)?,
         Shape::Rekey(absent) => writer.update(absent, ImageSide::Old, false)?,
         Shape::UpdateFull => writer.update_full()?,
+        Shape::UpdateFullRows => writer.update_full_rows()?,
         Shape::Delete => writer.delete()?,
         Shape::DeleteFull => writer.delete_full()?,
+        Shape::DeleteFullRows => writer.delete_full_rows()?,
         Shape::DeleteFiltered(absent) => writer.delete_filtered(absent)?,
         Shape::Exists => writer.exists()?,
         Shape::Missing(absent) => writer.missing(absent)?,
@@ -125,6 +131,12 @@ pub(crate) fn statement(mapping: &TableMapping, shape: &Shape) -> Result<Stateme
         sql,
         params: writer.params,
     })
+}
+
+/// Whether a row is told from others by this column, where it has no key. A value made from
+/// no column may differ at each evaluation, as now() does.
+pub(super) fn is_looked_for(column: &ColumnMapping) -> bool {
+    !matches!(&column.value, ColumnValue::Computed(e) if e.reads.is_empty())
 }
 
 impl Writer<'_> {
@@ -267,10 +279,7 @@ impl Writer<'_> {
             .columns
             .iter()
             .enumerate()
-            .filter(|(_, column)| {
-                // A value made from no column may differ at each evaluation, as now() does.
-                !matches!(&column.value, ColumnValue::Computed(e) if e.reads.is_empty())
-            });
+            .filter(|(_, column)| is_looked_for(column));
         let equal: Vec<String> = equal
             .map(|(i, column)| {
                 format!(

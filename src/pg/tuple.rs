@@ -16,7 +16,7 @@ use bytes::{Buf, BufMut, Bytes};
 use std::fmt;
 
 /// One value of a row. The bytes are the user's: they are never parsed and never logged.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub enum TupleValue<'a> {
     /// SQL NULL.
     Null,

@@ -113,7 +113,9 @@ fn check_index(table: &PlannedTable, indexes: &[Vec<String>], findings: &mut Fin
         RowIdentity::FullRow => findings.warning(
             "replica.index",
             name,
-            format!("{name} has no key: each update or delete scans it for the whole old row"),
+            format!(
+                "{name} has no key: each batch with updates or deletes of it scans it for the whole old rows"
+            ),
             format!(
                 "give it a primary key on both sides, or name a `key` in the rule of {}",
                 table.source.name

@@ -10,6 +10,7 @@ mod endpoints;
 mod existing_rows;
 mod failover;
 mod follow;
+mod full_rows;
 mod gaps;
 mod identity;
 mod indexes;
