@@ -30,6 +30,7 @@ mod resolve;
 mod rows;
 mod session;
 mod settings;
+mod sibling;
 mod stage;
 mod statement;
 mod writer;
@@ -41,6 +42,7 @@ pub use settings::{OnError, Settings};
 pub use statement::ShapeError;
 pub(crate) use writer::ReplicaWriter;
 
+use crate::conn::Endpoint;
 use crate::faults;
 use crate::mapping::TableMapping;
 use crate::pg::{ConflictKind, Lsn, QualifiedName};
@@ -93,6 +95,8 @@ pub struct Applier {
     transaction: Transaction,
     /// Of the change at which the last batch failed, where it was found.
     failed_key: Option<String>,
+    /// Where a second session is opened.
+    siblings: Option<Endpoint>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,6 +135,7 @@ impl Applier {
             parents_first,
             transaction: Transaction::None,
             failed_key: None,
+            siblings: None,
         })
     }
 
@@ -439,7 +444,7 @@ impl Written {
         }
     }
 
-    fn nothing(mapping: &Arc<TableMapping>) -> Self {
+    pub(crate) fn nothing(mapping: &Arc<TableMapping>) -> Self {
         Self {
             mapping: Arc::clone(mapping),
             inserts: 0,

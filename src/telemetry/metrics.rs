@@ -4,7 +4,7 @@
 //! are an interface: dashboards and alert rules are written against them.
 
 use super::facts::{Facts, FactsCollector};
-use super::labels::{ErrorCategory, Severity};
+use super::labels::{ErrorCategory, Severity, StreamedOutcome};
 use super::table::{TableCollector, Tables};
 use crate::pg::Side;
 use prometheus::core::Collector;
@@ -29,6 +29,7 @@ pub(super) struct Metrics {
     pub(super) apply_batch_seconds: Histogram,
     pub(super) end_to_end_seconds: Histogram,
     pub(super) source_write_attempts: IntCounter,
+    streamed: IntCounterVec,
     errors: IntCounterVec,
     reconnects: IntCounterVec,
 }
@@ -69,6 +70,16 @@ impl Metrics {
                     "Statements that tried to write to the source; stays 0.",
                 )?,
             )?,
+            streamed: add(
+                &registry,
+                IntCounterVec::new(
+                    Opts::new(
+                        "pglockstep_streamed_transactions_total",
+                        "Transactions written to the replica while they ran, by what became of that.",
+                    ),
+                    &["outcome"],
+                )?,
+            )?,
             errors: add(
                 &registry,
                 IntCounterVec::new(
@@ -96,6 +107,9 @@ impl Metrics {
             for severity in Severity::ALL {
                 metrics.error_counter(*category, *severity);
             }
+        }
+        for outcome in StreamedOutcome::ALL {
+            metrics.streamed_counter(*outcome);
         }
         for side in [Side::Source, Side::Replica] {
             metrics.reconnect_counter(side);
@@ -130,6 +144,10 @@ impl Metrics {
     pub(super) fn error_counter(&self, category: ErrorCategory, severity: Severity) -> IntCounter {
         self.errors
             .with_label_values(&[category.as_str(), severity.as_str()])
+    }
+
+    pub(super) fn streamed_counter(&self, outcome: StreamedOutcome) -> IntCounter {
+        self.streamed.with_label_values(&[outcome.as_str()])
     }
 
     pub(super) fn reconnect_counter(&self, side: Side) -> IntCounter {
