@@ -61,14 +61,62 @@ mod tests {
         let off = (Streaming::Off, 0);
         for (standing, delivery) in [
             (well, (Streaming::On, 4)),
-            (Standing { sessions: 90, ..well }, (Streaming::On, 4)),
-            (Standing { sessions: 4, ..well }, (Streaming::On, 1)),
-            (Standing { sessions: 3, ..well }, off),
-            (Standing { sessions: 0, ..well }, off),
-            (Standing { server_version_num: 139_999, ..well }, off),
-            (Standing { are_past_copies: false, ..well }, off),
-            (Standing { has_errors: true, ..well }, off),
-            (Standing { keeps_whole: true, ..well }, off),
+            (
+                Standing {
+                    sessions: 90,
+                    ..well
+                },
+                (Streaming::On, 4),
+            ),
+            (
+                Standing {
+                    sessions: 4,
+                    ..well
+                },
+                (Streaming::On, 1),
+            ),
+            (
+                Standing {
+                    sessions: 3,
+                    ..well
+                },
+                off,
+            ),
+            (
+                Standing {
+                    sessions: 0,
+                    ..well
+                },
+                off,
+            ),
+            (
+                Standing {
+                    server_version_num: 139_999,
+                    ..well
+                },
+                off,
+            ),
+            (
+                Standing {
+                    are_past_copies: false,
+                    ..well
+                },
+                off,
+            ),
+            (
+                Standing {
+                    has_errors: true,
+                    ..well
+                },
+                off,
+            ),
+            (
+                Standing {
+                    keeps_whole: true,
+                    ..well
+                },
+                off,
+            ),
         ] {
             assert_eq!(standing.delivery(), delivery, "{standing:?}");
         }

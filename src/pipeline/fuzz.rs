@@ -52,6 +52,27 @@ impl ReplicaWriter for Planner {
     }
 
     async fn rollback(&mut self) {}
+
+    async fn sibling(&self) -> Result<Self, ApplyError> {
+        let received = self.received;
+        Ok(Self { received })
+    }
+
+    async fn limit_lock_waits(&mut self, _: bool) -> Result<(), ApplyError> {
+        Ok(())
+    }
+
+    async fn savepoint(&mut self, _: u32) -> Result<(), ApplyError> {
+        Ok(())
+    }
+
+    async fn release_savepoint(&mut self, _: u32) -> Result<(), ApplyError> {
+        Ok(())
+    }
+
+    async fn rollback_to(&mut self, _: u32) -> Result<(), ApplyError> {
+        Ok(())
+    }
 }
 
 /// What a stream came to.
@@ -147,6 +168,7 @@ impl Bench {
             relations: self.relations(told),
             watch: Watch::new(),
             books: None,
+            in_progress_max: 2,
         };
         let at = Lsn::from_wire(1).unwrap();
         let follower = Follower::new(streams, at, &self.config.apply, &self.telemetry);

@@ -138,7 +138,9 @@ impl InHand {
     pub(super) fn commit_streamed(&mut self, last: Committed) -> Result<(), PipelineError> {
         self.expect_later(last.commit_lsn)?;
         if last.end <= last.commit_lsn {
-            return Err(PipelineError::OutOfOrder("a commit that ends before it begins"));
+            return Err(PipelineError::OutOfOrder(
+                "a commit that ends before it begins",
+            ));
         }
         self.last_end = Some(last.end);
         Ok(())

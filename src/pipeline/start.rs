@@ -37,8 +37,7 @@ use crate::pg::{Lsn, QualifiedName, Side};
 use crate::pgoutput::{Decoder, Streaming};
 use crate::progress::{BookedError, PipelineIdentity, Store, TableState};
 use crate::replication::{
-    self,
-    ReplicationConnection, ReplicationSlot, SlotName, SlotUser, StreamOptions, end_dead_user,
+    self, ReplicationConnection, ReplicationSlot, SlotName, SlotUser, StreamOptions, end_dead_user,
     fetch_slot, keep_on_standbys,
 };
 use crate::telemetry::{ConnectionState, PipelineState, TableStateLabel, Telemetry};

@@ -142,7 +142,9 @@ impl Streamed {
     pub(super) fn stop(&mut self) -> Result<(), PipelineError> {
         match self.segment.take() {
             Some(_) => Ok(()),
-            None => Err(PipelineError::OutOfOrder("a segment ends that did not begin")),
+            None => Err(PipelineError::OutOfOrder(
+                "a segment ends that did not begin",
+            )),
         }
     }
 
@@ -242,7 +244,11 @@ impl Streamed {
         };
         if subxid != xid {
             let is_gone = !transaction.cut(subxid).is_empty();
-            return Ok(if is_gone { Undo::To(subxid) } else { Undo::Nothing });
+            return Ok(if is_gone {
+                Undo::To(subxid)
+            } else {
+                Undo::Nothing
+            });
         }
         let is_begun = transaction.is_begun;
         self.transactions.remove(&xid);
@@ -344,7 +350,12 @@ mod tests {
             (vec![XID, XID], vec![Step::Gather, Step::Gather]),
             (
                 vec![XID, 701, 701, 702],
-                vec![Step::Gather, Step::Savepoint(701), Step::Gather, Step::Savepoint(702)],
+                vec![
+                    Step::Gather,
+                    Step::Savepoint(701),
+                    Step::Gather,
+                    Step::Savepoint(702),
+                ],
             ),
             // The outer one speaks again: the inner ones are over.
             (
@@ -360,7 +371,11 @@ mod tests {
             ),
             (
                 vec![701, XID, 702],
-                vec![Step::Savepoint(701), Step::Release(701), Step::Savepoint(702)],
+                vec![
+                    Step::Savepoint(701),
+                    Step::Release(701),
+                    Step::Savepoint(702),
+                ],
             ),
         ] {
             let mut streamed = begun();
@@ -379,7 +394,11 @@ mod tests {
             (vec![703], vec![Undo::To(703)], Some(0b0111)),
             (vec![702], vec![Undo::To(702)], Some(0b0011)),
             // Its savepoint went with the one before it.
-            (vec![702, 703], vec![Undo::To(702), Undo::Nothing], Some(0b0011)),
+            (
+                vec![702, 703],
+                vec![Undo::To(702), Undo::Nothing],
+                Some(0b0011),
+            ),
             (vec![701], vec![Undo::To(701)], Some(0b0001)),
             (vec![709], vec![Undo::Nothing], Some(0b1111)),
         ] {
@@ -424,7 +443,10 @@ mod tests {
     #[test]
     fn segments_begin_and_end_in_turn() {
         let is_out = |done: Result<(), PipelineError>| {
-            assert!(matches!(done, Err(PipelineError::OutOfOrder(_))), "{done:?}");
+            assert!(
+                matches!(done, Err(PipelineError::OutOfOrder(_))),
+                "{done:?}"
+            );
         };
         let mut streamed = Streamed::default();
         is_out(streamed.start(1, false));

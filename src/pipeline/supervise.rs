@@ -13,7 +13,9 @@ use super::{PipelineConfig, PipelineError, RetrySettings};
 use crate::conn::Session;
 use crate::pg::{Disposition, Side};
 use crate::progress::Store;
-use crate::telemetry::{Chain, ConnectionState, ErrorCategory, PipelineState, Severity, StreamedOutcome, Telemetry};
+use crate::telemetry::{
+    Chain, ConnectionState, ErrorCategory, PipelineState, Severity, StreamedOutcome, Telemetry,
+};
 use backon::{BackoffBuilder, ExponentialBuilder};
 use futures_util::FutureExt;
 use std::panic::AssertUnwindSafe;

@@ -224,7 +224,8 @@ impl<W: ReplicaWriter> Follower<'_, W> {
         faults::at("streamed.committed").await?;
         self.committed(last.end, durability);
         self.tell_streamed(written, started);
-        self.telemetry.observe_end_to_end(seconds_since(last.time_us));
+        self.telemetry
+            .observe_end_to_end(seconds_since(last.time_us));
         self.release(xid).await
     }
 
