@@ -25,5 +25,6 @@ mod skips;
 mod slots;
 mod source_untouched;
 mod standby;
+mod streamed;
 mod timelines;
 mod types;
