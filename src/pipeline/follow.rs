@@ -230,8 +230,10 @@ impl<'a, W: ReplicaWriter> Follower<'a, W> {
             for event in chunk.events {
                 self.take(event).await?;
             }
-            // After a commit others get their turn: shutdown, and whoever watches progress.
-            let is_turn_over = self.state.positions.applied > committed;
+            // After a commit others get their turn: shutdown, and whoever watches progress. In a
+            // segment there may be none for long.
+            let is_turn_over =
+                self.state.positions.applied > committed || self.segments.known.is_in_segment();
             next = if is_turn_over {
                 None
             } else {

@@ -70,35 +70,23 @@ impl Metrics {
                     "Statements that tried to write to the source; stays 0.",
                 )?,
             )?,
-            streamed: add(
+            streamed: counters(
                 &registry,
-                IntCounterVec::new(
-                    Opts::new(
-                        "pglockstep_streamed_transactions_total",
-                        "Transactions written to the replica while they ran, by what became of that.",
-                    ),
-                    &["outcome"],
-                )?,
+                "pglockstep_streamed_transactions_total",
+                "Transactions written to the replica while they ran, by what became of that.",
+                &["outcome"],
             )?,
-            errors: add(
+            errors: counters(
                 &registry,
-                IntCounterVec::new(
-                    Opts::new(
-                        "pglockstep_errors_total",
-                        "Errors met, retried ones included.",
-                    ),
-                    &["category", "severity"],
-                )?,
+                "pglockstep_errors_total",
+                "Errors met, retried ones included.",
+                &["category", "severity"],
             )?,
-            reconnects: add(
+            reconnects: counters(
                 &registry,
-                IntCounterVec::new(
-                    Opts::new(
-                        "pglockstep_reconnects_total",
-                        "Sessions made again after a break.",
-                    ),
-                    &["side"],
-                )?,
+                "pglockstep_reconnects_total",
+                "Sessions made again after a break.",
+                &["side"],
             )?,
             registry,
         };
@@ -166,6 +154,16 @@ impl Metrics {
 
 fn histogram(name: &str, help: &str, buckets: &[f64]) -> prometheus::Result<Histogram> {
     Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))
+}
+
+/// One counter for each combination of the labels' values.
+fn counters(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    labels: &[&str],
+) -> prometheus::Result<IntCounterVec> {
+    add(registry, IntCounterVec::new(Opts::new(name, help), labels)?)
 }
 
 fn add<C: Collector + Clone + 'static>(registry: &Registry, metric: C) -> prometheus::Result<C> {

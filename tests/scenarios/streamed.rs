@@ -86,8 +86,12 @@ async fn pair() -> Pair {
 
 /// One that waits half a second for locks, and streams.
 async fn launch(s: &Scenario<'_>) -> Daemon {
+    launch_with(s, "").await
+}
+
+async fn launch_with(s: &Scenario<'_>, more: &str) -> Daemon {
     let limits = [("PGLOCKSTEP_LIMITS", "apply.lock_wait_ms=500")];
-    let mut daemon = Daemon::start_with(&s.config(""), &limits);
+    let mut daemon = Daemon::start_with(&s.config(more), &limits);
     s.until_state(&mut daemon, "streaming").await;
     daemon
 }
@@ -156,7 +160,9 @@ async fn what_rolls_back_within_it_leaves_nothing() {
     let pair = pair().await;
     let streams = Streams::start(&pair).await;
     let s = &streams.s;
+    // Large enough to be sent so itself.
     s.on_source(&insert(1, 1_000, "before")).await;
+    streams.in_step().await;
     streams.run("BEGIN").await;
     for sql in [
         insert(1_001, 3_000, "kept").as_str(),
@@ -200,7 +206,7 @@ async fn what_rolls_back_within_it_leaves_nothing() {
     assert_eq!(s.replica_one("SELECT count(*) FROM t").await, "1000");
     streams.run("COMMIT").await;
     streams.in_step().await;
-    assert_eq!(streams.outcomes().await, [1.0, 0.0, 0.0]);
+    assert_eq!(streams.outcomes().await, [2.0, 0.0, 0.0]);
 }
 
 #[tokio::test]
@@ -367,6 +373,30 @@ async fn one_that_cannot_be_applied_fails_when_it_has_committed() {
         .await;
     streams.in_step().await;
     assert_eq!(streams.outcomes().await, [0.0, 0.0, 1.0]);
+}
+
+#[tokio::test]
+async fn tables_that_no_rule_speaks_of_do_not_matter() {
+    let pair = pair().await;
+    let mut streams = Streams::start(&pair).await;
+    assert!(streams.daemon.terminate().success());
+    streams
+        .s
+        .on_source("CREATE TABLE other (id int PRIMARY KEY, v text)")
+        .await;
+    let rules = "[[tables]]\nsource = \"public.t\"\n\n[[tables]]\nsource = \"public.small\"\n";
+    streams.daemon = launch_with(&streams.s, rules).await;
+    let into_other = insert(1, 5_000, "mine").replace("INTO t", "INTO other");
+    streams.run(&into_other).await;
+    streams.in_step().await;
+    assert_eq!(streams.outcomes().await, [0.0, 0.0, 0.0]);
+    streams.run("BEGIN; UPDATE other SET v = v || '!'").await;
+    streams.run(&insert(1, 5_000, "ours")).await;
+    streams
+        .run("SAVEPOINT a; DELETE FROM other; ROLLBACK TO a; COMMIT")
+        .await;
+    streams.in_step().await;
+    assert_eq!(streams.outcomes().await, [1.0, 0.0, 0.0]);
 }
 
 #[tokio::test]
