@@ -25,6 +25,9 @@ impl Lane {
         let scenario = Scenario::new(&FAMILY, name).await;
         scenario.on_both(CREATE).await;
         scenario.publish_all().await;
+        // What is large is sent while it runs.
+        let small = format!("ALTER DATABASE {name} SET logical_decoding_work_mem = '64kB'");
+        scenario.on_source(&small).await;
         Self { scenario }
     }
 
