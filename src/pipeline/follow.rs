@@ -10,6 +10,8 @@
 //!  at the inbox's end, or when full: the whole part is committed, the tail is kept
 //!  a tail that alone is full is written as a part of an open transaction
 //! ```
+//!
+//! What the source sends of transactions that have not committed goes another way: `segments.rs`.
 
 mod segments;
 mod telling;

@@ -148,7 +148,7 @@ impl<W: ReplicaWriter> Follower<'_, W> {
         let written = written.map_err(|error| self.refused(error))?;
         self.segments.known.wrote(written);
         self.telemetry.progressed();
-        faults::at("follow.part_written").await?;
+        faults::at("streamed.part_written").await?;
         Ok(())
     }
 
@@ -221,7 +221,7 @@ impl<W: ReplicaWriter> Follower<'_, W> {
                 source => self.refused(source),
             })?;
         }
-        faults::at("follow.committed").await?;
+        faults::at("streamed.committed").await?;
         self.committed(last.end, durability);
         self.tell_streamed(written, started);
         self.telemetry
