@@ -98,6 +98,10 @@ bugs! {
     NullForToast = "null_for_toast", InSimulation;
     /// A statement may touch any number of rows.
     IgnoreRowCount = "ignore_row_count", InSimulation;
+    /// Rows of a subtransaction that rolled back stay.
+    KeepAborted = "keep_aborted", InSimulation;
+    /// A segment of a transaction in progress is written before what committed ahead of it.
+    SegmentBeforeCommits = "segment_before_commits", InSimulation;
     /// Sessions render values as the databases' settings say.
     SettingsNotPinned = "settings_not_pinned", OnServers;
 }

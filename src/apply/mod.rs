@@ -32,6 +32,7 @@ mod resolve;
 mod rows;
 mod session;
 mod settings;
+mod sibling;
 mod stage;
 mod statement;
 mod writer;
@@ -43,6 +44,7 @@ pub use settings::{OnError, Settings};
 pub use statement::ShapeError;
 pub(crate) use writer::ReplicaWriter;
 
+use crate::conn::Endpoint;
 use crate::faults;
 use crate::mapping::TableMapping;
 use crate::pg::{ConflictKind, Lsn, QualifiedName};
@@ -95,6 +97,8 @@ pub struct Applier {
     transaction: Transaction,
     /// Of the change at which the last batch failed, where it was found.
     failed_key: Option<String>,
+    /// Where a second session is opened.
+    siblings: Option<Endpoint>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,6 +138,7 @@ impl Applier {
             parents_first,
             transaction: Transaction::None,
             failed_key: None,
+            siblings: None,
         })
     }
 
@@ -442,7 +447,7 @@ impl Written {
         }
     }
 
-    fn nothing(mapping: &Arc<TableMapping>) -> Self {
+    pub(crate) fn nothing(mapping: &Arc<TableMapping>) -> Self {
         Self {
             mapping: Arc::clone(mapping),
             inserts: 0,

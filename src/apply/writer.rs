@@ -12,6 +12,18 @@ pub(crate) trait ReplicaWriter {
     async fn commit(&mut self, applied: Lsn, durability: Durability) -> Result<(), ApplyError>;
     /// Ends an open transaction without a trace.
     async fn rollback(&mut self);
+    /// A second session with the same replica, with a transaction of its own.
+    async fn sibling(&self) -> Result<Self, ApplyError>
+    where
+        Self: Sized;
+    /// Whether to give up waiting for a lock: it may be a sibling's.
+    async fn limit_lock_waits(&mut self, is_limited: bool) -> Result<(), ApplyError>;
+    /// Sets a savepoint of this number, opening a transaction if there is none.
+    async fn savepoint(&mut self, number: u32) -> Result<(), ApplyError>;
+    /// Lets what came since the savepoint stand, whatever becomes of it.
+    async fn release_savepoint(&mut self, number: u32) -> Result<(), ApplyError>;
+    /// Undoes what came since the savepoint, and forgets it.
+    async fn rollback_to(&mut self, number: u32) -> Result<(), ApplyError>;
     /// Whether its session is gone; it is noticed here while there is nothing to write.
     fn is_lost(&self) -> bool {
         false
@@ -33,6 +45,26 @@ impl ReplicaWriter for Applier {
 
     async fn rollback(&mut self) {
         Self::rollback(self).await;
+    }
+
+    async fn sibling(&self) -> Result<Self, ApplyError> {
+        Self::sibling(self).await
+    }
+
+    async fn limit_lock_waits(&mut self, is_limited: bool) -> Result<(), ApplyError> {
+        Self::limit_lock_waits(self, is_limited).await
+    }
+
+    async fn savepoint(&mut self, number: u32) -> Result<(), ApplyError> {
+        Self::savepoint(self, number).await
+    }
+
+    async fn release_savepoint(&mut self, number: u32) -> Result<(), ApplyError> {
+        Self::release_savepoint(self, number).await
+    }
+
+    async fn rollback_to(&mut self, number: u32) -> Result<(), ApplyError> {
+        Self::rollback_to(self, number).await
     }
 
     fn is_lost(&self) -> bool {

@@ -331,7 +331,8 @@ pub async fn fetch_builtin_types(client: &Client) -> Result<TypeNames, CatalogEr
         .collect())
 }
 
-/// Main-fork sizes in bytes by object id, as the snapshot of the session sees the tables.
+/// Main-fork sizes in bytes by object id, as the snapshot of the session sees the tables; 0 for
+/// those that are locked even for readers.
 ///
 /// # Errors
 /// When the query fails.
@@ -339,7 +340,10 @@ pub async fn fetch_sizes(
     client: &Client,
     tables: &[u32],
 ) -> Result<HashMap<u32, u64>, CatalogError> {
-    let sql = "SELECT c.oid, pg_catalog.pg_relation_size(c.oid) FROM pg_catalog.pg_class c \
+    // The size of a table that somebody has locked would be waited for; it is not worth that.
+    let sql = "SELECT c.oid, CASE WHEN c.oid NOT IN (SELECT l.relation FROM pg_catalog.pg_locks l \
+                 WHERE l.relation IS NOT NULL AND l.granted AND l.mode = 'AccessExclusiveLock') \
+               THEN pg_catalog.pg_relation_size(c.oid) END FROM pg_catalog.pg_class c \
                WHERE c.oid = ANY ($1) AND c.relkind = 'r'";
     let rows = client
         .query(sql, &[&tables])

@@ -75,6 +75,11 @@ impl Pool {
         self.inner.status()
     }
 
+    /// Keeps at most so many from now on.
+    pub fn resize(&self, max_size: usize) {
+        self.inner.resize(max_size);
+    }
+
     /// Ends all idle sessions; those in use end when they come back.
     pub fn close(&self) {
         self.inner.close();

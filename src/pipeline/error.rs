@@ -124,6 +124,11 @@ pub enum PipelineError {
     /// An operator has left something to do.
     #[error("starting again, as an operator wants something done")]
     Requested,
+    /// A transaction in progress cannot be applied as it runs, and why.
+    #[error(
+        "a transaction cannot be applied while it runs ({0}): starting again, each is taken when it has committed"
+    )]
+    TakeWhole(String),
     /// The source does not answer on the stream.
     #[error(
         "the source has said nothing for {} s though it was asked: the connection is taken for dead", .0.as_secs()
@@ -186,6 +191,7 @@ impl PipelineError {
             | Self::SetAside { .. }
             | Self::ResyncFailed { .. }
             | Self::Requested
+            | Self::TakeWhole(_)
             | Self::SourceSilent(_)
             | Self::SourceShutsDown
             | Self::ReplicaLost
@@ -241,7 +247,10 @@ impl PipelineError {
     pub(crate) fn is_only_a_new_beginning(&self) -> bool {
         matches!(
             self,
-            Self::SetAside { .. } | Self::ResyncFailed { .. } | Self::Requested
+            Self::SetAside { .. }
+                | Self::ResyncFailed { .. }
+                | Self::Requested
+                | Self::TakeWhole(_)
         )
     }
 
@@ -325,6 +334,7 @@ impl PipelineError {
             | Self::TableJoined(_)
             | Self::TableLeft(_)
             | Self::Requested
+            | Self::TakeWhole(_)
             | Self::ReceiverGone => ErrorCategory::System,
             Self::Replication(error) if error.code().is_none() => ErrorCategory::Network,
             Self::Replication(_)

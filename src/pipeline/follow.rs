@@ -10,7 +10,13 @@
 //!  at the inbox's end, or when full: the whole part is committed, the tail is kept
 //!  a tail that alone is full is written as a part of an open transaction
 //! ```
+//!
+//! What the source sends of transactions that have not committed goes another way: `segments.rs`.
 
+mod segments;
+mod telling;
+
+use self::segments::Segments;
 use super::PipelineError;
 use super::durability::DurabilityClock;
 use super::in_hand::{Committed, InHand, Received, WholeBatch};
@@ -25,7 +31,7 @@ use crate::faults::{self, Bug, planted};
 use crate::pg::{Change, Lsn, RelationId};
 use crate::pgoutput::Message;
 use crate::progress::{Durability, Positions};
-use crate::telemetry::{PipelineState, Telemetry};
+use crate::telemetry::Telemetry;
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
@@ -43,12 +49,15 @@ pub(crate) struct Streams<W = Applier> {
     pub(crate) watch: Watch,
     /// None where nobody keeps any: in the simulation.
     pub(crate) books: Option<Books>,
+    /// Transactions at most that are written while they run; 0 where none is sent so.
+    pub(crate) in_progress_max: usize,
 }
 
 /// The one owner of a running stream.
 pub(crate) struct Follower<'a, W = Applier> {
     inbox: Inbox,
     applier: W,
+    segments: Segments<W>,
     relations: Relations,
     watch: Watch,
     books: Option<Books>,
@@ -109,10 +118,12 @@ impl<'a, W: ReplicaWriter> Follower<'a, W> {
             relations,
             watch,
             books,
+            in_progress_max,
         } = streams;
         Self {
             inbox,
             applier,
+            segments: Segments::new(in_progress_max),
             relations,
             watch,
             skips: books.as_ref().map(Books::skips).unwrap_or_default(),
@@ -135,6 +146,7 @@ impl<'a, W: ReplicaWriter> Follower<'a, W> {
         let ended = self.follow(shutdown).await;
         // A transaction that is half written goes: its end has not been seen.
         self.applier.rollback().await;
+        self.segments.rollback().await;
         self.relations.forget_pending();
         let ended = match ended {
             Err(error) => Err(self.book(error).await),
@@ -189,7 +201,7 @@ impl<'a, W: ReplicaWriter> Follower<'a, W> {
                     self.settle().await?;
                 }
                 _ = tick.tick() => {
-                    if self.applier.is_lost() {
+                    if self.applier.is_lost() || self.segments.is_one_lost() {
                         return Err(PipelineError::ReplicaLost);
                     }
                     self.telemetry.set_pool(self.relations.pool_health());
@@ -216,11 +228,14 @@ impl<'a, W: ReplicaWriter> Follower<'a, W> {
         while let Some(chunk) = next {
             faults::at("follow.taken").await?;
             self.state.in_hand.hold(chunk.bytes);
+            self.segments.known.hold(chunk.bytes);
             for event in chunk.events {
                 self.take(event).await?;
             }
-            // After a commit others get their turn: shutdown, and whoever watches progress.
-            let is_turn_over = self.state.positions.applied > committed;
+            // After a commit others get their turn: shutdown, and whoever watches progress. In a
+            // segment there may be none for long.
+            let is_turn_over =
+                self.state.positions.applied > committed || self.segments.known.is_in_segment();
             next = if is_turn_over {
                 None
             } else {
@@ -234,7 +249,8 @@ impl<'a, W: ReplicaWriter> Follower<'a, W> {
     async fn take(&mut self, event: Event) -> Result<(), PipelineError> {
         let message = match event {
             Event::SentUpTo { end, is_awaited } => {
-                let is_within = !self.state.in_hand.is_between_transactions();
+                let is_within = !self.state.in_hand.is_between_transactions()
+                    || self.segments.known.is_in_segment();
                 if !is_within || planted(Bug::AcknowledgeWithinTransaction) {
                     self.state.idle_end = self.state.idle_end.max(Some(end));
                     self.state.is_awaited |= is_awaited;
@@ -243,6 +259,9 @@ impl<'a, W: ReplicaWriter> Follower<'a, W> {
             }
             Event::Message(message) => message,
         };
+        if self.is_streamed(&message) {
+            return self.take_streamed(message).await;
+        }
         self.state.in_hand.check_place(&message)?;
         match message {
             Message::Begin { final_lsn, xid, .. } => self.state.in_hand.begin(Received {
@@ -284,7 +303,7 @@ impl<'a, W: ReplicaWriter> Follower<'a, W> {
             // from, and it is applied all the same.
             Message::Logical { .. } | Message::Origin { .. } => Ok(()),
             _ => Err(PipelineError::OutOfOrder(
-                "a streamed or prepared transaction was not asked for",
+                "a prepared transaction was not asked for",
             )),
         }
     }
@@ -342,11 +361,7 @@ impl<'a, W: ReplicaWriter> Follower<'a, W> {
         let at = transaction.map_or(self.in_hand_from(), |t| t.commit_lsn);
         let batch = self.state.in_hand.take_part();
         let written = self.write(&batch).await;
-        written.map_err(|source| PipelineError::Apply {
-            at,
-            is_alone: true,
-            source,
-        })?;
+        written.map_err(|source| self.failed(at, true, source))?;
         self.telemetry.progressed();
         faults::at("follow.part_written").await?;
         Ok(())
@@ -360,11 +375,8 @@ impl<'a, W: ReplicaWriter> Follower<'a, W> {
         let started = Instant::now();
         let durability = self.state.durability.next(Instant::now());
         let done = self.write_and_commit(&whole, durability).await;
-        done.map_err(|source| PipelineError::Apply {
-            at: whole.commit_lsn,
-            is_alone: whole.commit_times_us.len() == 1,
-            source,
-        })?;
+        let is_alone = whole.commit_times_us.len() == 1;
+        done.map_err(|source| self.failed(whole.commit_lsn, is_alone, source))?;
         faults::at("follow.committed").await?;
         self.committed(whole.end, durability);
         faults::at("follow.told").await?;
@@ -407,11 +419,7 @@ impl<'a, W: ReplicaWriter> Follower<'a, W> {
     /// Moves the position alone, by a commit that waits for the disk.
     async fn commit_position(&mut self, end: Lsn) -> Result<(), PipelineError> {
         let committed = self.applier.commit(end, Durability::Durable).await;
-        committed.map_err(|source| PipelineError::Apply {
-            at: end,
-            is_alone: false,
-            source,
-        })?;
+        committed.map_err(|source| self.failed(end, false, source))?;
         faults::at("follow.settled").await?;
         self.committed(end, Durability::Durable);
         Ok(())
@@ -459,42 +467,5 @@ impl<'a, W: ReplicaWriter> Follower<'a, W> {
             .positions
             .applied
             .unwrap_or(self.relations.resumed_at)
-    }
-
-    fn tell_positions(&mut self) {
-        let positions = self.state.positions;
-        self.inbox.positions.send_replace(positions);
-        if let Some(applied) = positions.applied {
-            self.telemetry.set_applied(applied);
-            if self.trouble.is_some_and(|trouble| trouble.is_over(applied)) {
-                self.trouble = None;
-                self.telemetry.set_state(PipelineState::CatchingUp, None);
-            }
-            if !self.is_streaming && self.trouble.is_none() && self.relations.tell_ready(applied) {
-                self.is_streaming = true;
-                self.telemetry.set_state(PipelineState::Streaming, None);
-                match self.relations.quarantined() {
-                    0 => tracing::info!(%applied, "every table is in step: streaming"),
-                    set_aside => {
-                        tracing::warn!(%applied, set_aside, "all other tables are in step: streaming")
-                    }
-                }
-            }
-        }
-        if let Some(flushed) = positions.flushed {
-            self.telemetry.set_flushed(flushed);
-        }
-    }
-
-    fn tell_written(&mut self, transactions: u64, started: Instant) {
-        self.telemetry.transaction_applied(transactions);
-        self.telemetry
-            .observe_batch(started.elapsed().as_secs_f64());
-        for written in self.state.written.drain(..) {
-            self.relations.tell_written(&written);
-        }
-        for (relation, changes) in std::mem::take(&mut self.state.kept) {
-            self.relations.tell_kept(relation, changes);
-        }
     }
 }

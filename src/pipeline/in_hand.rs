@@ -19,7 +19,7 @@ use bytes::Bytes;
 use std::collections::HashMap;
 
 /// The stream describes a table before it speaks of it.
-const UNKNOWN_TABLE: &str = "a change of an unknown table";
+pub(super) const UNKNOWN_TABLE: &str = "a change of an unknown table";
 
 #[derive(Default)]
 pub(super) struct InHand {
@@ -72,6 +72,30 @@ pub(super) struct Received {
     pub(super) skipped_by: Option<i64>,
 }
 
+/// A change as a batch takes it.
+pub(super) enum Told {
+    Row(RelationId, RowChange),
+    /// Tables emptied, and whether their sequences begin anew.
+    Truncate(Vec<RelationId>, bool),
+}
+
+impl From<Change> for Told {
+    fn from(change: Change) -> Self {
+        match change {
+            Change::Insert { relation, new } => Self::Row(relation, RowChange::Insert { new }),
+            Change::Update { relation, old, new } => {
+                Self::Row(relation, RowChange::Update { old, new })
+            }
+            Change::Delete { relation, old } => Self::Row(relation, RowChange::Delete { old }),
+            Change::Truncate {
+                relations,
+                restart_identity,
+                ..
+            } => Self::Truncate(relations, restart_identity),
+        }
+    }
+}
+
 impl InHand {
     /// Everything before this is applied.
     pub(super) fn after(applied: Lsn) -> Self {
@@ -96,12 +120,29 @@ impl InHand {
                 "a transaction begins within another",
             ));
         }
-        if self.last_end > Some(transaction.commit_lsn) {
+        self.expect_later(transaction.commit_lsn)?;
+        self.transaction = Some(transaction);
+        Ok(())
+    }
+
+    fn expect_later(&self, commit_lsn: Lsn) -> Result<(), PipelineError> {
+        if self.last_end > Some(commit_lsn) {
             return Err(PipelineError::OutOfOrder(
                 "a transaction that was committed before the end of the one before it",
             ));
         }
-        self.transaction = Some(transaction);
+        Ok(())
+    }
+
+    /// A transaction that was sent while it ran takes its place in the order of commits.
+    pub(super) fn commit_streamed(&mut self, last: Committed) -> Result<(), PipelineError> {
+        self.expect_later(last.commit_lsn)?;
+        if last.end <= last.commit_lsn {
+            return Err(PipelineError::OutOfOrder(
+                "a commit that ends before it begins",
+            ));
+        }
+        self.last_end = Some(last.end);
         Ok(())
     }
 
@@ -133,15 +174,9 @@ impl InHand {
         let Some(transaction) = self.transaction else {
             return Err(PipelineError::OutOfOrder("a change outside a transaction"));
         };
-        let (id, row_change) = match change {
-            Change::Insert { relation, new } => (relation, RowChange::Insert { new }),
-            Change::Update { relation, old, new } => (relation, RowChange::Update { old, new }),
-            Change::Delete { relation, old } => (relation, RowChange::Delete { old }),
-            Change::Truncate {
-                relations: ids,
-                restart_identity,
-                ..
-            } => {
+        let (id, row_change) = match Told::from(change) {
+            Told::Row(id, row_change) => (id, row_change),
+            Told::Truncate(ids, restart_identity) => {
                 return self.truncate(relations, transaction, &ids, restart_identity);
             }
         };

@@ -1,8 +1,15 @@
-//! What outlives an attempt: whose slot it is, whether it was given up, and which requests were
-//! known when it began.
+//! What outlives an attempt: whose slot it is, whether it was given up, which requests were known
+//! when it began, and whether transactions are to be taken whole.
 
+use crate::faults;
 use crate::progress::{PipelineIdentity, Store};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// For at least so many seconds transactions are taken whole after one could not be applied while
+/// it ran: what stood in the way is likely to be there still.
+const WHOLE_SECONDS: u32 = 600;
 
 /// Kept by who tries again, written by each attempt.
 #[derive(Default)]
@@ -10,6 +17,7 @@ pub(super) struct Memory {
     owned: Mutex<Option<Owned>>,
     requests: Mutex<Option<String>>,
     given_up: Mutex<Option<String>>,
+    whole_since: Mutex<Option<Instant>>,
 }
 
 /// A slot that this process has resumed or made.
@@ -56,6 +64,18 @@ impl Memory {
         *lock(&self.requests) = requests;
     }
 
+    /// A transaction could not be applied while it ran.
+    pub(super) fn take_whole(&self, now: Instant) {
+        *lock(&self.whole_since) = Some(now);
+    }
+
+    /// Whether transactions are to be taken when they have committed.
+    pub(super) fn takes_whole(&self, now: Instant) -> bool {
+        let seconds = faults::limit("stream.whole_s", WHOLE_SECONDS);
+        let lasts = Duration::from_secs(seconds.into());
+        lock(&self.whole_since).is_some_and(|since| now < since + lasts)
+    }
+
     /// Whether there are some, and others than the last attempt found.
     pub(super) fn are_news(&self, requests: Option<&String>) -> bool {
         requests.is_some() && requests != lock(&self.requests).as_ref()
@@ -70,6 +90,16 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn transactions_are_taken_whole_for_a_while() {
+        let (memory, now) = (Memory::default(), Instant::now());
+        let later = |seconds| now + Duration::from_secs(seconds);
+        assert!(!memory.takes_whole(now));
+        memory.take_whole(now);
+        assert!(memory.takes_whole(now) && memory.takes_whole(later(599)));
+        assert!(!memory.takes_whole(later(600)));
+    }
 
     #[test]
     fn what_an_attempt_has_seen_is_no_news() {

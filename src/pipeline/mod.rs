@@ -13,6 +13,7 @@
 
 mod copy_watch;
 mod copying;
+mod delivery;
 mod door;
 mod durability;
 mod error;
@@ -40,6 +41,7 @@ mod simulation;
 mod slot_making;
 mod slot_watch;
 mod start;
+mod streamed;
 mod supervise;
 mod tables;
 mod trouble;

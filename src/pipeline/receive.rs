@@ -282,6 +282,11 @@ impl Receiver {
                     end_lsn,
                     commit_time_us,
                     ..
+                }
+                | Message::StreamCommit {
+                    end_lsn,
+                    commit_time_us,
+                    ..
                 } = &message
                 {
                     self.unapplied.arrived(*end_lsn, *commit_time_us);

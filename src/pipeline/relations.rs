@@ -160,6 +160,32 @@ impl Relations {
         }
     }
 
+    /// Of a transaction that may yet roll back no description is learnt: what does not bear out
+    /// what is known has to wait for its end.
+    pub(crate) fn expect_known(&mut self, relation: &Relation) -> Result<(), PipelineError> {
+        let is_known = match self.entries.get(&relation.id) {
+            Some(Entry::Mapped(_)) => !self.is_new(relation),
+            Some(Entry::Ignored) | None => resolve(&self.rules, &relation.name).is_none(),
+        };
+        if !is_known {
+            return Err(PipelineError::TakeWhole(format!(
+                "it describes {} otherwise than before",
+                relation.name
+            )));
+        }
+        self.entries.entry(relation.id).or_insert(Entry::Ignored);
+        Ok(())
+    }
+
+    /// Whether every table is past its copy at this position, and none set aside.
+    pub(crate) fn are_past_copies(&self, applied: Lsn) -> bool {
+        let is_past = |entry: &Entry| match entry {
+            Entry::Mapped(table) => table.state.is_ready(Some(applied)),
+            Entry::Ignored => true,
+        };
+        self.entries.values().all(is_past)
+    }
+
     pub(crate) fn learn_type(&mut self, oid: u32, name: TypeName) {
         self.types.insert(oid, name);
     }
@@ -301,6 +327,14 @@ impl Relations {
                 )));
             }
             tokio::time::sleep(LOOK_AGAIN_AFTER).await;
+        }
+    }
+
+    /// Counts as received what was not when it arrived.
+    pub(crate) fn tell_received(&self, written: &Written) {
+        if let Some(Entry::Mapped(table)) = self.entries.get(&written.mapping.relation.id) {
+            let rows = written.inserts + written.updates + written.deletes;
+            table.telemetry.received(rows + written.truncates);
         }
     }
 

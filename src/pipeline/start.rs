@@ -13,6 +13,7 @@
 
 use super::PipelineConfig;
 use super::PipelineError;
+use super::delivery::Standing;
 use super::door::queue;
 use super::errors_watch::ErrorsWatch;
 use super::follow::{Follower, Streams};
@@ -36,12 +37,13 @@ use crate::pg::{Lsn, QualifiedName, Side};
 use crate::pgoutput::{Decoder, Streaming};
 use crate::progress::{BookedError, PipelineIdentity, Store, TableState};
 use crate::replication::{
-    ReplicationConnection, ReplicationSlot, SlotName, SlotUser, StreamOptions, end_dead_user,
+    self, ReplicationConnection, ReplicationSlot, SlotName, SlotUser, StreamOptions, end_dead_user,
     fetch_slot, keep_on_standbys,
 };
 use crate::snapshot::make_constraints_again;
 use crate::telemetry::{ConnectionState, PipelineState, TableStateLabel, Telemetry};
 use std::collections::HashMap;
+use tokio::time::Instant;
 
 /// Everything that a start has at hand.
 pub(super) struct Start<'a> {
@@ -251,12 +253,19 @@ impl<'a> Start<'a> {
             store: self.store.clone(),
             open_errors,
         };
-        let publications = vec![self.config.publication.clone()];
-        let options = StreamOptions {
-            // Version 1 has all that an unstreamed, unprepared transaction needs.
-            protocol_version: 1,
-            ..StreamOptions::new(self.source_server.version_num, publications)
+        let standing = Standing {
+            server_version_num: self.source_server.version_num,
+            are_past_copies: relations.are_past_copies(applied),
+            has_errors: !books.open_errors.is_empty() || trouble.is_some(),
+            keeps_whole: self.memory.takes_whole(Instant::now()),
+            sessions: self.pooled(),
         };
+        let (streaming, in_progress_max) = standing.delivery();
+        let (options, decoder) = self.asked(streaming);
+        if in_progress_max > 0 {
+            self.replica_pool.resize(self.pooled() - in_progress_max);
+            applier = applier.with_siblings(&self.config.replica);
+        }
         faults::at("stream.asked").await?;
         let started = from
             .connection
@@ -276,7 +285,7 @@ impl<'a> Start<'a> {
         let inbox = Inbox::open(
             self.listener,
             stream,
-            Decoder::new(1, Streaming::Off),
+            decoder,
             applied,
             Bounds {
                 queue_bytes_max: self.config.queue_bytes_max(),
@@ -290,8 +299,30 @@ impl<'a> Start<'a> {
             applier,
             relations,
             books: Some(books),
+            in_progress_max,
         };
         Ok(Follower::new(streams, applied, &self.config.apply, self.telemetry).after(trouble))
+    }
+
+    /// What the source is asked for, and who reads its answer. Version 1 has all that a
+    /// transaction needs which has committed; version 2 has segments, too.
+    fn asked(&self, streaming: Streaming) -> (StreamOptions, Decoder) {
+        let publications = vec![self.config.publication.clone()];
+        let (version, segments) = match streaming {
+            Streaming::Off => (1, replication::Streaming::Off),
+            Streaming::On | Streaming::Parallel => (2, replication::Streaming::On),
+        };
+        let options = StreamOptions {
+            protocol_version: version.into(),
+            streaming: segments,
+            ..StreamOptions::new(self.source_server.version_num, publications)
+        };
+        (options, Decoder::new(version, streaming))
+    }
+
+    /// Sessions with the replica beside the one that applies.
+    fn pooled(&self) -> usize {
+        self.config.replica_pool_max.saturating_sub(1)
     }
 
     /// What may end the stream from beside it, once there is one.

@@ -13,7 +13,9 @@ use super::{PipelineConfig, PipelineError, RetrySettings};
 use crate::conn::Session;
 use crate::pg::{Disposition, Side};
 use crate::progress::Store;
-use crate::telemetry::{Chain, ConnectionState, ErrorCategory, PipelineState, Severity, Telemetry};
+use crate::telemetry::{
+    Chain, ConnectionState, ErrorCategory, PipelineState, Severity, StreamedOutcome, Telemetry,
+};
 use backon::{BackoffBuilder, ExponentialBuilder};
 use futures_util::FutureExt;
 use std::panic::AssertUnwindSafe;
@@ -105,6 +107,10 @@ async fn try_again(
         let Err(error) = outcome else { return Ok(()) };
         *has_run |= has_streamed;
         telemetry.forget_pending();
+        if matches!(error, PipelineError::TakeWhole(_)) {
+            memory.take_whole(Instant::now());
+            telemetry.streamed(StreamedOutcome::Whole);
+        }
         if shutdown.is_cancelled() {
             return Ok(());
         }
@@ -204,7 +210,10 @@ async fn requested(
 
 /// Logs an error once, not at every attempt that meets it again.
 fn tell(telemetry: &Telemetry, error: &PipelineError, delay: Duration, told: &mut String) {
-    if matches!(error, PipelineError::Requested) {
+    if matches!(
+        error,
+        PipelineError::Requested | PipelineError::TakeWhole(_)
+    ) {
         tracing::info!("{error}");
         return;
     }

@@ -99,6 +99,18 @@ labels! {
 }
 
 labels! {
+    /// What became of a transaction that the source sent while it ran.
+    StreamedOutcome {
+        /// It was on the replica when it committed.
+        Committed = "committed",
+        /// It rolled back, and so did what was written of it.
+        RolledBack = "rolled_back",
+        /// It was let go, to be taken when it has committed.
+        Whole = "whole",
+    }
+}
+
+labels! {
     /// How much an error matters.
     Severity {
         /// Gone by itself.

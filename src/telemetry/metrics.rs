@@ -4,7 +4,7 @@
 //! are an interface: dashboards and alert rules are written against them.
 
 use super::facts::{Facts, FactsCollector};
-use super::labels::{ErrorCategory, Severity};
+use super::labels::{ErrorCategory, Severity, StreamedOutcome};
 use super::table::{TableCollector, Tables};
 use crate::pg::Side;
 use prometheus::core::Collector;
@@ -29,6 +29,7 @@ pub(super) struct Metrics {
     pub(super) apply_batch_seconds: Histogram,
     pub(super) end_to_end_seconds: Histogram,
     pub(super) source_write_attempts: IntCounter,
+    streamed: IntCounterVec,
     errors: IntCounterVec,
     reconnects: IntCounterVec,
 }
@@ -69,25 +70,23 @@ impl Metrics {
                     "Statements that tried to write to the source; stays 0.",
                 )?,
             )?,
-            errors: add(
+            streamed: counters(
                 &registry,
-                IntCounterVec::new(
-                    Opts::new(
-                        "pglockstep_errors_total",
-                        "Errors met, retried ones included.",
-                    ),
-                    &["category", "severity"],
-                )?,
+                "pglockstep_streamed_transactions_total",
+                "Transactions written to the replica while they ran, by what became of that.",
+                &["outcome"],
             )?,
-            reconnects: add(
+            errors: counters(
                 &registry,
-                IntCounterVec::new(
-                    Opts::new(
-                        "pglockstep_reconnects_total",
-                        "Sessions made again after a break.",
-                    ),
-                    &["side"],
-                )?,
+                "pglockstep_errors_total",
+                "Errors met, retried ones included.",
+                &["category", "severity"],
+            )?,
+            reconnects: counters(
+                &registry,
+                "pglockstep_reconnects_total",
+                "Sessions made again after a break.",
+                &["side"],
             )?,
             registry,
         };
@@ -96,6 +95,9 @@ impl Metrics {
             for severity in Severity::ALL {
                 metrics.error_counter(*category, *severity);
             }
+        }
+        for outcome in StreamedOutcome::ALL {
+            metrics.streamed_counter(*outcome);
         }
         for side in [Side::Source, Side::Replica] {
             metrics.reconnect_counter(side);
@@ -132,6 +134,10 @@ impl Metrics {
             .with_label_values(&[category.as_str(), severity.as_str()])
     }
 
+    pub(super) fn streamed_counter(&self, outcome: StreamedOutcome) -> IntCounter {
+        self.streamed.with_label_values(&[outcome.as_str()])
+    }
+
     pub(super) fn reconnect_counter(&self, side: Side) -> IntCounter {
         let side = match side {
             Side::Source => "source",
@@ -148,6 +154,16 @@ impl Metrics {
 
 fn histogram(name: &str, help: &str, buckets: &[f64]) -> prometheus::Result<Histogram> {
     Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))
+}
+
+/// One counter for each combination of the labels' values.
+fn counters(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    labels: &[&str],
+) -> prometheus::Result<IntCounterVec> {
+    add(registry, IntCounterVec::new(Opts::new(name, help), labels)?)
 }
 
 fn add<C: Collector + Clone + 'static>(registry: &Registry, metric: C) -> prometheus::Result<C> {

@@ -24,7 +24,9 @@ pub use facts::{
     CertificateExpiry, Endpoint, ErrorStatus, LastError, PoolHealth, SlotBounds, SlotHealth,
 };
 pub use health::{Health, Part, PartState, ReadyBounds, STALL};
-pub use labels::{ConnectionState, ErrorCategory, Op, PipelineState, Severity, TableStateLabel};
+pub use labels::{
+    ConnectionState, ErrorCategory, Op, PipelineState, Severity, StreamedOutcome, TableStateLabel,
+};
 pub use logging::{Chain, FILTER_VARIABLE, LogFormat, LoggingError, init_logging};
 pub use status::{EndpointStatus, Status, TableStatus};
 pub use table::TableTelemetry;
@@ -153,6 +155,11 @@ impl Telemetry {
     /// Transactions became durable on the replica.
     pub fn transaction_applied(&self, transactions: u64) {
         self.0.metrics.transactions_applied.inc_by(transactions);
+    }
+
+    /// What became of a transaction that was written while it ran.
+    pub fn streamed(&self, outcome: StreamedOutcome) {
+        self.0.metrics.streamed_counter(outcome).inc();
     }
 
     /// A batch took this long, from its first statement to its commit.

@@ -35,6 +35,16 @@ impl Lane {
         // What is planted concerns whole transactions.
         let settings = if bug.is_some() { "" } else { SETTINGS };
         self.begin_anew().await;
+        // Half the runs have what is large sent while it runs; the others, when it has committed.
+        let work_mem = match run.point.as_str() {
+            "follow.part_written" => "64MB",
+            point if point.starts_with("streamed.") => "64kB",
+            _ if run.passage.is_multiple_of(2) => "64kB",
+            _ => "64MB",
+        };
+        let name = &s.name;
+        let set = format!("ALTER DATABASE {name} SET logical_decoding_work_mem = '{work_mem}'");
+        s.on_source(&set).await;
         match run.passed {
             Passed::AtFirst | Passed::Often => {}
             Passed::Later => {

@@ -57,7 +57,7 @@ impl Load {
 fn transaction(n: u32) -> String {
     let large = if n.is_multiple_of(LARGE_EVERY) {
         format!(
-            "INSERT INTO items SELECT {n} * 1000 + i, NULL, 'large' FROM generate_series(1, 400) i;"
+            "INSERT INTO items SELECT {n} * 1000 + i, NULL, 'large' FROM generate_series(1, 1500) i;"
         )
     } else {
         String::new()

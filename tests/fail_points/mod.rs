@@ -36,7 +36,7 @@ enum Passed {
     Often,
 }
 
-const POINTS: [(&str, Passed); 30] = [
+const POINTS: [(&str, Passed); 32] = [
     ("start.locked", Passed::AtFirst),
     ("start.claimed", Passed::AtFirst),
     ("start.resumed", Passed::Later),
@@ -63,6 +63,8 @@ const POINTS: [(&str, Passed); 30] = [
     ("follow.committed", Passed::Often),
     ("follow.told", Passed::Often),
     ("follow.settled", Passed::Often),
+    ("streamed.part_written", Passed::Often),
+    ("streamed.committed", Passed::Often),
     ("apply.begun", Passed::Often),
     ("apply.written", Passed::Often),
     ("apply.position_moved", Passed::Often),

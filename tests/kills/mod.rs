@@ -121,9 +121,11 @@ async fn run(victim: Victim, kills: u32) {
 #[derive(Debug)]
 struct SourceDefect;
 
-/// The daemon is this one on the source, and nobody else: all that it sends is logged.
+/// The daemon is this one on the source, and nobody else: all that it sends is logged. What is large
+/// is sent to it while it runs.
 const FOLLOWER: &str = "
 CREATE ROLE follower LOGIN SUPERUSER;
+ALTER ROLE follower SET logical_decoding_work_mem = '64kB';
 ALTER ROLE follower SET log_statement = 'all';
 ALTER ROLE follower SET log_replication_commands = on;
 ";
@@ -201,10 +203,13 @@ impl Ground {
         for table in tables::COMPARED {
             self.compare(table, &daemon).await;
         }
+        let streamed = "pglockstep_streamed_transactions_total{outcome=\"committed\"}";
+        let streamed = daemon.metric(streamed).await.unwrap_or_default();
         daemon.terminate();
         let statements = self.expect_reads();
         eprintln!(
-            "{victim:?}: {kills} kills, {written} transactions, {large} of them large, {prefixes} prefixes read, \
+            "{victim:?}: {kills} kills, {written} transactions, {large} of them large ({streamed} since the \
+             last kill written while they ran), {prefixes} prefixes read, \
              {samples} positions compared: equal; {statements} different statements, none of them a write"
         );
         assert!(

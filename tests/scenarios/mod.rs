@@ -27,5 +27,6 @@ mod skips;
 mod slots;
 mod source_untouched;
 mod standby;
+mod streamed;
 mod timelines;
 mod types;

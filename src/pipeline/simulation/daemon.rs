@@ -8,6 +8,7 @@ use crate::apply::Settings;
 use crate::pg::Lsn;
 use crate::pgoutput::{Decoder, Streaming};
 use crate::pipeline::PipelineError;
+use crate::pipeline::delivery::Standing;
 use crate::pipeline::follow::{Follower, Streams};
 use crate::pipeline::receive::{Chunk, Event, Inbox};
 use crate::pipeline::resume::{SourceHistory, resume_position};
@@ -43,14 +44,26 @@ pub(super) async fn live(
     let (epoch, applied) = claim(&world).await.map_err(PipelineError::Prepare)?;
     let writer = Writer::new(&world, epoch);
     let from = resume(&world, applied)?;
-    let frames = source::start(&world, &plan, from);
+    let relations = plan.relations(from, |id| world.copied_at(id));
+    let standing = Standing {
+        server_version_num: 180_000,
+        are_past_copies: relations.are_past_copies(from),
+        has_errors: false,
+        keeps_whole: world.takes_whole(),
+        sessions: 5,
+    };
+    let (streaming, in_progress_max) = standing.delivery();
+    let frames = source::start(&world, &plan, from, streaming == Streaming::On);
     let (sender, chunks) = mpsc::channel(4);
     let (positions, heard) = watch::channel(Positions::resumed_at(from));
     let stop = CancellationToken::new();
     let receiver = Receiver {
         world: world.clone(),
         frames,
-        decoder: Decoder::new(1, Streaming::Off),
+        decoder: match streaming {
+            Streaming::Off => Decoder::new(1, streaming),
+            _ => Decoder::new(2, streaming),
+        },
         chunks: sender,
         positions: heard,
         received: from,
@@ -60,9 +73,10 @@ pub(super) async fn live(
     let streams = Streams {
         inbox: Inbox::of_channels(chunks, positions, task, stop),
         applier: writer,
-        relations: plan.relations(from, |id| world.copied_at(id)),
+        relations,
         watch: Watch::new(),
         books: None,
+        in_progress_max,
     };
     let follower = Follower::new(streams, from, &settings, &plan.telemetry);
     let ended = Box::pin(follower.run(&shutdown)).await;

@@ -1,8 +1,10 @@
 //! The source's history: random transactions, the rows after each, and its log's positions.
 //!
 //! Transactions are in commit order, as the stream has them; where they overlapped, one's commit
-//! record begins where the one's before ends.
+//! record begins where the one's before ends. Long ones run beside the others (`long.rs`).
 
+use super::effects::Effects;
+use super::long::{Long, Record};
 use super::tables::{JOURNAL, KINDS, Kind, LEADS, PAIRS, TICKETS, empty, kind};
 use crate::apply::model::{ModelTables, Row};
 use crate::faults::random::Random;
@@ -28,14 +30,19 @@ pub(super) struct Transaction {
 
 /// Everything that was ever committed.
 pub(super) struct History {
-    random: Random,
+    pub(super) random: Random,
     pub(super) transactions: Vec<Transaction>,
+    /// What the log holds, in its order.
+    pub(super) log: Vec<(Lsn, Record)>,
+    /// Transactions that run.
+    pub(super) running: Vec<Long>,
     /// Before all of them.
     first: ModelTables,
-    now: ModelTables,
+    pub(super) now: ModelTables,
     /// Where the log ends.
     wal_end: u64,
     values: usize,
+    xids: u32,
 }
 
 pub(super) fn lsn(raw: u64) -> Lsn {
@@ -47,10 +54,13 @@ impl History {
         Self {
             random,
             transactions: Vec::new(),
+            log: Vec::new(),
+            running: Vec::new(),
             first: empty(),
             now: empty(),
             wal_end: 1_000,
             values: 0,
+            xids: 700,
         }
     }
 
@@ -65,32 +75,66 @@ impl History {
 
     /// Commits one more transaction.
     pub(super) fn commit(&mut self) {
-        if self.random.once_in(2) {
-            self.write_other();
-        }
-        let before = self.wal_end;
-        self.wal_end += 40 + self.random.below(20) as u64;
+        let before = self.now.clone();
         let statements = match self.random.below(10) {
             0 => 0,
             1 => 8 + self.random.below(20),
             _ => 1 + self.random.below(5),
         };
-        let mut work = Work {
-            changes: Vec::new(),
-            wrote: Vec::new(),
-        };
+        let mut work = Work::default();
         for _ in 0..statements {
-            self.statement(&mut work);
+            self.try_statement(&mut work, None);
         }
+        let xid = self.new_xid();
+        self.has_committed(xid, work, &before);
+    }
+
+    /// One statement, unless it would have to wait for a transaction that runs.
+    pub(super) fn try_statement(&mut self, work: &mut Work, by: Option<u32>) {
+        let before = self.now.clone();
+        let (changes, wrote) = (work.changes.len(), work.wrote.len());
+        self.statement(work);
+        let mut others = self.running.iter().filter(|long| Some(long.xid) != by);
+        if others.any(|long| long.is_in_the_way(&work.wrote[wrote..])) {
+            self.now = before;
+            work.changes.truncate(changes);
+            work.wrote.truncate(wrote);
+        }
+    }
+
+    pub(super) fn new_xid(&mut self) -> u32 {
+        self.xids += 1;
+        self.xids
+    }
+
+    /// Writes what has just been committed into the log, and lets those that run see it.
+    pub(super) fn has_committed(&mut self, xid: u32, work: Work, before: &ModelTables) {
+        let effects = Effects::between(before, &self.now);
+        for long in &mut self.running {
+            long.sees(&effects);
+        }
+        if self.random.once_in(2) {
+            self.write_other();
+        }
+        let begin = self.wal_end;
+        self.wal_end += 40 + self.random.below(20) as u64;
         let Work { changes, wrote } = work;
+        let record = Record::Commit(self.transactions.len());
+        self.log.push((lsn(begin), record));
         self.transactions.push(Transaction {
-            xid: u32::try_from(self.transactions.len()).unwrap() + 700,
-            commit_lsn: lsn(before),
+            xid,
+            commit_lsn: lsn(begin),
             end_lsn: lsn(self.wal_end),
             changes,
             wrote,
             after: self.now.clone(),
         });
+    }
+
+    /// Another record.
+    pub(super) fn write(&mut self, record: Record) {
+        self.log.push((lsn(self.wal_end), record));
+        self.wal_end += 8;
     }
 
     /// The rows after all transactions that end at or before a position.
@@ -271,9 +315,10 @@ impl History {
 }
 
 /// A transaction under way.
-struct Work {
-    changes: Vec<Change>,
-    wrote: Vec<(RelationId, Option<Row>)>,
+#[derive(Clone, Debug, Default)]
+pub(super) struct Work {
+    pub(super) changes: Vec<Change>,
+    pub(super) wrote: Vec<(RelationId, Option<Row>)>,
 }
 
 fn sent(value: Option<&Vec<u8>>) -> Value {

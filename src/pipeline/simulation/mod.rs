@@ -20,7 +20,9 @@
 mod aside;
 mod bugs;
 mod daemon;
+mod effects;
 mod history;
+mod long;
 mod replica;
 mod source;
 pub(super) mod tables;
@@ -63,6 +65,9 @@ struct Report {
     frozen: u64,
     failed: u64,
     gaps_refused: u64,
+    streamed: u64,
+    undone: u64,
+    whole: u64,
 }
 
 impl Report {
@@ -85,6 +90,9 @@ impl Report {
             &mut self.frozen,
             &mut self.failed,
             &mut self.gaps_refused,
+            &mut self.streamed,
+            &mut self.undone,
+            &mut self.whole,
         ]
     }
 }
@@ -155,6 +163,8 @@ impl Simulation {
         let replica = self.world.replica.borrow();
         self.report.commits = replica.commits;
         self.report.parts = replica.parts;
+        self.report.streamed = replica.streamed;
+        self.report.undone = replica.undone;
         self.report.source_order = replica.ways.get(&Taken::SourceOrder).copied().unwrap_or(0);
         self.report.resolving = replica.ways.get(&Taken::Resolving).copied().unwrap_or(0);
         match self.world.broken() {
@@ -236,6 +246,10 @@ impl Simulation {
             return self.world.fail("it ended without being told to".to_owned());
         };
         self.report.failed += 1;
+        if matches!(error, PipelineError::TakeWhole(_)) {
+            self.report.whole += 1;
+            self.world.take_whole(self.random.below(3));
+        }
         if error.disposition() == Disposition::Definite {
             match self.moved_from.take() {
                 Some(before) => {
@@ -324,11 +338,15 @@ async fn load(world: Shared, mut random: Random) {
         };
         sleep(Duration::from_millis(pause as u64)).await;
         let mut source = world.source.borrow_mut();
+        for _ in 0..random.below(4) {
+            source.history.go_on();
+        }
         source.history.commit();
         if random.once_in(4) {
             source.history.write_other();
         }
     }
+    world.source.borrow_mut().history.end_all();
 }
 
 /// What befalls the servers.

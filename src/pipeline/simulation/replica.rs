@@ -1,6 +1,7 @@
 //! The replica's server, and a session of it: commits that are visible, commits that are
 //! durable, and everything that can go wrong between a statement and its answer.
 
+use super::effects::Effects;
 use super::tables::kind;
 use super::world::Shared;
 use crate::apply::model::{self, ModelTables, Row, Taken};
@@ -40,6 +41,9 @@ pub(super) struct Replica {
     pub(super) commits: u64,
     /// Writes into a transaction that was open already.
     pub(super) parts: u64,
+    /// Transactions that were written while they ran, and parts of such that rolled back.
+    pub(super) streamed: u64,
+    pub(super) undone: u64,
     pub(super) random: Random,
     /// How likely things fail: once in so many.
     pub(super) fails_once_in: usize,
@@ -59,6 +63,8 @@ impl Replica {
             ways: BTreeMap::new(),
             commits: 0,
             parts: 0,
+            streamed: 0,
+            undone: 0,
             random,
             fails_once_in,
         }
@@ -152,7 +158,11 @@ pub(super) struct Writer {
     world: Shared,
     id: u64,
     epoch: i64,
-    open: Option<Snapshot>,
+    is_sibling: bool,
+    /// What the open transaction did; others' commits come beneath it.
+    open: Option<Vec<Effects>>,
+    /// Each with how much had been done before it.
+    savepoints: Vec<(u32, usize)>,
     /// A COMMIT whose answer has not come.
     sent: Option<(Snapshot, Durability)>,
 }
@@ -167,7 +177,9 @@ impl Writer {
             world: world.clone(),
             id,
             epoch,
+            is_sibling: false,
             open: None,
+            savepoints: Vec::new(),
             sent: None,
         }
     }
@@ -182,10 +194,32 @@ impl Writer {
         }
         if !replica.sessions.contains(&self.id) {
             drop(replica);
-            self.open = None;
+            self.end();
             return Err(lost());
         }
         Ok(())
+    }
+
+    /// The rows as this session sees them.
+    fn seen(&self) -> ModelTables {
+        let mut tables = self.world.replica.borrow().visible.tables.clone();
+        for effects in self.open.iter().flatten() {
+            effects.add_to(&mut tables);
+        }
+        tables
+    }
+
+    /// Forgets a savepoint and all later ones; how much was done before it.
+    fn forget(&mut self, number: u32) -> usize {
+        let is_it = |(known, _): &(u32, usize)| *known == number;
+        let place = self.savepoints.iter().position(is_it);
+        let place = place.expect("there is no such savepoint");
+        self.savepoints.drain(place..).next().unwrap().1
+    }
+
+    fn end(&mut self) -> Option<Vec<Effects>> {
+        self.savepoints.clear();
+        self.open.take()
     }
 
     fn is_transient_failure(&self) -> bool {
@@ -200,6 +234,7 @@ impl Writer {
             let mut replica = self.world.replica.borrow_mut();
             replica.row_lock = None;
             replica.commit(snapshot, durability);
+            replica.streamed += u64::from(self.is_sibling);
             drop(replica);
             self.world.check();
         }
@@ -212,15 +247,17 @@ impl ReplicaWriter for Writer {
         assert!(!batch.is_empty(), "an empty batch is written");
         self.round_trip().await?;
         if self.is_transient_failure() {
-            self.open = None;
+            self.end();
             let deadlock = model::refused(batch.mapping(0).unwrap(), "40P01");
             return Err(deadlock);
         }
         self.world.replica.borrow_mut().parts += u64::from(self.open.is_some());
-        let visible = || self.world.replica.borrow().visible.clone();
-        let mut open = self.open.take().unwrap_or_else(visible);
-        let (written, way) = model::write(&mut open.tables, batch)?;
+        let before = self.seen();
+        let mut open = self.open.take().unwrap_or_default();
+        let mut after = before.clone();
+        let (written, way) = model::write(&mut after, batch)?;
         *self.world.replica.borrow_mut().ways.entry(way).or_default() += 1;
+        open.push(Effects::between(&before, &after));
         self.open = Some(open);
         self.round_trip().await?;
         Ok(written)
@@ -229,10 +266,9 @@ impl ReplicaWriter for Writer {
     async fn commit(&mut self, applied: Lsn, durability: Durability) -> Result<(), ApplyError> {
         self.round_trip().await?;
         let is_alone = self.open.is_none();
-        let mut snapshot = self
-            .open
-            .take()
-            .unwrap_or_else(|| self.world.replica.borrow().visible.clone());
+        let mut snapshot = self.world.replica.borrow().visible.clone();
+        snapshot.tables = self.seen();
+        self.end();
         let durability = if is_alone {
             Durability::Durable
         } else {
@@ -270,12 +306,51 @@ impl ReplicaWriter for Writer {
 
     async fn rollback(&mut self) {
         pause(&self.world).await;
-        self.open = None;
+        self.end();
         self.sent = None;
         let mut replica = self.world.replica.borrow_mut();
         if replica.row_lock == Some(self.id) {
             replica.row_lock = None;
         }
+    }
+
+    async fn sibling(&self) -> Result<Self, ApplyError> {
+        pause(&self.world).await;
+        if !self.world.replica.borrow().is_up {
+            return Err(lost());
+        }
+        let mut sibling = Self::new(&self.world, self.epoch);
+        sibling.is_sibling = true;
+        Ok(sibling)
+    }
+
+    async fn limit_lock_waits(&mut self, _: bool) -> Result<(), ApplyError> {
+        assert!(
+            self.open.is_none(),
+            "others write while it has a transaction"
+        );
+        self.round_trip().await
+    }
+
+    async fn savepoint(&mut self, number: u32) -> Result<(), ApplyError> {
+        self.round_trip().await?;
+        let done = self.open.get_or_insert_default().len();
+        self.savepoints.push((number, done));
+        Ok(())
+    }
+
+    async fn release_savepoint(&mut self, number: u32) -> Result<(), ApplyError> {
+        self.round_trip().await?;
+        self.forget(number);
+        Ok(())
+    }
+
+    async fn rollback_to(&mut self, number: u32) -> Result<(), ApplyError> {
+        self.round_trip().await?;
+        let done = self.forget(number);
+        self.open.get_or_insert_default().truncate(done);
+        self.world.replica.borrow_mut().undone += 1;
+        Ok(())
     }
 }
 

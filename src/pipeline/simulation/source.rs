@@ -1,16 +1,17 @@
 //! The source's server: its slot, and the walsender that reads the history from it.
 
 use super::history::{History, Transaction};
+use super::long::Record;
 use super::tables::Plan;
 use super::world::Shared;
 use crate::faults::random::Random;
-use crate::pg::{Lsn, RelationId};
+use crate::pg::{Change, Lsn, RelationId};
 use crate::pgoutput::Message;
 use crate::pgoutput::encode::encode;
 use crate::replication::{
     PrimaryKeepalive, ReplicationMessage, ReplicationSlot, SlotWalStatus, XLogData,
 };
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use tokio::sync::mpsc;
 
@@ -75,17 +76,19 @@ impl Source {
     }
 }
 
-/// START_REPLICATION: frames from `from`, or from where the slot is if that is later.
-pub(super) fn start(world: &Shared, plan: &Plan, from: Lsn) -> mpsc::Receiver<ReplicationMessage> {
+/// START_REPLICATION: frames from `from`, or from where the slot is if that is later; of
+/// transactions that run, too, if they are to be streamed.
+pub(super) fn start(
+    world: &Shared,
+    plan: &Plan,
+    from: Lsn,
+    is_streamed: bool,
+) -> mpsc::Receiver<ReplicationMessage> {
     let (sender, frames) = mpsc::channel(8);
     let mut source = world.source.borrow_mut();
     let stream = source.take_slot();
     let random = source.random.branch();
     let start = from.max(source.confirmed);
-    let first = source
-        .history
-        .transactions
-        .partition_point(|t| t.commit_lsn < start);
     drop(source);
     let walsender = Walsender {
         world: world.clone(),
@@ -96,9 +99,12 @@ pub(super) fn start(world: &Shared, plan: &Plan, from: Lsn) -> mpsc::Receiver<Re
             .collect(),
         stream,
         random,
-        next: first,
+        is_streamed,
+        start,
+        next: 0,
         sent: start,
         described: BTreeSet::new(),
+        running: BTreeMap::new(),
         sender,
     };
     tokio::task::spawn_local(walsender.run());
@@ -107,15 +113,31 @@ pub(super) fn start(world: &Shared, plan: &Plan, from: Lsn) -> mpsc::Receiver<Re
 
 struct Walsender {
     world: Shared,
-    relations: std::collections::BTreeMap<RelationId, crate::pg::Relation>,
+    relations: BTreeMap<RelationId, crate::pg::Relation>,
     stream: u64,
     random: Random,
-    /// The transaction to be sent next.
+    is_streamed: bool,
+    /// What was committed before it is not sent.
+    start: Lsn,
+    /// The record to be read next.
     next: usize,
     /// How far it has read.
     sent: Lsn,
     described: BTreeSet<RelationId>,
+    /// Transactions whose end it has not read.
+    running: BTreeMap<u32, Running>,
     sender: mpsc::Sender<ReplicationMessage>,
+}
+
+/// A transaction of which records were read.
+#[derive(Default)]
+struct Running {
+    /// Not sent yet.
+    changes: Vec<(u32, Change)>,
+    is_streamed: bool,
+    /// (Sub)transactions of which changes were sent.
+    sent: BTreeSet<u32>,
+    described: BTreeSet<RelationId>,
 }
 
 /// The stream is no longer wanted, or no longer the slot's.
@@ -129,13 +151,12 @@ impl Walsender {
 
     async fn stream(&mut self) -> Result<(), Gone> {
         loop {
-            let transaction = self.transaction();
-            match transaction {
-                Some(transaction) => {
-                    self.send_transaction(&transaction).await?;
+            match self.record() {
+                Some((lsn, record)) => {
                     self.next += 1;
-                    self.sent = transaction.end_lsn;
-                    if self.random.once_in(3) {
+                    self.sent = self.sent.max(lsn);
+                    self.decode(lsn, record).await?;
+                    if lsn >= self.start && self.random.once_in(3) {
                         self.read_on().await?;
                     }
                 }
@@ -148,24 +169,111 @@ impl Walsender {
         }
     }
 
-    fn transaction(&self) -> Option<Transaction> {
-        self.world
-            .source
-            .borrow()
-            .history
-            .transactions
-            .get(self.next)
-            .cloned()
+    fn record(&self) -> Option<(Lsn, Record)> {
+        let source = self.world.source.borrow();
+        source.history.log.get(self.next).cloned()
     }
 
-    /// Between transactions: all before the next one's commit, or all there is.
+    async fn decode(&mut self, lsn: Lsn, record: Record) -> Result<(), Gone> {
+        match record {
+            Record::Change {
+                xid,
+                subxid,
+                change,
+            } => {
+                let running = self.running.entry(xid).or_default();
+                running.changes.push((subxid, change));
+                // Its memory is full.
+                if self.is_streamed && lsn >= self.start && self.random.once_in(4) {
+                    self.send_segment(xid).await?;
+                }
+                Ok(())
+            }
+            Record::Undone { xid, subxid } => {
+                let running = self.running.entry(xid).or_default();
+                running.changes.retain(|(of, _)| *of != subxid);
+                match running.sent.remove(&subxid) {
+                    true => self.send_abort(xid, subxid).await,
+                    false => Ok(()),
+                }
+            }
+            Record::RolledBack { xid } => {
+                match self.running.remove(&xid).is_some_and(|r| r.is_streamed) {
+                    true => self.send_abort(xid, xid).await,
+                    false => Ok(()),
+                }
+            }
+            Record::Commit(place) => {
+                let transaction = self.world.source.borrow().history.transactions[place].clone();
+                let xid = transaction.xid;
+                let is_streamed = self.running.get(&xid).is_some_and(|r| r.is_streamed);
+                if is_streamed {
+                    self.send_segment(xid).await?;
+                    let commit = Message::StreamCommit {
+                        xid,
+                        commit_lsn: transaction.commit_lsn,
+                        end_lsn: transaction.end_lsn,
+                        commit_time_us: 0,
+                    };
+                    self.send(transaction.end_lsn, &commit).await?;
+                } else if transaction.commit_lsn >= self.start {
+                    self.send_transaction(&transaction).await?;
+                }
+                self.running.remove(&xid);
+                self.sent = self.sent.max(transaction.end_lsn);
+                Ok(())
+            }
+        }
+    }
+
+    /// Between transactions and segments: all before the next record, or all there is.
     async fn read_on(&mut self) -> Result<(), Gone> {
-        let end = match self.transaction() {
-            Some(next) => next.commit_lsn,
+        let end = match self.record() {
+            Some((next, _)) => next,
             None => self.world.source.borrow().history.wal_end(),
         };
         self.sent = self.sent.max(end);
         self.send_keepalive(self.sent).await
+    }
+
+    /// What of a transaction that runs was read and not sent.
+    async fn send_segment(&mut self, xid: u32) -> Result<(), Gone> {
+        let running = self.running.entry(xid).or_default();
+        let changes = std::mem::take(&mut running.changes);
+        let first_segment = !std::mem::replace(&mut running.is_streamed, true);
+        running
+            .sent
+            .extend(changes.iter().map(|(subxid, _)| *subxid));
+        let at = self.sent;
+        self.send(at, &Message::StreamStart { xid, first_segment })
+            .await?;
+        for (subxid, change) in changes {
+            for id in change.relations() {
+                let running = self.running.entry(xid).or_default();
+                if running.described.insert(*id) {
+                    let relation = self.relations[id].clone();
+                    let xid = Some(subxid);
+                    self.send(at, &Message::Relation { xid, relation }).await?;
+                }
+            }
+            let xid = Some(subxid);
+            self.send(at, &Message::Change { xid, change }).await?;
+            if self.random.once_in(6) {
+                let end = self.world.source.borrow().history.wal_end();
+                self.send_keepalive(end).await?;
+            }
+        }
+        self.send(at, &Message::StreamStop).await
+    }
+
+    async fn send_abort(&mut self, xid: u32, subxid: u32) -> Result<(), Gone> {
+        let abort = Message::StreamAbort {
+            xid,
+            subxid,
+            abort_lsn: None,
+            abort_time_us: None,
+        };
+        self.send(self.sent, &abort).await
     }
 
     async fn send_transaction(&mut self, transaction: &Transaction) -> Result<(), Gone> {

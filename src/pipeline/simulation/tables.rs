@@ -225,15 +225,15 @@ pub(in crate::pipeline) fn pools(config: &PipelineConfig) -> (Pool, Pool) {
 }
 
 /// Planned once, and lent to every start.
-pub(super) struct Plan {
-    pub(super) tables: BTreeMap<RelationId, PlannedTable>,
+pub(in crate::pipeline) struct Plan {
+    pub(in crate::pipeline) tables: BTreeMap<RelationId, PlannedTable>,
     types: TypeNames,
     config: PipelineConfig,
     pub(super) telemetry: Telemetry,
 }
 
 impl Plan {
-    pub(super) fn new() -> Self {
+    pub(in crate::pipeline) fn new() -> Self {
         let types: TypeNames = HashMap::from([(TEXT, text())]);
         let plan = |kind: &Kind| {
             let table = catalogue(kind);

@@ -7,7 +7,7 @@ use super::tables::{KINDS, kind};
 use crate::apply::model::{ModelTables, Row};
 use crate::faults::random::Random;
 use crate::pg::{Lsn, RelationId};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 pub(super) type Shared = Rc<World>;
@@ -19,6 +19,8 @@ pub(super) struct World {
     pub(super) born_at: Lsn,
     /// Where the copies were taken of the tables that joined later.
     joined_at: Lsn,
+    /// Lives left that take transactions whole.
+    whole: Cell<usize>,
     /// The first thing that was wrong.
     broken: RefCell<Option<String>>,
     /// The most that was ever durable, and that the slot ever confirmed.
@@ -58,6 +60,7 @@ impl World {
             replica: RefCell::new(Replica::new(start, random.branch(), fails_once_in)),
             born_at,
             joined_at,
+            whole: Cell::new(0),
             broken: RefCell::new(None),
             most: RefCell::new(Most {
                 durable: born_at,
@@ -72,6 +75,18 @@ impl World {
         } else {
             self.born_at
         }
+    }
+
+    /// So many lives are to take transactions whole.
+    pub(super) fn take_whole(&self, lives: usize) {
+        self.whole.set(lives);
+    }
+
+    /// Whether the life that begins is one of those.
+    pub(super) fn takes_whole(&self) -> bool {
+        let left = self.whole.get();
+        self.whole.set(left.saturating_sub(1));
+        left > 0
     }
 
     pub(super) fn fail(&self, what: String) {
