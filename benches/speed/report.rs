@@ -1,0 +1,201 @@
+//! What was measured, as lines while it runs, and as a table, JSON and a plot.
+
+mod machine;
+mod svg;
+mod tables;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::contender::Contender;
+use crate::ground::Ground;
+use crate::null_sink::Mode;
+
+/// Everything; what `bench.json` holds.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Results {
+    pub machine: String,
+    pub works: Vec<Work>,
+    pub samples: Vec<Sample>,
+    pub latencies: Vec<LatencySample>,
+}
+
+/// A piece of work.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Work {
+    pub name: String,
+    pub title: String,
+    pub at_least: Option<f64>,
+    pub changes: u64,
+    /// The walsender alone, in seconds.
+    pub ceilings: BTreeMap<Mode, Vec<f64>>,
+}
+
+/// One contender doing one piece of work once.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Sample {
+    pub work: String,
+    pub contender: Contender,
+    pub pair: usize,
+    /// Rows, for a copy.
+    pub changes: u64,
+    pub seconds: f64,
+    /// Processor time of the source's server.
+    pub source_seconds: f64,
+    /// Processor time of the replica's server.
+    pub replica_seconds: f64,
+    pub daemon_seconds: Option<f64>,
+    pub daemon_mib_max: Option<f64>,
+    pub replica_wal_mib: f64,
+}
+
+/// One contender following a writer.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LatencySample {
+    pub load: String,
+    pub contender: Contender,
+    pub pair: usize,
+    pub rate_wanted: u32,
+    /// Transactions a second that the writer came to.
+    pub rate: f64,
+    pub p50_ms: f64,
+    pub p99_ms: f64,
+}
+
+impl Sample {
+    pub fn print(&self) {
+        let daemon = match (self.daemon_seconds, self.daemon_mib_max) {
+            (Some(seconds), Some(mib)) => {
+                format!(", daemon {seconds:.2}; at most {mib:.1} MiB resident")
+            }
+            _ => String::new(),
+        };
+        println!(
+            "  {} {:<18} {:>7.2} s   (processor s: source {:.2}, replica {:.2}{daemon}; replica's log {:.0} MiB)",
+            self.pair + 1,
+            self.contender.name(),
+            self.seconds,
+            self.source_seconds,
+            self.replica_seconds,
+            self.replica_wal_mib,
+        );
+    }
+}
+
+impl LatencySample {
+    pub fn print(&self) {
+        println!(
+            "  {} {:<18} {:>6.0} of {} transactions/s: p50 {:.2} ms, p99 {:.2} ms",
+            self.pair + 1,
+            self.contender.name(),
+            self.rate,
+            self.rate_wanted,
+            self.p50_ms,
+            self.p99_ms,
+        );
+    }
+}
+
+impl Results {
+    /// Of an earlier run, without the works that are measured now.
+    pub fn earlier(measured: &[&str]) -> Result<Self> {
+        let path = folder().join("bench.json");
+        let Ok(text) = std::fs::read(&path) else {
+            return Ok(Self::default());
+        };
+        let mut earlier: Self = serde_json::from_slice(&text)
+            .with_context(|| format!("{} is of another version", path.display()))?;
+        let is_kept = |name: &str| !measured.contains(&name);
+        earlier.works.retain(|work| is_kept(&work.name));
+        earlier.samples.retain(|sample| is_kept(&sample.work));
+        if !is_kept(crate::latency::NAME) {
+            earlier.latencies.clear();
+        }
+        Ok(earlier)
+    }
+
+    /// In the order of `names`, whatever came first.
+    pub fn sort(&mut self, names: &[&str]) {
+        let place = |work: &Work| names.iter().position(|name| *name == work.name);
+        self.works.sort_by_key(place);
+    }
+
+    pub async fn describe_machine(&mut self, major: u32) -> Result<()> {
+        let ground = Ground::start(major).await?;
+        self.machine = machine::describe(&ground).await?;
+        Ok(())
+    }
+
+    pub fn markdown(&self) -> String {
+        format!("{}\n\n{}", self.machine, tables::all(self))
+    }
+
+    /// Writes `bench.json`, `bench.md` and `bench.svg`.
+    pub fn write(&self) -> Result<()> {
+        let folder = folder();
+        std::fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
+        let json = serde_json::to_string_pretty(self)?;
+        for (name, content) in [
+            ("bench.json", json),
+            ("bench.md", self.markdown()),
+            ("bench.svg", svg::plot(self)),
+        ] {
+            write(&folder.join(name), &content)?;
+        }
+        Ok(())
+    }
+
+    /// The median over the pairs.
+    fn median(
+        &self,
+        work: &str,
+        contender: Contender,
+        figure: impl Fn(&Sample) -> Option<f64>,
+    ) -> Option<f64> {
+        let samples = self.samples.iter();
+        let of = samples.filter(|sample| sample.work == work && sample.contender == contender);
+        median(of.filter_map(figure).collect())
+    }
+
+    fn seconds(&self, work: &str, contender: Contender) -> Option<f64> {
+        self.median(work, contender, |sample| Some(sample.seconds))
+    }
+
+    /// How many times as fast as the subscription.
+    fn ratio(&self, work: &str, contender: Contender) -> Option<f64> {
+        let native = self.seconds(work, Contender::Native)?;
+        Some(native / self.seconds(work, contender)?)
+    }
+
+    /// What nobody who reads one slot can pass, in the same measure.
+    fn ceiling_ratio(&self, work: &Work) -> Option<f64> {
+        let native = self.seconds(&work.name, Contender::Native)?;
+        Some(native / work.ceiling()?)
+    }
+}
+
+impl Work {
+    /// The walsender's best way, in seconds.
+    fn ceiling(&self) -> Option<f64> {
+        let medians = self.ceilings.values().cloned().filter_map(median);
+        medians.min_by(f64::total_cmp)
+    }
+}
+
+/// Where the files are.
+pub fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bench")
+}
+
+fn write(path: &Path, content: &str) -> Result<()> {
+    std::fs::write(path, content).with_context(|| format!("writing {}", path.display()))
+}
+
+fn median(mut figures: Vec<f64>) -> Option<f64> {
+    figures.sort_by(f64::total_cmp);
+    let (low, high) = (figures.len().checked_sub(1)? / 2, figures.len() / 2);
+    Some((figures[low] + figures[high]) / 2.0)
+}
