@@ -24,7 +24,7 @@ pub async fn measure(
     results: &mut Results,
 ) -> Result<()> {
     println!("\n{}: {}", workload.name, workload.title);
-    let mut ground = Ground::start(arguments.major).await?;
+    let mut ground = Ground::start(arguments).await?;
     let prepared = prepare(&mut ground, workload, arguments).await?;
     let pairs = if workload.is_once { 1 } else { arguments.pairs };
 

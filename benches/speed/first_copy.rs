@@ -70,7 +70,7 @@ impl Copy {
 
 pub async fn measure(copy: &Copy, arguments: &Arguments, results: &mut Results) -> Result<()> {
     println!("\n{}: {}", copy.name, copy.title);
-    let mut ground = Ground::start(arguments.major).await?;
+    let mut ground = Ground::start(arguments).await?;
     ground.make_tables(&copy.schema(), "").await?;
     ground.take(&[Step::Sql(copy.seed())]).await?;
     ground.vacuum(&ground.source).await?;

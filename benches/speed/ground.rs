@@ -3,21 +3,23 @@
 //! ```text
 //!  prepare:  schema ─▶ seed ─▶ first copy ─▶ slots, books, subscription (disabled) ─▶ backlog ─▶ CHECKPOINT
 //!            stop, data ─▶ prepared
-//!  restore:  stop, prepared ─▶ data (copied), start, read all tables once
+//!  restore:  stop, prepared ─▶ data (what has changed since), start, read all tables once
 //! ```
 //!
 //! One prepared pair of folders serves all contenders: each has its own slot on the source, and
 //! what it left on the replica is its own. So all start from the same bytes.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Stdio;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use pglockstep::demo::cluster::{Cluster, ClusterOptions, StopMode};
 use pglockstep::pg::Lsn;
 use tokio::process::Command;
 use tokio_postgres::Client;
 
+use crate::arguments::Arguments;
+use crate::folders;
 use crate::workload::{Compared, Step};
 
 pub const DATABASE: &str = "bench";
@@ -46,9 +48,11 @@ pub struct Backlog {
 pub struct Expected(Vec<(Compared, String)>);
 
 impl Ground {
-    pub async fn start(major: u32) -> Result<Self> {
+    pub async fn start(arguments: &Arguments) -> Result<Self> {
+        let major = arguments.major;
         let options = || ClusterOptions {
-            fsync: true,
+            // Where nothing is measured, nothing has to survive the machine.
+            fsync: !arguments.smoke,
             ..ClusterOptions::version(major)
                 .with("shared_buffers", "1GB")
                 .with("max_wal_size", "8GB")
@@ -156,13 +160,7 @@ impl Ground {
         for cluster in [&mut self.source, &mut self.replica] {
             cluster.stop(StopMode::Immediate).await?;
             let (data, prepared) = (cluster.data_dir(), prepared(cluster));
-            if data.exists() {
-                std::fs::remove_dir_all(&data)
-                    .with_context(|| format!("removing {}", data.display()))?;
-            }
-            run("cp", &["--reflink=auto", "-a"], &[&prepared, &data]).await?;
-            // Nothing of this is to be written while the clock runs.
-            run("sync", &["-f"], &[&data]).await?;
+            folders::put_back(&prepared, &data)?;
             cluster.restart().await?;
         }
         self.warm_up().await
@@ -272,22 +270,6 @@ async fn digest(client: &Client, rows: &str) -> Result<String> {
     );
     let row = client.query_one(&sql, &[]).await;
     Ok(row.with_context(|| format!("comparing {rows}"))?.get(0))
-}
-
-async fn run(program: &str, options: &[&str], paths: &[&Path]) -> Result<()> {
-    let output = Command::new(program)
-        .args(options)
-        .args(paths)
-        .stdin(Stdio::null())
-        .kill_on_drop(true)
-        .output()
-        .await
-        .with_context(|| format!("starting {program}"))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let said = String::from_utf8_lossy(&output.stderr);
-    bail!("{program} {options:?} {paths:?} failed: {}", said.trim())
 }
 
 fn head(sql: &str) -> String {

@@ -37,7 +37,7 @@ const SOURCE_FLUSHES: &str = "5ms";
 
 pub async fn measure(arguments: &Arguments, results: &mut Results) -> Result<()> {
     println!("\n{NAME}: from a row's stamp on the source to its sight on the replica");
-    let mut ground = Ground::start(arguments.major).await?;
+    let mut ground = Ground::start(arguments).await?;
     prepare(&mut ground, arguments).await?;
     let seconds = if arguments.smoke { 1 } else { 10 };
     let carried = saturation(&mut ground, arguments).await?;

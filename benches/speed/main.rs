@@ -23,6 +23,7 @@ mod contender;
 mod daemon;
 mod drain;
 mod first_copy;
+mod folders;
 mod ground;
 mod latency;
 mod null_sink;
@@ -85,7 +86,7 @@ async fn run(arguments: &Arguments) -> Result<()> {
         true => Results::earlier(&wanted)?,
         false => Results::default(),
     };
-    results.describe_machine(arguments.major).await?;
+    results.describe_machine(arguments).await?;
     println!("{}", results.machine);
     for workload in workloads.iter().filter(|workload| is_wanted(workload.name)) {
         let measured = drain::measure(workload, arguments, &mut results).await;

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
+use crate::arguments::Arguments;
 use crate::contender::Contender;
 use crate::ground::Ground;
 use crate::null_sink::Mode;
@@ -123,8 +124,8 @@ impl Results {
         self.works.sort_by_key(place);
     }
 
-    pub async fn describe_machine(&mut self, major: u32) -> Result<()> {
-        let ground = Ground::start(major).await?;
+    pub async fn describe_machine(&mut self, arguments: &Arguments) -> Result<()> {
+        let ground = Ground::start(arguments).await?;
         self.machine = machine::describe(&ground).await?;
         Ok(())
     }
