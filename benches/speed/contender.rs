@@ -13,7 +13,7 @@ use crate::ground::{DATABASE, Ground, PUBLICATION};
 pub const SUBSCRIPTION: &str = "native";
 /// How often it is looked whether something is done.
 pub const LOOK_EVERY: Duration = Duration::from_millis(2);
-const WAIT_MAX: Duration = Duration::from_secs(1800);
+const WAIT_MAX: Duration = Duration::from_secs(600);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -157,8 +157,11 @@ impl Ground {
 
     /// Starts both clusters anew as they were put aside.
     pub async fn restore(&mut self) -> Result<()> {
-        for cluster in [&mut self.source, &mut self.replica] {
+        // Both before either starts: a subscription would find the source again and move its slot.
+        for cluster in [&mut self.replica, &mut self.source] {
             cluster.stop(StopMode::Immediate).await?;
+        }
+        for cluster in [&mut self.source, &mut self.replica] {
             let (data, prepared) = (cluster.data_dir(), prepared(cluster));
             folders::put_back(&prepared, &data)?;
             cluster.restart().await?;
