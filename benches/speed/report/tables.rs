@@ -2,8 +2,14 @@
 
 use std::fmt::Write as _;
 
-use super::{Results, Sample, Work, median};
+use super::{LatencySample, Results, Sample, Work, median};
 use crate::contender::Contender;
+
+/// Fewer changes have no rate.
+const FEW: u64 = 100;
+
+/// One of a run's.
+type Figure = fn(&LatencySample) -> f64;
 
 /// All that there are figures for.
 pub fn all(results: &Results) -> String {
@@ -29,8 +35,12 @@ fn speed(results: &Results) -> String {
             };
             let native = results.seconds(&work.name, Contender::Native);
             let title = match contender {
-                Contender::Mapped => "the same, by the mapping",
-                Contender::Native | Contender::Ours => &work.title,
+                Contender::Mapped => {
+                    let unmapped = results.seconds(&work.name, Contender::Ours);
+                    let times = times(unmapped.map(|unmapped| ours / unmapped));
+                    format!("the same by the mapping, {times} of the unmapped time")
+                }
+                Contender::Native | Contender::Ours => work.title.clone(),
             };
             let _ = writeln!(
                 text,
@@ -48,7 +58,7 @@ fn speed(results: &Results) -> String {
 
 /// `3.21 s, 155 k/s`.
 fn rated(work: &Work, seconds: f64) -> String {
-    if work.changes < 1000 {
+    if work.changes < FEW {
         return format!("{seconds:.2} s");
     }
     #[allow(clippy::cast_precision_loss)]
@@ -67,8 +77,8 @@ fn times(ratio: Option<f64>) -> String {
 /// Processor seconds of a million changes, memory, log.
 fn costs(results: &Results) -> String {
     let mut text = String::from(
-        "| work | daemon, CPU s per million changes | source, native / ours | replica, native / ours \
-         | daemon's memory, MiB at most | replica's log, MiB, native / ours |\n\
+        "| work; CPU in s per million changes | daemon's CPU (at most 1.0) | source's, native / ours | replica's, native / ours \
+         | daemon's memory, MiB (at most 64) | replica's log, MiB, native / ours |\n\
          | --- | --- | --- | --- | --- | --- |\n",
     );
     for work in &results.works {
@@ -81,7 +91,11 @@ fn costs(results: &Results) -> String {
             };
             #[allow(clippy::cast_precision_loss)]
             let millions = work.changes as f64 / 1e6;
-            let each = |figure: Option<f64>| figure.map(|seconds| seconds / millions);
+            // Of a single change it says nothing.
+            let each = |figure: Option<f64>| {
+                let figure = figure.filter(|_| work.changes >= FEW);
+                figure.map(|seconds| seconds / millions)
+            };
             let both = |figure: fn(&Sample) -> Option<f64>| {
                 let native = each(of(Contender::Native, figure));
                 format!("{} / {}", times(native), times(each(of(contender, figure))))
@@ -116,7 +130,7 @@ fn latency(results: &Results) -> String {
          | --- | --- | --- | --- | --- |\n",
     );
     for (load, at_most_p50, at_most_p99) in [("low", "1.5", ""), ("high", "", "0.8")] {
-        let of = |contender, figure: fn(&super::LatencySample) -> f64| {
+        let of = |contender, figure: Figure| {
             let samples = results.latencies.iter();
             let of = samples.filter(|s| s.load == load && s.contender == contender);
             median(of.map(figure).collect())
@@ -126,7 +140,7 @@ fn latency(results: &Results) -> String {
             .filter_map(|contender| of(contender, |s| s.rate))
             .map(|rate| format!("{rate:.0}"))
             .collect();
-        let figures: [(_, fn(&super::LatencySample) -> f64, _); 2] = [
+        let figures: [(_, Figure, _); 2] = [
             ("p50", |s| s.p50_ms, at_most_p50),
             ("p99", |s| s.p99_ms, at_most_p99),
         ];
