@@ -1,5 +1,5 @@
-//! A data folder put back as it was: only what has changed since is copied, and it is on disk
-//! when this returns, so that none of it is written while a clock runs.
+//! A data folder put back as it was: only what has changed since is copied, and with `is_synced` it
+//! is on disk when this returns, so that none of it is written while a clock runs.
 //!
 //! A file is taken for unchanged where size and time of the last write are the same: the server
 //! was down when the folder was put aside, and every write since moves the time on.
@@ -14,7 +14,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 
 /// Makes `to` the same as `from`.
-pub fn put_back(from: &Path, to: &Path) -> Result<()> {
+pub fn put_back(from: &Path, to: &Path, is_synced: bool) -> Result<()> {
     let wanted = fs::metadata(from).with_context(|| from.display().to_string())?;
     if !to.exists() {
         fs::create_dir(to).with_context(|| format!("making {}", to.display()))?;
@@ -31,21 +31,25 @@ pub fn put_back(from: &Path, to: &Path) -> Result<()> {
             from.display()
         );
         if wanted.is_dir() {
-            put_back(&from, &to)?;
+            put_back(&from, &to, is_synced)?;
         } else if !is_same(&wanted, &to) {
-            copy(&from, &to, &wanted).with_context(|| format!("copying {}", from.display()))?;
+            copy(&from, &to, &wanted, is_synced)
+                .with_context(|| format!("copying {}", from.display()))?;
         }
         names.insert(entry.file_name());
     }
     remove_others(to, &names)
 }
 
-fn copy(from: &Path, to: &Path, wanted: &Metadata) -> io::Result<()> {
+fn copy(from: &Path, to: &Path, wanted: &Metadata, is_synced: bool) -> io::Result<()> {
     fs::copy(from, to)?;
     own(to, wanted)?;
     let file = File::options().write(true).open(to)?;
     file.set_modified(wanted.modified()?)?;
-    file.sync_all()
+    if is_synced {
+        file.sync_all()?;
+    }
+    Ok(())
 }
 
 fn is_same(wanted: &Metadata, path: &Path) -> bool {

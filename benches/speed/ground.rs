@@ -33,6 +33,8 @@ const TABLES_WARMED_MAX: usize = 100;
 pub struct Ground {
     pub source: Cluster,
     pub replica: Cluster,
+    /// Where nothing is measured, nothing has to survive the machine, and nothing waits for disks.
+    is_measured: bool,
 }
 
 /// The end of a backlog.
@@ -49,10 +51,9 @@ pub struct Expected(Vec<(Compared, String)>);
 
 impl Ground {
     pub async fn start(arguments: &Arguments) -> Result<Self> {
-        let major = arguments.major;
+        let (major, is_measured) = (arguments.major, !arguments.smoke);
         let options = || ClusterOptions {
-            // Where nothing is measured, nothing has to survive the machine.
-            fsync: !arguments.smoke,
+            fsync: is_measured,
             ..ClusterOptions::version(major)
                 .with("shared_buffers", "1GB")
                 .with("max_wal_size", "8GB")
@@ -74,6 +75,7 @@ impl Ground {
         let ground = Self {
             source: start("source").await?,
             replica: start("replica").await?,
+            is_measured,
         };
         for cluster in ground.clusters() {
             cluster.create_database(DATABASE).await?;
@@ -163,7 +165,7 @@ impl Ground {
         }
         for cluster in [&mut self.source, &mut self.replica] {
             let (data, prepared) = (cluster.data_dir(), prepared(cluster));
-            folders::put_back(&prepared, &data)?;
+            folders::put_back(&prepared, &data, self.is_measured)?;
             cluster.restart().await?;
         }
         self.warm_up().await
