@@ -55,7 +55,7 @@ impl Ground {
         let options = || ClusterOptions {
             fsync: is_measured,
             ..ClusterOptions::version(major)
-                .with("shared_buffers", "1GB")
+                .with("shared_buffers", if is_measured { "1GB" } else { "64MB" })
                 .with("max_wal_size", "8GB")
                 .with("wal_retrieve_retry_interval", "10ms")
                 .with("listen_addresses", "")

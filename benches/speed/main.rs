@@ -82,10 +82,7 @@ async fn run(arguments: &Arguments) -> Result<()> {
         .filter(|name| is_wanted(name))
         .collect();
 
-    let mut results = match arguments.add {
-        true => Results::earlier(&wanted)?,
-        false => Results::default(),
-    };
+    let mut results = Results::begin(arguments, &wanted)?;
     results.describe_machine(arguments).await?;
     println!("{}", results.machine);
     for workload in workloads.iter().filter(|workload| is_wanted(workload.name)) {
@@ -105,6 +102,9 @@ async fn run(arguments: &Arguments) -> Result<()> {
     results.sort(&names);
     results.write()?;
     println!("\n{}", results.markdown());
-    println!("written to {}", report::folder().display());
+    println!("written to {}", results.folder().display());
+    if arguments.consumer.is_none() {
+        results.must_be_written(&wanted)?;
+    }
     Ok(())
 }

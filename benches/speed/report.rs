@@ -7,13 +7,17 @@ mod tables;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::arguments::Arguments;
 use crate::contender::Contender;
 use crate::ground::Ground;
 use crate::null_sink::Mode;
+
+const JSON: &str = "bench.json";
+const MARKDOWN: &str = "bench.md";
+const SVG: &str = "bench.svg";
 
 /// Everything; what `bench.json` holds.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -22,6 +26,9 @@ pub struct Results {
     pub works: Vec<Work>,
     pub samples: Vec<Sample>,
     pub latencies: Vec<LatencySample>,
+    /// Where this is written to.
+    #[serde(skip)]
+    folder: PathBuf,
 }
 
 /// A piece of work.
@@ -101,21 +108,50 @@ impl LatencySample {
 }
 
 impl Results {
-    /// Of an earlier run, without the works that are measured now.
-    pub fn earlier(measured: &[&str]) -> Result<Self> {
-        let path = folder().join("bench.json");
-        let Ok(text) = std::fs::read(&path) else {
-            return Ok(Self::default());
+    /// Nothing yet; with `--add` what an earlier run has of works that are not measured now.
+    pub fn begin(arguments: &Arguments, measured: &[&str]) -> Result<Self> {
+        let folder = if arguments.smoke {
+            "target/bench-smoke"
+        } else {
+            "target/bench"
         };
-        let mut earlier: Self = serde_json::from_slice(&text)
-            .with_context(|| format!("{} is of another version", path.display()))?;
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
+        std::fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
+        let mut results = match arguments.add && folder.join(JSON).exists() {
+            true => Self::read(&folder)?,
+            false => Self::default(),
+        };
         let is_kept = |name: &str| !measured.contains(&name);
-        earlier.works.retain(|work| is_kept(&work.name));
-        earlier.samples.retain(|sample| is_kept(&sample.work));
+        results.works.retain(|work| is_kept(&work.name));
+        results.samples.retain(|sample| is_kept(&sample.work));
         if !is_kept(crate::latency::NAME) {
-            earlier.latencies.clear();
+            results.latencies.clear();
         }
-        Ok(earlier)
+        results.folder = folder;
+        Ok(results)
+    }
+
+    fn read(folder: &Path) -> Result<Self> {
+        let path = folder.join(JSON);
+        let text = std::fs::read(&path).with_context(|| path.display().to_string())?;
+        serde_json::from_slice(&text).with_context(|| format!("{} cannot be read", path.display()))
+    }
+
+    /// An error unless the files hold a figure of each kind.
+    pub fn must_be_written(&self, measured: &[&str]) -> Result<()> {
+        let read = Self::read(&self.folder)?;
+        for name in measured {
+            let has = read.samples.iter().any(|sample| sample.work == *name)
+                || *name == crate::latency::NAME && !read.latencies.is_empty();
+            ensure!(has, "{JSON} has nothing of {name}");
+        }
+        let size = |name: &str| std::fs::metadata(self.folder.join(name)).map(|file| file.len());
+        ensure!(size(MARKDOWN)? > 0 && size(SVG)? > 0, "an empty file");
+        Ok(())
+    }
+
+    pub fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// In the order of `names`, whatever came first.
@@ -136,15 +172,15 @@ impl Results {
 
     /// Writes `bench.json`, `bench.md` and `bench.svg`.
     pub fn write(&self) -> Result<()> {
-        let folder = folder();
-        std::fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
         let json = serde_json::to_string_pretty(self)?;
         for (name, content) in [
-            ("bench.json", json),
-            ("bench.md", self.markdown()),
-            ("bench.svg", svg::plot(self)),
+            (JSON, json),
+            (MARKDOWN, self.markdown()),
+            (SVG, svg::plot(self)),
         ] {
-            write(&folder.join(name), &content)?;
+            let path = self.folder.join(name);
+            std::fs::write(&path, content)
+                .with_context(|| format!("writing {}", path.display()))?;
         }
         Ok(())
     }
@@ -184,15 +220,6 @@ impl Work {
         let medians = self.ceilings.values().cloned().filter_map(median);
         medians.min_by(f64::total_cmp)
     }
-}
-
-/// Where the files are.
-pub fn folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bench")
-}
-
-fn write(path: &Path, content: &str) -> Result<()> {
-    std::fs::write(path, content).with_context(|| format!("writing {}", path.display()))
 }
 
 fn median(mut figures: Vec<f64>) -> Option<f64> {

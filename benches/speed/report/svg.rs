@@ -95,7 +95,10 @@ fn draw(svg: &mut String, bar: &Bar, top: f64, x: &impl Fn(f64) -> f64) {
         (bar.at_least, "stroke=\"#222222\" stroke-dasharray=\"3 2\""),
     ];
     for (ratio, stroke) in ticks {
-        let Some(at) = ratio.map(x) else { continue };
+        // One that is off the scale would say something else.
+        let Some(at) = ratio.filter(|ratio| *ratio <= RATIO_MAX).map(x) else {
+            continue;
+        };
         let _ = writeln!(
             svg,
             "<line x1=\"{at:.1}\" y1=\"{:.1}\" x2=\"{at:.1}\" y2=\"{:.1}\" {stroke}/>",
