@@ -31,24 +31,33 @@ mod processes;
 mod report;
 mod workload;
 
+use std::process::ExitCode;
+
 use anyhow::{Context, Result, bail, ensure};
 use arguments::Arguments;
 use report::Results;
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
     // `cargo test --all-targets` runs this as well, without the word.
     if !std::env::args().any(|word| word == "--bench") {
-        return Ok(());
+        return ExitCode::SUCCESS;
     }
-    let arguments = Arguments::read()?;
+    let Err(error) = Arguments::read().and_then(|arguments| interruptible(&arguments)) else {
+        return ExitCode::SUCCESS;
+    };
+    eprintln!("make bench: {error:#}");
+    ExitCode::FAILURE
+}
+
+/// What is dropped takes its servers and folders with it.
+fn interruptible(arguments: &Arguments) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
         .build()?;
     runtime.block_on(async {
-        // What is dropped takes its servers and folders with it.
         tokio::select! {
-            done = run(&arguments) => done,
+            done = Box::pin(run(arguments)) => done,
             interrupted = tokio::signal::ctrl_c() => {
                 interrupted?;
                 bail!("interrupted")

@@ -3,7 +3,7 @@
 //! Nothing is confirmed, so the slot stays where it is, and one prepared source does for all runs.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use pglockstep::conn::{ConnectionUrl, Endpoint};
@@ -26,6 +26,10 @@ pub enum Mode {
 }
 
 const MODES: [Mode; 3] = [Mode::Text, Mode::Binary, Mode::Streaming];
+
+/// Woken for each message the sink would cost the walsender more than it takes off it; the socket
+/// holds what comes meanwhile.
+const GATHER: Duration = Duration::from_micros(200);
 
 pub struct Ceilings {
     /// Inserts, updates, deletes and truncates of committed transactions.
@@ -107,5 +111,7 @@ async fn receive(ground: &Ground, slot: &str, backlog: &Backlog, mode: Mode) -> 
         if is_asked {
             stream.send_status(StandbyStatusUpdate::default()).await?;
         }
+        // The thread has nothing else to do.
+        std::thread::sleep(GATHER);
     }
 }

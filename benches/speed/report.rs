@@ -8,11 +8,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use pglockstep::demo::cluster::{Cluster, ClusterOptions};
 use serde::{Deserialize, Serialize};
 
 use crate::arguments::Arguments;
 use crate::contender::Contender;
-use crate::ground::Ground;
 use crate::null_sink::Mode;
 
 const JSON: &str = "bench.json";
@@ -161,8 +161,8 @@ impl Results {
     }
 
     pub async fn describe_machine(&mut self, arguments: &Arguments) -> Result<()> {
-        let ground = Ground::start(arguments).await?;
-        self.machine = machine::describe(&ground).await?;
+        let cluster = Cluster::start(ClusterOptions::version(arguments.major)).await?;
+        self.machine = machine::describe(&cluster).await?;
         Ok(())
     }
 

@@ -3,11 +3,10 @@
 use std::process::Command;
 
 use anyhow::Result;
-
-use crate::ground::Ground;
+use pglockstep::demo::cluster::Cluster;
 
 /// Date, versions, processors, memory.
-pub async fn describe(ground: &Ground) -> Result<String> {
+pub async fn describe(cluster: &Cluster) -> Result<String> {
     let cpu = std::fs::read_to_string("/proc/cpuinfo")?;
     let model = cpu
         .lines()
@@ -20,7 +19,7 @@ pub async fn describe(ground: &Ground) -> Result<String> {
         .find_map(|line| line.strip_prefix("MemTotal:"))
         .and_then(|rest| rest.trim().trim_end_matches(" kB").parse().ok())
         .unwrap_or_default();
-    let client = ground.source.connect("postgres").await?;
+    let client = cluster.connect("postgres").await?;
     let ask = "SELECT current_date::text, current_setting('server_version')";
     let row = client.query_one(ask, &[]).await?;
     let (today, version): (String, String) = (row.get(0), row.get(1));
