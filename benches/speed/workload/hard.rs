@@ -74,7 +74,7 @@ pub fn adversarial(size: Size) -> Workload {
              WHEN 1 THEN \
                UPDATE moving SET id = -id WHERE id BETWEEN t % 997 + 1 AND t % 997 + 3; \
                UPDATE moving SET id = -id, note = 'moved by ' || t WHERE id < 0; \
-               UPDATE moving SET id = id + 1000 WHERE id = (SELECT min(id) FROM moving); \
+               UPDATE moving SET id = 100000 + t WHERE id = (SELECT min(id) FROM moving); \
              WHEN 2 THEN \
                INSERT INTO scratch SELECT t * 10 + i, i FROM generate_series(1, 5) AS i; \
                BEGIN \
