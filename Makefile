@@ -1,7 +1,8 @@
 # make demo    the main job on two throw-away clusters; ARGS="--seconds 30" ends by itself
 # make test    everything the project promises, on real servers
 # make soak    the rest of it, at full length: thousands of kills and faults; takes about 2 hours
-# make figures speed and memory beside CREATE SUBSCRIPTION; ARGS="--rounds 1" for a quick look
+# make bench   speed, latency and memory beside CREATE SUBSCRIPTION; ARGS="--only tpcb --pairs 1" for a quick look
+# make bench-smoke   that the bench works, in 3 minutes
 # make lint    format, clippy, rustdoc, the alert rules; warnings are errors
 # make check-release   that no release can be built with fail points; 2 to 5 minutes the first time
 
@@ -10,7 +11,7 @@ ARGS ?=
 # Tests at once: most of their time they wait.
 THREADS ?= 4
 
-.PHONY: demo test soak soak-hour soak-kills soak-rest figures lint check-deploy check-release
+.PHONY: demo test soak soak-hour soak-kills soak-rest bench bench-smoke lint check-deploy check-release
 
 demo:
 	@tests/install-postgres.sh server
@@ -42,9 +43,14 @@ soak-rest:
 	set -e; for major in 14 16 17 18; do PGLOCKSTEP_MAJOR=$$major \
 	$(CARGO) test --features faults --test scenarios -- scenarios::; done
 
-figures:
+bench:
 	@tests/install-postgres.sh server
-	@$(CARGO) bench --bench figures -- $(ARGS)
+	@$(CARGO) bench --bench speed -- $(ARGS)
+
+# As the tests are built: it says nothing of speed.
+bench-smoke:
+	@tests/install-postgres.sh server
+	@$(CARGO) bench --profile dev --features faults --bench speed -- --smoke $(ARGS)
 
 lint: check-deploy
 	$(CARGO) fmt --check

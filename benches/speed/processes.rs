@@ -1,0 +1,42 @@
+//! What the kernel knows of processes: processor time and memory.
+
+use anyhow::{Context, Result};
+use pglockstep::demo::cluster::Cluster;
+
+/// The kernel counts in these, on Linux everywhere.
+const TICKS_PER_SECOND: f64 = 100.0;
+
+/// Processor time of a server and of all its processes, those that have ended included.
+pub fn server_seconds(cluster: &Cluster) -> Result<f64> {
+    let id = cluster.pid().context("the server is down")?;
+    let path = format!("/proc/{id}/task/{id}/children");
+    let children = std::fs::read_to_string(&path).with_context(|| path.clone())?;
+    let running = children
+        .split_whitespace()
+        .filter_map(|id| seconds_of(id.parse().ok()?, 2));
+    Ok(seconds_of(id, 4).unwrap_or_default() + running.sum::<f64>())
+}
+
+/// Processor time of one process.
+pub fn process_seconds(id: u32) -> Option<f64> {
+    seconds_of(id, 2)
+}
+
+/// User and system (2 clocks), with ended children (4); nothing of one that has ended.
+fn seconds_of(id: u32, clocks: usize) -> Option<f64> {
+    let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
+    let (_, after_name) = stat.rsplit_once(')')?;
+    let ticks = after_name.split_whitespace().skip(11).take(clocks);
+    let ticks: f64 = ticks.filter_map(|n| n.parse::<f64>().ok()).sum();
+    Some(ticks / TICKS_PER_SECOND)
+}
+
+/// The most memory that a process has had resident.
+pub fn resident_mib_max(id: u32) -> Option<f64> {
+    let status = std::fs::read_to_string(format!("/proc/{id}/status")).ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: f64 = line.trim().trim_end_matches(" kB").parse().ok()?;
+    Some(kib / 1024.0)
+}
