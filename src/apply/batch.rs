@@ -7,6 +7,7 @@ use crate::mapping::TableMapping;
 use crate::pg::{Change, OldTuple, RelationId, Tuple, TupleValue};
 use crate::progress::KeptChange;
 use sha2::{Digest, Sha256};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 /// What happens to one row.
@@ -55,6 +56,8 @@ pub enum BatchItem {
 pub struct Batch {
     /// The tables spoken of.
     pub tables: Vec<Arc<TableMapping>>,
+    /// The last number of each relation's table.
+    numbers: HashMap<RelationId, u32>,
     /// The changes.
     pub items: Vec<BatchItem>,
     /// Changes that are not applied but kept in the books.
@@ -77,13 +80,17 @@ pub struct Cut {
 impl Batch {
     /// The number of a table in this batch.
     pub fn table(&mut self, mapping: &Arc<TableMapping>) -> u32 {
-        // Changes come in runs: the last tables are the likely ones.
-        let known = self.tables.iter().rposition(|t| Arc::ptr_eq(t, mapping));
-        let number = known.unwrap_or_else(|| {
-            self.tables.push(Arc::clone(mapping));
-            self.tables.len() - 1
-        });
-        u32::try_from(number).unwrap_or(u32::MAX)
+        let id = mapping.relation.id;
+        if let Some(number) = self.numbers.get(&id)
+            && let Some(known) = self.mapping(*number)
+            && Arc::ptr_eq(known, mapping)
+        {
+            return *number;
+        }
+        let number = u32::try_from(self.tables.len()).unwrap_or(u32::MAX);
+        self.tables.push(Arc::clone(mapping));
+        self.numbers.insert(id, number);
+        number
     }
 
     /// Appends a row's change.
@@ -123,15 +130,16 @@ impl Batch {
         let items = self.items.split_off(at.items.min(self.items.len()));
         let kept = self.kept.split_off(at.kept.min(self.kept.len()));
         // A rest without items starts without tables, so that those of old versions are let go.
-        let tables = if items.is_empty() {
-            Vec::new()
+        let (tables, numbers) = if items.is_empty() {
+            (Vec::new(), HashMap::new())
         } else {
-            self.tables.clone()
+            (self.tables.clone(), self.numbers.clone())
         };
         let bytes = self.bytes.saturating_sub(at.bytes);
         self.bytes = at.bytes;
         Self {
             tables,
+            numbers,
             items,
             kept,
             bytes,

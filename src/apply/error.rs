@@ -119,7 +119,10 @@ impl ApplyError {
             ElementError::Unsent => {
                 "the source did not send it (a TOASTed key, or unchanged TOAST)"
             }
-            ElementError::Binary => "the source sent it in binary though text was asked for",
+            ElementError::OtherFormat => {
+                "the source sent it in another format, text or binary, than was asked for"
+            }
+            ElementError::NoArray => "its type is an array on the replica and none on the source",
             ElementError::TooLarge => "it is larger than a parameter can be",
         };
         Self::Value {
@@ -170,6 +173,19 @@ impl ApplyError {
     pub(crate) fn is_about_a_row(&self) -> bool {
         self.disposition() == Disposition::Definite
             && matches!(self, Self::Statement { .. } | Self::Value { .. })
+    }
+
+    /// Whether it may be about values, or the form they came in; a privilege that is missing is
+    /// not, nor is a full disk.
+    #[must_use]
+    pub fn may_be_about_values(&self) -> bool {
+        match self.sqlstate() {
+            // What receive functions say to bytes that they cannot read, and rows that have another
+            // number of columns, or other types, than the table has by now.
+            Some("08P01" | "42804" | "XX000") => true,
+            Some(code) => code.starts_with("22") || code.starts_with("23"),
+            None => self.disposition() == Disposition::Definite,
+        }
     }
 
     /// Whether to try again.

@@ -31,6 +31,7 @@ fn mapping() -> TableMapping {
         name: name.into(),
         read_as: text.clone(),
         kept_in: Some(name.into()),
+        binary: None,
     };
     let to = |name: &str, input| ColumnMapping {
         name: name.into(),
@@ -54,6 +55,7 @@ fn mapping() -> TableMapping {
         identity: RowIdentity::FullRow,
         filter: None,
         on_conflict: ConflictPolicy::SourceWins,
+        row_type: None,
     }
 }
 

@@ -14,9 +14,10 @@
 //! can end well where they do not. A transaction too large to be held arrives in parts:
 //! each part is a batch behind a savepoint, and COMMIT comes with the last.
 //!
-//! Nothing is committed unless every statement touched the rows it had to, and the
-//! position moved under the own epoch. `COMMIT` of a failed transaction answers like a
-//! success through tokio-postgres; here it is only sent after all else was checked.
+//! Nothing is committed unless every statement touched the rows it had to, and the position
+//! moved under the own epoch. `COMMIT` of a failed transaction answers like a success through
+//! tokio-postgres; here it is sent after all else was checked but the position, whose statement
+//! fails by itself where it moves none.
 
 mod array;
 mod batch;
@@ -29,6 +30,7 @@ mod net_effect;
 mod plan;
 mod preview;
 mod resolve;
+mod row;
 mod rows;
 mod session;
 mod settings;
@@ -47,19 +49,16 @@ pub(crate) use writer::ReplicaWriter;
 use crate::conn::Endpoint;
 use crate::faults;
 use crate::mapping::TableMapping;
-use crate::pg::{ConflictKind, Lsn, QualifiedName};
+use crate::pg::{ConflictKind, Lsn, QualifiedName, ValueFormat};
 use crate::progress::{Durability, Store};
 use net_effect::NetEffect;
 use plan::StageContext;
 use resolve::{Conflicts, Resolver};
-use session::ReplicaSession;
+use session::{ReplicaSession, poll_once};
 use stage::Balance;
 use std::collections::{BTreeMap, HashMap};
-use std::future::{Future, poll_fn};
-use std::pin::pin;
 use std::sync::Arc;
-use std::task::Poll;
-use tokio_postgres::Client;
+use tokio_postgres::{Client, Statement};
 
 /// What applying a batch came to for one table.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,6 +90,8 @@ struct Outcome {
 pub struct Applier {
     session: ReplicaSession,
     store: Store,
+    /// Moves the position.
+    advance: Statement,
     /// Foreign keys do not fire: any order of tables will do.
     is_replica_role: bool,
     parents_first: HashMap<QualifiedName, u32>,
@@ -132,6 +133,7 @@ impl Applier {
         set.map_err(ApplyError::transaction("set up the apply session"))?;
         let is_replica_role = take_replica_role(&client).await?;
         Ok(Self {
+            advance: Store::prepare_advance(&client).await?,
             session: ReplicaSession::new(client),
             store,
             is_replica_role,
@@ -146,6 +148,11 @@ impl Applier {
     #[must_use]
     pub fn failed_key(&self) -> Option<&str> {
         self.failed_key.as_deref()
+    }
+
+    /// From here on the values of batches are of this format.
+    pub fn expect(&mut self, format: ValueFormat) {
+        self.session.expect(format);
     }
 
     /// Whether triggers and foreign keys keep still for this session.
@@ -209,7 +216,7 @@ impl Applier {
         }
         if let Err(error) = self
             .store
-            .release(&self.session.client, source_oid, skipped)
+            .release(&*self.session.client, source_oid, skipped)
             .await
         {
             self.rollback().await;
@@ -228,19 +235,31 @@ impl Applier {
     pub async fn commit(&mut self, applied: Lsn, durability: Durability) -> Result<(), ApplyError> {
         if self.transaction == Transaction::None {
             // Nothing was written: the position moves by itself.
-            return Ok(self.store.advance(&self.session.client, applied).await?);
+            return Ok(self.store.advance(&*self.session.client, applied).await?);
         }
-        if let Err(error) = self.store.advance(&self.session.client, applied).await {
-            self.rollback().await;
-            return Err(error.into());
-        }
-        faults::at("apply.position_moved").await?;
-        self.transaction = Transaction::None;
         let sql = match durability {
             Durability::Durable => "COMMIT",
             Durability::Later => "SET LOCAL synchronous_commit = off; COMMIT",
         };
-        let committed = answered(self.session.client.batch_execute(sql)).await?;
+        let client = Arc::clone(&self.session.client);
+        // One round trip: where the position cannot be moved, the server has rolled back by the
+        // time it comes to COMMIT. Answers are taken in their order: one that nobody takes holds
+        // up those behind it.
+        let mut moving = Box::pin(self.store.advance_prepared(&client, &self.advance, applied));
+        let moved = poll_once(&mut moving).await;
+        faults::at("apply.position_moved").await?;
+        self.transaction = Transaction::None;
+        let mut committing = Box::pin(client.batch_execute(sql));
+        let committed = poll_once(&mut committing).await;
+        faults::at("apply.commit_sent").await?;
+        match moved {
+            Some(moved) => moved?,
+            None => moving.await?,
+        }
+        let committed = match committed {
+            Some(committed) => committed,
+            None => committing.await,
+        };
         committed.map_err(ApplyError::transaction("commit"))
     }
 
@@ -287,7 +306,7 @@ impl Applier {
             done = self.run_resolving(batch).await;
         }
         let outcome = done?;
-        self.store.keep(&self.session.client, &batch.kept).await?;
+        self.store.keep(&*self.session.client, &batch.kept).await?;
         if is_part {
             let released = self
                 .session
@@ -319,6 +338,7 @@ impl Applier {
         let parents_first = self.places(batch);
         let context = StageContext {
             batch,
+            format: self.session.format(),
             effect,
             parents_first: &parents_first,
         };
@@ -347,6 +367,7 @@ impl Applier {
         let effect = NetEffect::default();
         let context = StageContext {
             batch,
+            format: self.session.format(),
             effect: &effect,
             parents_first: &parents_first,
         };
@@ -382,22 +403,6 @@ impl Applier {
             .map(|table| place(table).unwrap_or_default())
             .collect()
     }
-}
-
-/// The answer to a request; between the two its outcome is unknown.
-async fn answered<T>(request: impl Future<Output = T>) -> Result<T, faults::Fault> {
-    let mut request = pin!(request);
-    // A request goes out when it is first polled.
-    let sent = poll_fn(|context| match request.as_mut().poll(context) {
-        Poll::Ready(answer) => Poll::Ready(Some(answer)),
-        Poll::Pending => Poll::Ready(None),
-    });
-    let early = sent.await;
-    faults::at("apply.commit_sent").await?;
-    Ok(match early {
-        Some(answer) => answer,
-        None => request.await,
-    })
 }
 
 /// Counts a batch's changes by table and kind, and adds what became of them.

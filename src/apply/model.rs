@@ -11,7 +11,7 @@ use super::resolve::Conflicts;
 use super::statement::{Shape, statement};
 use super::{ApplyError, Outcome, Written, tell};
 use crate::mapping::TableMapping;
-use crate::pg::{ConflictKind, Refusal, RelationId, ServerError, Tuple, TupleValue};
+use crate::pg::{ConflictKind, Refusal, RelationId, ServerError, Tuple, TupleValue, ValueFormat};
 use std::collections::BTreeMap;
 
 /// A row's values; `None` is NULL.
@@ -71,13 +71,16 @@ pub(crate) fn plan(batch: &Batch) -> Result<usize, ApplyError> {
     let mut statements = 0;
     for effect in [net_effect(batch, true), NetEffect::in_source_order(batch)] {
         let context = StageContext {
+            format: ValueFormat::Text,
             batch,
             effect: &effect,
             parents_first: &vec![0; batch.tables.len()],
         };
         for stage in &effect.stages {
             for step in &steps(&context, stage) {
-                statement(step.mapping, &step.shape)?;
+                for format in [ValueFormat::Text, ValueFormat::Binary] {
+                    statement(step.mapping, &step.shape, format)?;
+                }
                 statements += 1;
             }
         }
@@ -100,6 +103,7 @@ pub(super) fn run_stages(
     effect: &NetEffect,
 ) -> Result<Outcome, ApplyError> {
     let context = StageContext {
+        format: ValueFormat::Text,
         batch,
         effect,
         parents_first: &vec![0; batch.tables.len()],
@@ -201,7 +205,7 @@ fn one(
         old.or(change.new_tuple()).unwrap()
     };
     let place = match shape {
-        Shape::Insert => None,
+        Shape::Insert | Shape::Copy => None,
         Shape::Update(_) | Shape::Overwrite(_) | Shape::Exists => {
             let wanted: Row = key.iter().map(|p| owned(value(*p))).collect();
             find(table, &key, &wanted)
@@ -220,7 +224,7 @@ fn one(
         other => panic!("the simulation has no filters: {other:?}"),
     };
     match (shape, place) {
-        (Shape::Insert, _) => {
+        (Shape::Insert | Shape::Copy, _) => {
             let row: Row = (0..mapping.relation.columns.len())
                 .map(|p| owned(value(p)))
                 .collect();
@@ -302,6 +306,7 @@ fn run_resolving(tables: &mut ModelTables, batch: &Batch) -> Result<Outcome, App
     let effect = NetEffect::default();
     let places = vec![0; batch.tables.len()];
     let context = StageContext {
+        format: ValueFormat::Text,
         batch,
         effect: &effect,
         parents_first: &places,

@@ -154,6 +154,8 @@ enum Net {
 struct Open<'b> {
     /// By table; in order of first appearance, so that plans are deterministic.
     tables: Vec<OpenTable<'b>>,
+    /// By number of the table: its place among those.
+    places: Vec<Option<usize>>,
 }
 
 struct OpenTable<'b> {
@@ -213,9 +215,12 @@ impl<'b> Planner<'b> {
     }
 
     fn open_table(&mut self, table: u32, mapping: &TableMapping) -> &mut OpenTable<'b> {
-        let tables = &mut self.open.tables;
-        let known = tables.iter().rposition(|t| t.table == table);
-        let index = known.unwrap_or_else(|| {
+        let Open { tables, places } = &mut self.open;
+        let number = table as usize;
+        if places.len() <= number {
+            places.resize(number + 1, None);
+        }
+        let index = *places[number].get_or_insert_with(|| {
             tables.push(OpenTable {
                 table,
                 key_positions: mapping.key_positions(),

@@ -8,6 +8,7 @@ use crate::catalog::Triggers;
 use crate::mapping::{ColumnMapping, ColumnValue, ConflictPolicy, InputColumn, TableMapping};
 use crate::pg::{
     Column, OldTuple, OperatorName, QualifiedName, Relation, ReplicaIdentity, Tuple, TypeName,
+    ValueFormat,
 };
 use bytes::{BufMut, Bytes, BytesMut};
 use proptest::prelude::*;
@@ -30,6 +31,7 @@ fn mapping() -> Arc<TableMapping> {
         name: name.into(),
         read_as: text.clone(),
         kept_in: Some(name.into()),
+        binary: None,
     };
     let to = |name: &str, input| ColumnMapping {
         name: name.into(),
@@ -53,6 +55,7 @@ fn mapping() -> Arc<TableMapping> {
         identity: RowIdentity::Key(vec![0]),
         filter: None,
         on_conflict: ConflictPolicy::SourceWins,
+        row_type: None,
     })
 }
 
@@ -310,6 +313,7 @@ fn inserts_in_source_order_go_as_one_statement() {
     let batch = history(&acts, &mut BTreeMap::new());
     let effect = NetEffect::in_source_order(&batch);
     let context = StageContext {
+        format: ValueFormat::Text,
         batch: &batch,
         effect: &effect,
         parents_first: &[0],

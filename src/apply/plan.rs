@@ -4,15 +4,19 @@ use super::batch::{Batch, RowChange};
 use super::error::ApplyError;
 use super::net_effect::{NetEffect, TableNet};
 use super::statement::{Absent, Shape};
-use crate::faults::{Bug, planted};
+use crate::faults::{self, Bug, planted};
 use crate::mapping::{RowIdentity, TableMapping};
-use crate::pg::TupleValue;
+use crate::pg::{TupleValue, ValueFormat};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+/// Fewer rows than this are inserted in less time than it takes to begin a COPY.
+const COPY_FROM_ROWS: u32 = 64;
 /// From so many rows on, one look at the whole table costs less than one for each, which
 /// ends at the row it finds.
 const FULL_ROWS_MIN: usize = 5;
+/// Of several updates none may find a row that another one has just made.
+const FULL_UPDATES_MIN: usize = 2;
 
 /// How many rows a statement must touch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +40,7 @@ pub(crate) struct Step<'a> {
 impl Step<'_> {
     pub(crate) fn what(&self) -> &'static str {
         match self.shape {
-            Shape::Insert | Shape::InsertIfAbsent => "insert",
+            Shape::Insert | Shape::Copy | Shape::InsertIfAbsent => "insert",
             Shape::Update(_)
             | Shape::Overwrite(_)
             | Shape::Rekey(_)
@@ -78,6 +82,8 @@ impl Step<'_> {
 /// What a stage needs besides its session.
 pub(crate) struct StageContext<'a> {
     pub(crate) batch: &'a Batch,
+    /// Of the batch's values.
+    pub(crate) format: ValueFormat,
     pub(crate) effect: &'a NetEffect,
     /// Place of each table of the batch when parents come before children.
     pub(crate) parents_first: &'a [u32],
@@ -97,35 +103,49 @@ impl<'a> StageContext<'a> {
                 self.plan_possible(net.table, &net.deletes, &mut steps);
             }
             self.plan_possible(net.table, &net.possible_deletes, &mut steps);
-            let shapes = [Shape::DeleteFull, Shape::DeleteFullRows];
-            self.plan_full(net.table, shapes, &net.full_deletes, &mut steps);
+            let shape = match net.full_deletes.len() {
+                FULL_ROWS_MIN.. => Shape::DeleteFullRows,
+                _ => Shape::DeleteFull,
+            };
+            self.plan_full(net.table, &shape, &net.full_deletes, &mut steps);
         }
         for net in &ordered {
-            let shapes = [Shape::UpdateFull, Shape::UpdateFullRows];
-            self.plan_full(net.table, shapes, &net.full_updates, &mut steps);
+            let shape = match net.full_updates.len() {
+                FULL_UPDATES_MIN.. => Shape::UpdateFullRows,
+                _ => Shape::UpdateFull,
+            };
+            self.plan_full(net.table, &shape, &net.full_updates, &mut steps);
             for (absent, items) in self.by_absent(net) {
                 self.plan_update(net.table, absent, &items, &mut steps);
             }
         }
         for net in &ordered {
-            self.plan(net.table, Shape::Insert, &net.inserts, &mut steps);
+            let shape = self.insert_shape(net);
+            self.plan(net.table, shape, &net.inserts, &mut steps);
         }
         steps
     }
 
-    /// Rows found by the whole old row: few of them one by one.
-    fn plan_full(
-        &self,
-        table: u32,
-        [single, many]: [Shape; 2],
-        items: &[u32],
-        steps: &mut Vec<Step<'a>>,
-    ) {
-        if items.len() >= FULL_ROWS_MIN {
-            return self.plan(table, many, items, steps);
+    fn insert_shape(&self, net: &TableNet) -> Shape {
+        let row_type = self
+            .batch
+            .mapping(net.table)
+            .and_then(|mapping| mapping.row_type.as_ref());
+        let may_copy = self.format == ValueFormat::Binary && row_type.is_some_and(|r| r.may_copy);
+        let from_rows = faults::limit("apply.copy_from_rows", COPY_FROM_ROWS);
+        match may_copy && net.inserts.len() >= from_rows as usize {
+            true => Shape::Copy,
+            false => Shape::Insert,
+        }
+    }
+
+    /// Rows found by the whole old row: in one look at the table, or one by one.
+    fn plan_full(&self, table: u32, shape: &Shape, items: &[u32], steps: &mut Vec<Step<'a>>) {
+        if matches!(shape, Shape::UpdateFullRows | Shape::DeleteFullRows) {
+            return self.plan(table, shape.clone(), items, steps);
         }
         for item in items {
-            self.plan(table, single.clone(), &[*item], steps);
+            self.plan(table, shape.clone(), &[*item], steps);
         }
     }
 

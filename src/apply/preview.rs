@@ -3,6 +3,7 @@
 use super::error::ApplyError;
 use super::statement::{Shape, ShapeError, statement};
 use crate::mapping::{RowIdentity, TableMapping};
+use crate::pg::ValueFormat;
 use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 
@@ -45,7 +46,7 @@ pub(super) fn sure_shapes(mapping: &TableMapping) -> Vec<(&'static str, Shape)> 
 /// When one cannot be written.
 pub fn table_statements(mapping: &TableMapping) -> Result<Vec<TableStatement>, ShapeError> {
     let made = |(what, shape): (&'static str, Shape)| {
-        let statement = statement(mapping, &shape)?;
+        let statement = statement(mapping, &shape, ValueFormat::Text)?;
         Ok(TableStatement {
             what,
             sql: statement.sql,

@@ -1,16 +1,19 @@
 //! The rows a statement works on, as a derived table: typed as the source names them, then
 //! cast and computed as the replica names them. Pure; the picture is in `statement.rs`.
 
-use super::statement::{Absent, ImageSide, Param, ROW_MARKER, ShapeError};
+use super::statement::{Absent, Element, Fields, ImageSide, Param, ShapeError};
 use crate::mapping::{
-    ColumnMapping, ColumnValue, ConflictPolicy, Expression, RowIdentity, TableMapping,
+    BinaryInput, ColumnMapping, ColumnValue, ConflictPolicy, Expression, InputColumn, RowIdentity,
+    TableMapping,
 };
-use crate::pg::{TypeName, quote_ident};
+use crate::pg::{ValueFormat, quote_ident};
 use std::fmt::Write as _;
 
 /// Writes one statement and collects its parameters.
-pub(super) struct Writer<'a> {
-    pub(super) mapping: &'a TableMapping,
+pub(super) struct Writer<'m> {
+    pub(super) mapping: &'m TableMapping,
+    /// Of the values that the statement will be given.
+    pub(super) format: ValueFormat,
     pub(super) params: Vec<Param>,
     /// Whose key finds the replica's own row, to read absent columns from.
     pub(super) held_by: ImageSide,
@@ -18,7 +21,7 @@ pub(super) struct Writer<'a> {
     pub(super) only_key: bool,
 }
 
-impl Writer<'_> {
+impl<'m> Writer<'m> {
     pub(super) fn table(&self) -> String {
         self.mapping.replica.quoted()
     }
@@ -124,6 +127,9 @@ impl Writer<'_> {
     }
 
     pub(super) fn value(&self, column: &ColumnMapping) -> String {
+        if let Some(field) = self.field_of(column) {
+            return format!("s.f{field}");
+        }
         let cast = column.cast_to.quoted();
         match &column.value {
             ColumnValue::Computed(e) => format!("({})::{cast}", on_own_line(e)),
@@ -140,15 +146,19 @@ impl Writer<'_> {
     /// The rows as the source names them, read by their types; aliased `s`.
     pub(super) fn typed(&mut self, side: ImageSide, absent: &Absent) -> Result<String, ShapeError> {
         let mapping = self.mapping;
+        if self.takes_rows() {
+            let fields = Fields::AllBut(absent.clone());
+            return Ok(self.unnested_rows(side, fields, "s"));
+        }
         let mut values = Vec::with_capacity(mapping.inputs.len());
         let mut arrays = Vec::new();
         let mut needs_held = false;
         for input in &mapping.inputs {
             let name = quote_ident(&input.name);
             if !absent.iter().any(|a| usize::from(*a) == input.position) {
-                let number = self.param(side, input.position);
-                values.push(format!("{} AS {name}", read(number, &input.read_as)));
-                arrays.push(number);
+                let array = self.column(side, input);
+                values.push(format!("{} AS {name}", array.read()));
+                arrays.push(array);
             } else if self.is_read_by_expression(input.position, absent) {
                 let kept = input.kept_in.as_ref().ok_or_else(|| ShapeError::Unsent {
                     table: mapping.relation.name.to_string(),
@@ -164,7 +174,8 @@ impl Writer<'_> {
         }
         if arrays.is_empty() {
             // A table without columns has rows all the same.
-            arrays.push(self.param(side, ROW_MARKER));
+            let number = self.param(Param::Marker);
+            arrays.push(Array::of_text(number, "pg_catalog", "text"));
         }
         let held = if needs_held {
             self.held_row(&mut arrays)?
@@ -196,33 +207,26 @@ impl Writer<'_> {
     }
 
     /// Joins the replica's own row as `h`, by the key columns of `u`.
-    fn held_row(&mut self, arrays: &mut Vec<usize>) -> Result<String, ShapeError> {
+    fn held_row(&mut self, arrays: &mut Vec<Array>) -> Result<String, ShapeError> {
         let mut conditions = Vec::new();
-        for column in self.key()?.to_vec() {
-            let Some(column) = self.mapping.columns.get(column) else {
-                continue;
+        for (column, input) in self.key_inputs(self.key()?) {
+            let is_it = |param: &Param| {
+                matches!(param, Param::Column { side, position, .. }
+                if *side == self.held_by && *position == input.position)
             };
-            let ColumnValue::Input(input) = column.value else {
-                continue;
+            let array = match self.params.iter().position(is_it) {
+                Some(number) => self.array(number, input),
+                None => {
+                    let array = self.column(self.held_by, input);
+                    arrays.push(array.clone());
+                    array
+                }
             };
-            let Some(input) = self.mapping.inputs.get(input) else {
-                continue;
-            };
-            let param = Param {
-                side: self.held_by,
-                position: input.position,
-            };
-            let known = self.params.iter().position(|p| *p == param);
-            let number = known.unwrap_or_else(|| {
-                let number = self.param(param.side, param.position);
-                arrays.push(number);
-                number
-            });
             conditions.push(format!(
                 "h.{} {} {}::{}",
                 quote_ident(&column.name),
                 column.equality.written(),
-                read(number, &input.read_as),
+                array.read(),
                 column.cast_to.quoted()
             ));
         }
@@ -235,31 +239,47 @@ impl Writer<'_> {
 
     /// Only key columns, as `k0`, `k1` …; not aliased.
     pub(super) fn key_rows(&mut self, side: ImageSide, key: &[usize]) -> String {
+        let inputs = self.key_inputs(key);
+        let is_typed = |input: &InputColumn| input.binary.is_some();
+        if self.takes_rows() && !inputs.iter().all(|(_, input)| is_typed(input)) {
+            let rows = self.unnested_rows(side, Fields::Key, "u");
+            let values = inputs
+                .iter()
+                .enumerate()
+                .filter_map(|(place, (column, _))| {
+                    Some(format!("u.f{} AS k{place}", self.field_of(column)?))
+                });
+            return format!("(SELECT {} FROM {rows})", join(values));
+        }
         let mut values = Vec::new();
         let mut arrays = Vec::new();
-        for (place, column) in key.iter().enumerate() {
-            let Some(column) = self.mapping.columns.get(*column) else {
-                continue;
-            };
-            let ColumnValue::Input(input) = column.value else {
-                continue;
-            };
-            let Some(input) = self.mapping.inputs.get(input) else {
-                continue;
-            };
-            let number = self.param(side, input.position);
+        for (place, (column, input)) in inputs.into_iter().enumerate() {
+            let array = self.column(side, input);
             values.push(format!(
                 "{}::{} AS k{place}",
-                read(number, &input.read_as),
+                array.read(),
                 column.cast_to.quoted()
             ));
-            arrays.push(number);
+            arrays.push(array);
         }
         format!(
             "(SELECT {} FROM {})",
             join(values.into_iter()),
             unnest(&arrays)
         )
+    }
+
+    /// The columns of a key, and what fills each.
+    fn key_inputs(&self, key: &[usize]) -> Vec<(&'m ColumnMapping, &'m InputColumn)> {
+        let mapping = self.mapping;
+        let column = |place: &usize| {
+            let column = mapping.columns.get(*place)?;
+            match column.value {
+                ColumnValue::Input(input) => Some((column, mapping.inputs.get(input)?)),
+                ColumnValue::Computed(_) => None,
+            }
+        };
+        key.iter().filter_map(column).collect()
     }
 
     /// The rows of `rows` with the old key beside each, matched by their place in the arrays.
@@ -284,19 +304,110 @@ impl Writer<'_> {
         ))
     }
 
-    pub(super) fn param(&mut self, side: ImageSide, position: usize) -> usize {
-        self.params.push(Param { side, position });
+    /// Whether rows come as values of the replica table's own type.
+    fn takes_rows(&self) -> bool {
+        self.format == ValueFormat::Binary && self.mapping.row_type.is_some()
+    }
+
+    /// Rows by a parameter of the replica table's row type. Fields are called by their places: a
+    /// column that was renamed since has another name, and the place that its values are put in.
+    fn unnested_rows(&mut self, side: ImageSide, fields: Fields, alias: &str) -> String {
+        let number = self.param(Param::Row { side, fields });
+        let count = self.mapping.row_type.as_ref().map_or(0, |r| r.fields.len());
+        format!(
+            "pg_catalog.unnest(${}::{}[]) AS {alias}({})",
+            number + 1,
+            self.table(),
+            join((0..count).map(|field| format!("f{field}")))
+        )
+    }
+
+    /// The place of a column in the rows, where they come as such.
+    fn field_of(&self, column: &ColumnMapping) -> Option<usize> {
+        let row_type = self
+            .mapping
+            .row_type
+            .as_ref()
+            .filter(|_| self.takes_rows())?;
+        let mut fields = row_type.fields.iter();
+        fields.position(|field| field.name == column.name)
+    }
+
+    /// A parameter for a source column.
+    fn column(&mut self, side: ImageSide, input: &InputColumn) -> Array {
+        let array_oid = input.read_as.portable_array_oid();
+        let element = match (self.format, input.binary, array_oid) {
+            (ValueFormat::Binary, Some(BinaryInput::Typed), Some(array_oid)) => {
+                Element::Typed { array_oid }
+            }
+            (ValueFormat::Binary, ..) => Element::Label,
+            (ValueFormat::Text, ..) => Element::Text,
+        };
+        let number = self.param(Param::Column {
+            side,
+            position: input.position,
+            element,
+        });
+        self.array(number, input)
+    }
+
+    fn array(&self, number: usize, input: &InputColumn) -> Array {
+        let is_typed = matches!(
+            self.params.get(number),
+            Some(Param::Column {
+                element: Element::Typed { .. },
+                ..
+            })
+        );
+        let (schema, name) = (&input.read_as.0.schema, &input.read_as.0.name);
+        match is_typed {
+            true => Array::typed(number, input.read_as.quoted()),
+            false => Array::of_text(number, schema, name),
+        }
+    }
+
+    fn param(&mut self, param: Param) -> usize {
+        self.params.push(param);
         self.params.len() - 1
     }
 }
 
-/// An element of a parameter as a value of its type, by the type's own input. A cast from text
-/// does just that, but for one type: `'-'::text::regclass` looks for a table of that name.
-fn read(number: usize, read_as: &TypeName) -> String {
-    if read_as.is_builtin() && read_as.0.name == "regclass" {
-        return format!("pg_catalog.regclassin(u.a{number}::pg_catalog.cstring)");
+/// A parameter that `unnest` takes apart, and how its elements become values.
+#[derive(Clone, Debug)]
+pub(super) struct Array {
+    number: usize,
+    element_type: String,
+    value: String,
+}
+
+impl Array {
+    fn typed(number: usize, element_type: String) -> Self {
+        Self {
+            number,
+            element_type,
+            value: format!("u.a{number}"),
+        }
     }
-    format!("u.a{number}::{}", read_as.quoted())
+
+    /// An element of text becomes a value by the type's own input. A cast from text does just
+    /// that, but for one type: `'-'::text::regclass` looks for a table of that name.
+    fn of_text(number: usize, schema: &str, name: &str) -> Self {
+        let value = match (schema, name) {
+            ("pg_catalog", "regclass") => {
+                format!("pg_catalog.regclassin(u.a{number}::pg_catalog.cstring)")
+            }
+            _ => format!("u.a{number}::{}.{}", quote_ident(schema), quote_ident(name)),
+        };
+        Self {
+            number,
+            element_type: "pg_catalog.text".to_owned(),
+            value,
+        }
+    }
+
+    fn read(&self) -> &str {
+        &self.value
+    }
 }
 
 /// The expression with a line end behind it, so that a `--` comment cannot swallow what follows.
@@ -306,13 +417,15 @@ pub(super) fn on_own_line(expression: &Expression) -> String {
 
 /// `ROWS FROM (unnest($1), unnest($2)) AS u(a0, a1)`: `unnest` of several arrays cannot be
 /// named with its schema.
-pub(super) fn unnest(arrays: &[usize]) -> String {
-    let columns = join(
-        arrays
-            .iter()
-            .map(|n| format!("pg_catalog.unnest(${}::pg_catalog.text[])", n + 1)),
-    );
-    let names = join(arrays.iter().map(|n| format!("a{n}")));
+fn unnest(arrays: &[Array]) -> String {
+    let columns = join(arrays.iter().map(|array| {
+        format!(
+            "pg_catalog.unnest(${}::{}[])",
+            array.number + 1,
+            array.element_type
+        )
+    }));
+    let names = join(arrays.iter().map(|array| format!("a{}", array.number)));
     format!("ROWS FROM ({columns}) AS u({names})")
 }
 

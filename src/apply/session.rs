@@ -1,19 +1,27 @@
-//! The one connection that writes: prepared shapes, and statements sent without waiting
-//! for the answer to the one before.
+//! The one connection that writes: prepared shapes, and requests sent without waiting for the
+//! answer to the one before.
 //!
-//! tokio-postgres sends a request when its future is first polled, so polling a row of
-//! futures once, in order, puts all of them on the wire in that order; answers come back
-//! in the same one. After a failed statement the server answers 25P02 to the rest until
-//! ROLLBACK; the first error is the one that counts.
+//! ```text
+//!  send ─▶ BEGIN ─▶ UPDATE ─▶ UPDATE ─▶ COPY …          on the wire at once, in this order
+//!  land ◀── ok ◀──── 3 rows ◀── …                        looked at when enough is under way
+//! ```
+//!
+//! tokio-postgres sends a request when its future is first polled, so polling each one once as it
+//! is made puts all of them on the wire in that order; answers come back in the same one. After a
+//! failed statement the server answers 25P02 to the rest until ROLLBACK; the first error is the
+//! one that counts.
 
-use super::array::TextArray;
+use super::array::{ColumnArray, Parameter};
 use super::error::ApplyError;
-use super::statement::{ImageSide, Param, ROW_MARKER, Shape, statement};
+use super::row::RowArray;
+use super::statement::{Element, Fields, ImageSide, Param, Shape, statement};
 use crate::mapping::TableMapping;
-use crate::pg::RelationId;
-use std::collections::HashMap;
+use crate::pg::{RelationId, ValueFormat};
+use bytes::Bytes;
+use futures_util::SinkExt;
+use std::collections::{HashMap, VecDeque};
 use std::future::{Future, poll_fn};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
 use tokio_postgres::types::Type;
@@ -21,51 +29,72 @@ use tokio_postgres::{Client, Statement};
 
 /// Statements kept prepared in one session; beyond it all are forgotten and made anew.
 const PREPARED_MAX: usize = 4_096;
+/// Bytes of parameters that may be under way before answers are waited for.
+const UNDER_WAY_MAX: usize = 2 << 20;
 
-/// A shape, ready on the server, and which parameter each column of a row goes to.
+/// A shape, ready on the server, and which parameter each value of a row goes to.
 pub(crate) struct Prepared {
     statement: Statement,
-    pub(crate) params: usize,
+    params: Vec<Param>,
     /// Position in the new tuple and number of the parameter, by position.
     pub(crate) new: Vec<(usize, usize)>,
     /// The same of the old tuple.
     pub(crate) old: Vec<(usize, usize)>,
+    /// Parameters that take whole rows: their number, which tuple, and what of it.
+    pub(crate) rows: Vec<(usize, ImageSide, Fields)>,
     /// Parameters that only count rows.
     pub(crate) markers: Vec<usize>,
 }
 
 impl Prepared {
-    fn new(statement: Statement, params: &[Param]) -> Self {
-        let of = |wanted: ImageSide| {
-            let mut slots: Vec<(usize, usize)> = params
-                .iter()
-                .enumerate()
-                .filter(|(_, param)| param.side == wanted && param.position != ROW_MARKER)
-                .map(|(number, param)| (param.position, number))
-                .collect();
-            slots.sort_unstable();
-            slots
-        };
-        let is_marker = |(_, param): &(usize, &Param)| param.position == ROW_MARKER;
-        let markers = params
-            .iter()
-            .enumerate()
-            .filter(is_marker)
-            .map(|(number, _)| number);
-        Self {
+    fn new(statement: Statement, params: Vec<Param>) -> Self {
+        let mut prepared = Self {
             statement,
-            params: params.len(),
-            new: of(ImageSide::New),
-            old: of(ImageSide::Old),
-            markers: markers.collect(),
+            new: Vec::new(),
+            old: Vec::new(),
+            rows: Vec::new(),
+            markers: Vec::new(),
+            params: Vec::new(),
+        };
+        for (number, param) in params.iter().enumerate() {
+            match param {
+                Param::Column { side, position, .. } => match side {
+                    ImageSide::New => prepared.new.push((*position, number)),
+                    ImageSide::Old => prepared.old.push((*position, number)),
+                },
+                Param::Row { side, fields } => {
+                    prepared.rows.push((number, *side, fields.clone()));
+                }
+                Param::Marker => prepared.markers.push(number),
+            }
         }
+        prepared.new.sort_unstable();
+        prepared.old.sort_unstable();
+        prepared.params = params;
+        prepared
+    }
+
+    /// The parameters, without rows yet.
+    pub(crate) fn parameters(&self) -> Vec<Parameter> {
+        let parameter = |param: &Param| match param {
+            Param::Column { element, .. } => Parameter::Column(ColumnArray::new(*element)),
+            Param::Marker => Parameter::Column(ColumnArray::new(Element::Text)),
+            Param::Row { .. } => Parameter::Rows(RowArray::default()),
+        };
+        self.params.iter().map(parameter).collect()
     }
 }
 
-/// One statement with its rows.
-pub(crate) struct Work {
-    pub(crate) prepared: Arc<Prepared>,
-    pub(crate) arrays: Vec<TextArray>,
+/// What the server is to take a parameter for; the type of a table's rows it knows by itself.
+fn type_of(param: &Param) -> Type {
+    match param {
+        Param::Column {
+            element: Element::Typed { array_oid },
+            ..
+        } => Type::from_oid(*array_oid).unwrap_or(Type::UNKNOWN),
+        Param::Column { .. } | Param::Marker => Type::TEXT_ARRAY,
+        Param::Row { .. } => Type::UNKNOWN,
+    }
 }
 
 struct TableStatements {
@@ -75,7 +104,9 @@ struct TableStatements {
 
 /// A connection to the replica with its prepared shapes.
 pub(crate) struct ReplicaSession {
-    pub(crate) client: Client,
+    pub(crate) client: Arc<Client>,
+    /// Of the values in the batches that are written.
+    format: ValueFormat,
     tables: HashMap<RelationId, TableStatements>,
     prepared_count: usize,
 }
@@ -83,10 +114,28 @@ pub(crate) struct ReplicaSession {
 impl ReplicaSession {
     pub(crate) fn new(client: Client) -> Self {
         Self {
-            client,
+            client: Arc::new(client),
+            format: ValueFormat::Text,
             tables: HashMap::new(),
             prepared_count: 0,
         }
+    }
+
+    pub(crate) fn format(&self) -> ValueFormat {
+        self.format
+    }
+
+    /// From here on values are of this format.
+    pub(crate) fn expect(&mut self, format: ValueFormat) {
+        if self.format != format {
+            self.forget();
+        }
+        self.format = format;
+    }
+
+    fn forget(&mut self) {
+        self.tables.clear();
+        self.prepared_count = 0;
     }
 
     /// The shape for a table, prepared now if it was not.
@@ -102,20 +151,19 @@ impl ReplicaSession {
         {
             return Ok(Arc::clone(prepared));
         }
-        let text = statement(mapping, shape)?;
-        let types = vec![Type::TEXT_ARRAY; text.params.len()];
+        let text = statement(mapping, shape, self.format)?;
+        let types: Vec<Type> = text.params.iter().map(type_of).collect();
         let prepared = self.client.prepare_typed(&text.sql, &types).await;
         let statement =
             prepared.map_err(|error| ApplyError::statement(mapping, "prepare", error))?;
-        let prepared = Arc::new(Prepared::new(statement, &text.params));
+        let prepared = Arc::new(Prepared::new(statement, text.params));
         self.remember(mapping, shape.clone(), Arc::clone(&prepared));
         Ok(prepared)
     }
 
     fn remember(&mut self, mapping: &Arc<TableMapping>, shape: Shape, prepared: Arc<Prepared>) {
         if self.prepared_count >= PREPARED_MAX {
-            self.tables.clear();
-            self.prepared_count = 0;
+            self.forget();
         }
         let table = self
             .tables
@@ -134,66 +182,135 @@ impl ReplicaSession {
         self.prepared_count += 1;
     }
 
-    /// Sends all statements at once, behind `first` if given; returns the rows each touched.
-    /// On failure, which statement failed first (`None`: `first` itself).
-    pub(crate) async fn execute_all(
-        &self,
-        first: Option<&str>,
-        works: Vec<Work>,
-    ) -> Result<Vec<u64>, (Option<usize>, tokio_postgres::Error)> {
-        let client = &self.client;
-        let begin = async move {
-            match first {
-                Some(sql) => client.batch_execute(sql).await.map(|()| 0),
-                None => Ok(0),
-            }
-        };
-        let mut futures: Vec<Sending<'_>> = Vec::with_capacity(works.len() + 1);
-        futures.push(Box::pin(begin));
-        for work in works {
-            futures.push(Box::pin(async move {
-                client
-                    .execute_raw(&work.prepared.statement, work.arrays)
-                    .await
-            }));
-        }
-        let mut touched = Vec::with_capacity(futures.len());
-        let mut failed = None;
-        for (place, answer) in in_order(futures).await.into_iter().enumerate() {
-            match answer {
-                Ok(rows) => touched.push(rows),
-                Err(error) if failed.is_none() => failed = Some((place.checked_sub(1), error)),
-                Err(_) => {}
-            }
-        }
-        match failed {
-            Some(failed) => Err(failed),
-            None => Ok(touched.split_off(1)),
+    /// Requests that follow each other without a wait.
+    pub(crate) fn flight(&self) -> Flight {
+        Flight {
+            client: Arc::clone(&self.client),
+            under_way: VecDeque::new(),
+            bytes: 0,
+            touched: Vec::new(),
         }
     }
 }
 
-type Sending<'a> = Pin<Box<dyn Future<Output = Result<u64, tokio_postgres::Error>> + Send + 'a>>;
+type Answer = Result<u64, tokio_postgres::Error>;
+type Sending = Pin<Box<dyn Future<Output = Answer> + Send>>;
 
-/// Starts every future in order, then awaits them in order.
-async fn in_order(mut futures: Vec<Sending<'_>>) -> Vec<Result<u64, tokio_postgres::Error>> {
-    let mut early: Vec<Option<Result<u64, tokio_postgres::Error>>> = Vec::new();
-    poll_fn(|context| {
-        for future in &mut futures {
-            early.push(match future.as_mut().poll(context) {
-                Poll::Ready(answer) => Some(answer),
-                Poll::Pending => None,
-            });
-        }
-        Poll::Ready(())
-    })
-    .await;
-    let mut answers = Vec::with_capacity(futures.len());
-    for (future, early) in futures.into_iter().zip(early) {
-        answers.push(match early {
-            Some(answer) => answer,
-            None => future.await,
-        });
+/// The request that failed first: the place it was given, if it had one.
+pub(crate) type Failed = (Option<usize>, tokio_postgres::Error);
+
+/// Requests under way. Dropped, their answers are of no interest any more.
+pub(crate) struct Flight {
+    client: Arc<Client>,
+    under_way: VecDeque<(Option<usize>, usize, Sending)>,
+    bytes: usize,
+    touched: Vec<(usize, u64)>,
+}
+
+impl Flight {
+    /// Sends a statement that has no rows.
+    pub(crate) async fn send_sql(&mut self, sql: &str) -> Result<(), Failed> {
+        let (client, sql) = (Arc::clone(&self.client), sql.to_owned());
+        let request = async move { client.batch_execute(&sql).await.map(|()| 0) };
+        self.send(None, 0, Box::pin(request)).await
     }
-    answers
+
+    /// Sends a prepared statement with its rows; the rows it touches are counted for `place`.
+    pub(crate) async fn send_rows(
+        &mut self,
+        place: usize,
+        prepared: &Arc<Prepared>,
+        parameters: Vec<Parameter>,
+    ) -> Result<(), Failed> {
+        let bytes = parameters.iter().map(Parameter::len).sum();
+        let (client, prepared) = (Arc::clone(&self.client), Arc::clone(prepared));
+        let request = async move { client.execute_raw(&prepared.statement, &parameters).await };
+        self.send(Some(place), bytes, Box::pin(request)).await
+    }
+
+    async fn send(
+        &mut self,
+        place: Option<usize>,
+        bytes: usize,
+        mut request: Sending,
+    ) -> Result<(), Failed> {
+        match poll_once(&mut request).await {
+            Some(answer) => self.note(place, answer)?,
+            None => {
+                self.bytes += bytes;
+                self.under_way.push_back((place, bytes, request));
+            }
+        }
+        while self.bytes > UNDER_WAY_MAX {
+            self.land_first().await?;
+        }
+        Ok(())
+    }
+
+    /// Begins a COPY behind all that is under way, and sends `pieces` until it yields no more.
+    pub(crate) async fn copy<E>(
+        &mut self,
+        place: usize,
+        prepared: &Prepared,
+        mut next_piece: impl FnMut() -> Result<Option<Bytes>, E>,
+    ) -> Result<Result<(), E>, Failed> {
+        let client = Arc::clone(&self.client);
+        let mut begun = Box::pin(client.copy_in::<_, Bytes>(&prepared.statement));
+        let early = poll_once(&mut begun).await;
+        // The server has got to it once all before it is answered.
+        self.land().await?;
+        let begun = match early {
+            Some(begun) => begun,
+            None => begun.await,
+        };
+        let failed = |error| (Some(place), error);
+        let mut sink = pin!(begun.map_err(failed)?);
+        loop {
+            match next_piece() {
+                Ok(Some(piece)) => sink.send(piece).await.map_err(failed)?,
+                Ok(None) => break,
+                Err(error) => return Ok(Err(error)),
+            }
+        }
+        let rows = sink.finish().await.map_err(failed)?;
+        self.touched.push((place, rows));
+        Ok(Ok(()))
+    }
+
+    /// Waits for every answer.
+    pub(crate) async fn land(&mut self) -> Result<(), Failed> {
+        while !self.under_way.is_empty() {
+            self.land_first().await?;
+        }
+        Ok(())
+    }
+
+    /// The rows touched, by place.
+    pub(crate) fn touched(self) -> Vec<(usize, u64)> {
+        self.touched
+    }
+
+    async fn land_first(&mut self) -> Result<(), Failed> {
+        let Some((place, bytes, request)) = self.under_way.pop_front() else {
+            return Ok(());
+        };
+        self.bytes -= bytes;
+        let answer = request.await;
+        self.note(place, answer)
+    }
+
+    fn note(&mut self, place: Option<usize>, answer: Answer) -> Result<(), Failed> {
+        let rows = answer.map_err(|error| (place, error))?;
+        self.touched.extend(place.map(|place| (place, rows)));
+        Ok(())
+    }
+}
+
+/// Polls a request for the first time, which sends it; its answer if that is here already.
+pub(crate) async fn poll_once<F: Future + Unpin>(request: &mut F) -> Option<F::Output> {
+    poll_fn(|context| match Pin::new(&mut *request).poll(context) {
+        Poll::Ready(answer) => Poll::Ready(Some(answer)),
+        Poll::Pending => Poll::Ready(None),
+    })
+    .await
 }

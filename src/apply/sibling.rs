@@ -47,7 +47,9 @@ impl Applier {
         if server_start(&self.session.client).await? != server_start(&client).await? {
             return Err(not("it is with another server".into()));
         }
-        Self::new(client, self.store.clone(), self.parents_first.clone()).await
+        let mut sibling = Self::new(client, self.store.clone(), self.parents_first.clone()).await?;
+        sibling.expect(self.session.format());
+        Ok(sibling)
     }
 
     /// Whether this session waits for locks for a while only.

@@ -1,19 +1,24 @@
 //! Carries out the stages of a batch: sets of rows, or one change at a time, as `plan.rs` has it.
 
-use super::array::{TextArray, fill};
+use super::array::{Parameter, fill};
 use super::batch::BatchItem;
 use super::error::ApplyError;
 use super::net_effect::Stage;
 use super::plan::{StageContext, Step};
-use super::session::{Prepared, ReplicaSession, Work};
-use super::statement::Shape;
+use super::row::CopyRows;
+use super::session::{Failed, Flight, Prepared, ReplicaSession};
+use super::statement::{Fields, ImageSide, Shape};
 use crate::mapping::TableMapping;
-use crate::pg::TupleValue;
+use crate::pg::{Tuple, TupleValue};
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 /// Single changes sent at once before their answers are looked at.
 const ORDERED_AT_ONCE: usize = 128;
+
+/// Rows that one statement takes, so that the server works on some while others are made ready.
+const ROWS_AT_ONCE: usize = 2_048;
+/// What a COPY is sent at once.
+const COPY_PIECE_BYTES: usize = 64 << 10;
 
 /// By table number: rows offered less rows touched. In a filtered table what remains are
 /// the rows that the filter kept out.
@@ -58,25 +63,80 @@ impl StageContext<'_> {
         steps: Vec<Step<'_>>,
         balance: &mut Balance,
     ) -> Result<(), ApplyError> {
-        let mut works = Vec::with_capacity(steps.len());
+        // First all of these: a statement that fails would be in the way of the next preparation.
+        let mut prepared = Vec::with_capacity(steps.len());
         for step in &steps {
-            *balance.entry(step.table).or_default() += step.offered.cast_signed();
-            let prepared = session.prepare(step.mapping, &step.shape).await?;
-            works.push(self.work(step.mapping, prepared, &step.items)?);
+            prepared.push(session.prepare(step.mapping, &step.shape).await?);
         }
-        let sent = session.execute_all(first, works).await;
-        let counts =
-            sent.map_err(
-                |(place, error)| match place.and_then(|place| steps.get(place)) {
-                    Some(step) => ApplyError::statement(step.mapping, step.what(), error),
-                    None => ApplyError::transaction("begin a transaction")(error),
-                },
-            )?;
+        let mut flight = session.flight();
+        let failed = |(place, error): Failed| match place.and_then(|place| steps.get(place)) {
+            Some(step) => ApplyError::statement(step.mapping, step.what(), error),
+            None => ApplyError::transaction("begin a transaction")(error),
+        };
+        if let Some(sql) = first {
+            flight.send_sql(sql).await.map_err(failed)?;
+        }
+        for (place, (step, prepared)) in steps.iter().zip(&prepared).enumerate() {
+            *balance.entry(step.table).or_default() += step.offered.cast_signed();
+            if step.shape == Shape::Copy {
+                self.copy(&mut flight, place, step, prepared)
+                    .await
+                    .map_err(failed)??;
+                continue;
+            }
+            for items in step.items.chunks(rows_at_once(&step.shape)) {
+                let parameters = self.parameters(step.mapping, prepared, items)?;
+                let sent = flight.send_rows(place, prepared, parameters).await;
+                sent.map_err(failed)?;
+            }
+        }
+        flight.land().await.map_err(failed)?;
+        let mut counts = vec![0; steps.len()];
+        for (place, rows) in flight.touched() {
+            counts[place] += rows;
+        }
         for (step, count) in steps.iter().zip(counts) {
             step.check(count)?;
             *balance.entry(step.table).or_default() -= count.cast_signed();
         }
         Ok(())
+    }
+
+    /// Sends rows piece by piece, as they are made.
+    async fn copy(
+        &self,
+        flight: &mut Flight,
+        place: usize,
+        step: &Step<'_>,
+        prepared: &Prepared,
+    ) -> Result<Result<(), ApplyError>, Failed> {
+        let Some(row_type) = &step.mapping.row_type else {
+            return Ok(Ok(()));
+        };
+        let refused = |error| ApplyError::value(step.mapping, &error);
+        let mut rows = match CopyRows::new(row_type) {
+            Ok(rows) => rows,
+            Err(error) => return Ok(Err(refused(error))),
+        };
+        let mut items = step.items.iter();
+        let mut is_done = false;
+        let mut values = Vec::new();
+        let next_piece = || {
+            while !is_done && rows.len() < COPY_PIECE_BYTES {
+                match items.next() {
+                    Some(item) => {
+                        self.values(&mut values, step.mapping, *item, ImageSide::New);
+                        rows.push(row_type, &values).map_err(refused)?;
+                    }
+                    None => {
+                        rows.finish();
+                        is_done = true;
+                    }
+                }
+            }
+            Ok(Some(rows.take()).filter(|piece| !piece.is_empty()))
+        };
+        flight.copy(place, prepared, next_piece).await
     }
 
     /// Runs one shape for one change and returns the rows it touched.
@@ -93,45 +153,96 @@ impl StageContext<'_> {
             return Ok(0);
         };
         let prepared = session.prepare(mapping, shape).await?;
-        let work = self.work(mapping, prepared, &[item])?;
-        let counts = session.execute_all(None, vec![work]).await;
-        let counts = counts.map_err(|(_, e)| ApplyError::statement(mapping, "write", e))?;
-        Ok(counts.first().copied().unwrap_or(0))
+        let parameters = self.parameters(mapping, &prepared, &[item])?;
+        let mut flight = session.flight();
+        let failed = |(_, error)| ApplyError::statement(mapping, "write", error);
+        let sent = flight.send_rows(0, &prepared, parameters).await;
+        sent.map_err(failed)?;
+        flight.land().await.map_err(failed)?;
+        Ok(flight.touched().iter().map(|(_, rows)| rows).sum())
     }
 
-    /// Fills a statement's arrays: one pass over each row's tuples.
-    fn work(
+    /// Fills a statement's parameters: one pass over each row's tuples.
+    fn parameters(
         &self,
         mapping: &TableMapping,
-        prepared: Arc<Prepared>,
+        prepared: &Prepared,
         items: &[u32],
-    ) -> Result<Work, ApplyError> {
-        let mut arrays: Vec<TextArray> = Vec::new();
-        arrays.resize_with(prepared.params, TextArray::default);
+    ) -> Result<Vec<Parameter>, ApplyError> {
+        let mut parameters = prepared.parameters();
+        let mut values = Vec::new();
         let keys = mapping.key_positions();
         let filled = items.iter().try_for_each(|item| {
             let Some((_, change)) = self.batch.row(*item) else {
                 return Ok(());
             };
-            if let Some(tuple) = change.new_tuple() {
-                fill(&prepared.new, tuple, &mut arrays, |position| {
+            if let Some(tuple) = change.new_tuple().filter(|_| !prepared.new.is_empty()) {
+                fill(&prepared.new, tuple, &mut parameters, |position| {
                     let is_key = keys.contains(&position);
                     self.effect.new_value(self.batch, *item, position, is_key)
                 })?;
             }
-            // An update that sent no old image kept its key.
-            let old = self.effect.old_tuple(self.batch, *item);
-            let old = old.or(change.new_tuple());
-            if let Some(tuple) = old {
-                fill(&prepared.old, tuple, &mut arrays, |_| None)?;
+            if let Some(tuple) = self.old_or_new(*item).filter(|_| !prepared.old.is_empty()) {
+                fill(&prepared.old, tuple, &mut parameters, |_| None)?;
+            }
+            for (number, side, fields) in &prepared.rows {
+                self.values(&mut values, mapping, *item, *side);
+                let is_wanted = |position: usize| match fields {
+                    Fields::Key => keys.contains(&position),
+                    Fields::AllBut(absent) => !absent.iter().any(|a| usize::from(*a) == position),
+                };
+                let row_type = mapping.row_type.as_ref();
+                if let (Some(Parameter::Rows(rows)), Some(row_type)) =
+                    (parameters.get_mut(*number), row_type)
+                {
+                    rows.push(row_type, is_wanted, &values)?;
+                }
             }
             prepared
                 .markers
                 .iter()
-                .try_for_each(|marker| arrays[*marker].push(TupleValue::Null))
+                .try_for_each(|marker| match parameters.get_mut(*marker) {
+                    Some(Parameter::Column(array)) => array.push(TupleValue::Null),
+                    _ => Ok(()),
+                })
         });
         filled.map_err(|error| ApplyError::value(mapping, &error))?;
-        Ok(Work { prepared, arrays })
+        Ok(parameters)
+    }
+
+    /// The row as it was. An update that sent no old image kept its key.
+    fn old_or_new(&self, item: u32) -> Option<&Tuple> {
+        let old = self.effect.old_tuple(self.batch, item);
+        old.or_else(|| self.batch.row(item)?.1.new_tuple())
+    }
+
+    /// The values of one of a change's tuples, by position.
+    fn values<'v>(
+        &'v self,
+        values: &mut Vec<TupleValue<'v>>,
+        mapping: &TableMapping,
+        item: u32,
+        side: ImageSide,
+    ) {
+        values.clear();
+        let Some((_, change)) = self.batch.row(item) else {
+            return;
+        };
+        let tuple = match side {
+            ImageSide::New => change.new_tuple(),
+            ImageSide::Old => self.old_or_new(item),
+        };
+        values.extend(tuple.into_iter().flat_map(Tuple::values));
+        if side == ImageSide::Old {
+            return;
+        }
+        for (position, value) in values.iter_mut().enumerate() {
+            if *value == TupleValue::UnchangedToast {
+                let is_key = mapping.iter_key_positions().any(|p| p == position);
+                let known = self.effect.new_value(self.batch, item, position, is_key);
+                *value = known.unwrap_or(TupleValue::UnchangedToast);
+            }
+        }
     }
 
     async fn truncate(&self, session: &ReplicaSession, item: u32) -> Result<(), ApplyError> {
@@ -174,5 +285,13 @@ impl StageContext<'_> {
             }
             done => done,
         }
+    }
+}
+
+/// Where the whole table is looked through, once is enough.
+fn rows_at_once(shape: &Shape) -> usize {
+    match shape {
+        Shape::UpdateFullRows | Shape::DeleteFullRows => usize::MAX,
+        _ => ROWS_AT_ONCE,
     }
 }

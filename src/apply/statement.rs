@@ -1,7 +1,14 @@
 //! The shapes of SQL that write to a replica table; pure.
 //!
-//! Every shape takes sets of rows: one `text[]` parameter a column, an element a row.
-//! One row is a set of one, so the fast path and the exact path share all of them.
+//! Every shape takes sets of rows. One row is a set of one, so the fast path and the exact path
+//! share all of them. Rows come in one of three ways:
+//!
+//! ```text
+//!  text      one text[] a column, an element a row: read by the column's type; takes everything
+//!  binary    one array of the source's type a column
+//!            one array of the replica table's own row type, where it takes the source's rows as
+//!            they are (mapping/row_type.rs); or, of inserts, a binary COPY
+//! ```
 //!
 //! ```text
 //!  UPDATE "crm"."leads" AS t SET "email" = r.c1
@@ -20,7 +27,7 @@
 
 use super::rows::{Writer, join, where_all};
 use crate::mapping::{ColumnMapping, ColumnValue, TableMapping};
-use crate::pg::quote_ident;
+use crate::pg::{ValueFormat, quote_ident};
 
 /// Source positions of columns that the stream left out as unchanged TOAST; ascending.
 pub(crate) type Absent = Vec<u16>;
@@ -30,6 +37,8 @@ pub(crate) type Absent = Vec<u16>;
 pub(crate) enum Shape {
     /// New rows (those the filter keeps).
     Insert,
+    /// New rows, by COPY.
+    Copy,
     /// New rows whose key is not there yet.
     InsertIfAbsent,
     /// Rows found by their key, which stays.
@@ -66,14 +75,50 @@ pub(crate) enum ImageSide {
     Old,
 }
 
-/// A position no tuple has: the parameter is NULL for each row, and only counts them.
-pub(crate) const ROW_MARKER: usize = usize::MAX;
-
-/// One array parameter: a column of one of the two tuples.
+/// How an array's elements are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Param {
-    pub(crate) side: ImageSide,
-    pub(crate) position: usize,
+pub(crate) enum Element {
+    /// As text, taken from values in text.
+    Text,
+    /// As text, taken from an enum's values in binary, which are its labels.
+    Label,
+    /// In binary; the object id of the array's type.
+    Typed {
+        /// `int8[]`, for one.
+        array_oid: u32,
+    },
+}
+
+/// Which fields of a row are filled; the others are NULL, and nobody looks at them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Fields {
+    /// Those of the key.
+    Key,
+    /// All but those of these source positions.
+    AllBut(Absent),
+}
+
+/// One array parameter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Param {
+    /// A column of one of the two tuples.
+    Column {
+        /// Which tuple.
+        side: ImageSide,
+        /// Place in it.
+        position: usize,
+        /// How its values are written.
+        element: Element,
+    },
+    /// One of the two tuples as a row of the replica table.
+    Row {
+        /// Which tuple.
+        side: ImageSide,
+        /// What of it.
+        fields: Fields,
+    },
+    /// NULL for each row: only counts them.
+    Marker,
 }
 
 /// A statement and what its parameters are filled from, in order.
@@ -104,16 +149,22 @@ pub enum ShapeError {
     },
 }
 
-/// Writes the statement for one shape.
-pub(crate) fn statement(mapping: &TableMapping, shape: &Shape) -> Result<Statement, ShapeError> {
+/// Writes the statement for one shape, for values of one format.
+pub(crate) fn statement(
+    mapping: &TableMapping,
+    shape: &Shape,
+    format: ValueFormat,
+) -> Result<Statement, ShapeError> {
     let mut writer = Writer {
         mapping,
+        format,
         params: Vec::new(),
         held_by: ImageSide::New,
         only_key: false,
     };
     let sql = match shape {
         Shape::Insert => writer.insert(false)?,
+        Shape::Copy => writer.copy(),
         Shape::InsertIfAbsent => writer.insert(true)?,
         Shape::Update(absent) => writer.update(absent, ImageSide::New, true)?,
         Shape::Overwrite(absent) => writer.update(absent, ImageSide::New, false)?,
@@ -164,6 +215,17 @@ impl Writer<'_> {
             self.table(),
             where_all(&conditions)
         ))
+    }
+
+    fn copy(&self) -> String {
+        let row_type = self.mapping.row_type.iter();
+        let fields = row_type.flat_map(|row_type| &row_type.fields);
+        let filled = fields.filter(|field| field.value.is_some());
+        format!(
+            "COPY {} ({}) FROM STDIN (FORMAT binary)",
+            self.table(),
+            join(filled.map(|field| quote_ident(&field.name)))
+        )
     }
 
     /// `found_by`: the new row's key (which then stays as it is) or the old row's.

@@ -13,10 +13,10 @@ pub use foreign_key::{ForeignKey, fetch_foreign_keys, parents_first};
 pub use privilege::{
     fetch_closed_schemas, fetch_denied, fetch_hidden_by_row_security, fetch_unreadable,
 };
-pub use server::{Server, fetch_log_end, fetch_server};
+pub use server::{Server, fetch_log_end, fetch_server, is_under_way};
 pub use table::{
-    IdentityKind, Table, TableColumn, TableKind, Triggers, UniqueKey, fetch_builtin_types,
-    fetch_sizes, fetch_tables,
+    IdentityKind, Table, TableColumn, TableKind, Triggers, TypeForm, TypeKind, UniqueKey,
+    fetch_builtin_types, fetch_sizes, fetch_tables,
 };
 
 /// A catalogue query failed.

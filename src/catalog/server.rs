@@ -91,3 +91,15 @@ pub async fn fetch_log_end(client: &Client) -> Result<Lsn, CatalogError> {
         .map_err(CatalogError::reading("end of the log"))?;
     Ok(row.get(0))
 }
+
+/// Whether a transaction still holds the lock on its own number, which it lets go of after its
+/// changes can be seen.
+///
+/// # Errors
+/// When the query fails.
+pub async fn is_under_way(client: &Client, xid: u32) -> Result<bool, CatalogError> {
+    let sql = "SELECT EXISTS (SELECT 1 FROM pg_catalog.pg_locks WHERE locktype = 'transactionid' \
+               AND transactionid::pg_catalog.text = $1)";
+    let row = client.query_one(sql, &[&xid.to_string()]).await;
+    Ok(row.map_err(CatalogError::reading("transactions"))?.get(0))
+}

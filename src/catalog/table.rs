@@ -27,6 +27,29 @@ pub enum IdentityKind {
     ByDefault,
 }
 
+/// What kind of type (`pg_type.typtype`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TypeKind {
+    /// A type of its own; arrays are among them.
+    #[default]
+    Base,
+    /// A list of labels.
+    Enum,
+    /// A row, a range, a pseudo-type.
+    Other,
+}
+
+/// What decides whether a column takes a type's binary form.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TypeForm {
+    /// The column's own type is a domain, which looks at every value, NULL among them.
+    pub is_domain: bool,
+    /// What the type is, domains replaced by what they are made of.
+    pub kind: TypeKind,
+    /// Of an array: object id on this server, and kind, of its elements' type.
+    pub element: Option<(u32, TypeKind)>,
+}
+
 /// One column.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TableColumn {
@@ -36,6 +59,8 @@ pub struct TableColumn {
     pub type_oid: u32,
     /// The type, with domains replaced by what they are made of.
     pub base_type: TypeName,
+    /// What kind of type that is.
+    pub form: TypeForm,
     /// `base_type` with its modifier, as the server writes it: `numeric(10,2)`. For SQL.
     pub stored_as: String,
     /// What a unique index of it calls equal. No search path leads to an extension's.
@@ -103,6 +128,8 @@ pub struct Table {
     pub replica_identity: ReplicaIdentity,
     /// Row security is enabled on it.
     pub row_security: bool,
+    /// Rules may rewrite what is done to it.
+    pub has_rules: bool,
     /// When its users' triggers fire, those of its partitions among them.
     pub triggers: Triggers,
     /// Columns in table order, dropped ones left out.
@@ -145,7 +172,7 @@ impl Table {
 
 const TABLES: &str = "
 SELECT c.oid, n.nspname::pg_catalog.text, c.relname::pg_catalog.text, c.relkind, c.relpersistence,
-       c.relreplident, c.relrowsecurity
+       c.relreplident, c.relrowsecurity, c.relhasrules
 FROM pg_catalog.pg_class c
 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 JOIN ROWS FROM (pg_catalog.unnest($1::pg_catalog.text[]), pg_catalog.unnest($2::pg_catalog.text[]))
@@ -172,11 +199,14 @@ SELECT a.attrelid, a.attname::pg_catalog.text, a.atttypid, n.nspname::pg_catalog
        t.typname::pg_catalog.text, a.atttypmod, a.attnotnull, a.atthasdef, a.attgenerated,
        a.attidentity, coalesce(e.schema, 'pg_catalog')::pg_catalog.text,
        coalesce(e.operator, '=')::pg_catalog.text,
-       pg_catalog.format_type(b.base, CASE a.atttypmod WHEN -1 THEN b.modifier ELSE a.atttypmod END)
+       pg_catalog.format_type(b.base, CASE a.atttypmod WHEN -1 THEN b.modifier ELSE a.atttypmod END),
+       a.atttypid <> b.base, t.typtype, CASE WHEN t.typlen = -1 THEN NULLIF(t.typelem, 0::pg_catalog.oid) END,
+       m.typtype
 FROM pg_catalog.pg_attribute a
 JOIN base b ON b.oid = a.atttypid
 JOIN pg_catalog.pg_type t ON t.oid = b.base
 JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace
+LEFT JOIN pg_catalog.pg_type m ON m.oid = t.typelem
 LEFT JOIN equality e ON e.type = b.base
 WHERE a.attrelid = ANY ($1) AND a.attnum > 0 AND NOT a.attisdropped
 ORDER BY a.attrelid, a.attnum";
@@ -274,6 +304,7 @@ fn table_of(row: &Row) -> Table {
         replica_identity: ReplicaIdentity::from_letter(letter(row, 5))
             .unwrap_or(ReplicaIdentity::Nothing),
         row_security: row.get(6),
+        has_rules: row.get(7),
         triggers: Triggers::default(),
         columns: Vec::new(),
         unique_keys: Vec::new(),
@@ -294,6 +325,7 @@ fn column_of(row: &Row) -> TableColumn {
             row.get::<_, String>(3),
             row.get::<_, String>(4),
         )),
+        form: type_form_of(row),
         stored_as: row.get(12),
         equality: OperatorName::new(row.get::<_, String>(10), row.get::<_, String>(11)),
         type_modifier: row.get(5),
@@ -301,6 +333,20 @@ fn column_of(row: &Row) -> TableColumn {
         has_default: (row.get::<_, bool>(7) && !is_generated) || identity != IdentityKind::None,
         is_generated,
         identity,
+    }
+}
+
+fn type_form_of(row: &Row) -> TypeForm {
+    let kind = |letter: i8| match letter.cast_unsigned() {
+        b'b' => TypeKind::Base,
+        b'e' => TypeKind::Enum,
+        _ => TypeKind::Other,
+    };
+    let element: Option<u32> = row.get(15);
+    TypeForm {
+        is_domain: row.get(13),
+        kind: kind(row.get(14)),
+        element: element.zip(row.get::<_, Option<i8>>(16).map(kind)),
     }
 }
 

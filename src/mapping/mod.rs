@@ -4,7 +4,7 @@
 //!  [[tables]] rules ──▶ resolve ──▶ which replica table        (rule.rs)
 //!  source Relation  ┐
 //!  replica Table    ├─▶ compile ──▶ TableMapping               (table.rs)
-//!  the rule         ┘               inputs, columns, key, filter
+//!  the rule         ┘               inputs, columns, key, filter, row type
 //! ```
 //!
 //! Pure: what it knows of both databases is handed to it. A mapping is compiled once
@@ -12,11 +12,13 @@
 //! apply) finds every decision made. All that is wrong with a table is told at once.
 
 mod expression;
+mod row_type;
 mod rule;
 mod settings;
 mod table;
 
 pub use expression::Expression;
+pub use row_type::{BinaryInput, Field, FieldValue, RowType};
 pub use rule::{Resolved, resolve};
 pub use settings::{
     ConflictPolicy, ExistingRows, ExtraRows, ParseConflictPolicyError, ParsePatternError, Settings,

@@ -1,5 +1,6 @@
 //! Compiles one source table, one replica table and one rule into a `TableMapping`.
 
+use super::row_type::{BinaryInput, RowType, binary_input, row_type};
 use super::{ConflictPolicy, Expression, Resolved, TableRule};
 use crate::catalog::{IdentityKind, Table, TableColumn, TableKind, Triggers};
 use crate::pg::{
@@ -19,6 +20,8 @@ pub struct InputColumn {
     pub read_as: TypeName,
     /// The replica column that holds it unchanged, if one does.
     pub kept_in: Option<String>,
+    /// How its values travel in binary, column by column; `None` if they cannot.
+    pub binary: Option<BinaryInput>,
 }
 
 /// Where a replica column's value comes from.
@@ -78,6 +81,8 @@ pub struct TableMapping {
     pub filter: Option<Expression>,
     /// Whose row stands in a conflict.
     pub on_conflict: ConflictPolicy,
+    /// The replica's row type, where it takes the source's binary values as they are.
+    pub row_type: Option<RowType>,
 }
 
 impl TableMapping {
@@ -229,6 +234,8 @@ impl<'a> Compiler<'a> {
         let identity = self.identity(&plain);
         self.check_identity_columns(&plain, &identity);
         self.check_policy(&columns);
+        let is_plain = filter.is_none() && columns.len() == plain.len();
+        let row_type = row_type(self.replica, &plain, |position| self.type_at(position));
         TableMapping {
             relation: self.relation.clone(),
             replica: self.replica.name.clone(),
@@ -239,7 +246,14 @@ impl<'a> Compiler<'a> {
             identity,
             filter,
             on_conflict: self.rule.on_conflict.clone(),
+            row_type: row_type.filter(|_| is_plain),
         }
+    }
+
+    /// The source's name of the type at a position.
+    fn type_at(&self, position: usize) -> Option<&'a TypeName> {
+        self.types
+            .get(&self.relation.columns.get(position)?.type_oid)
     }
 
     /// Names in the rule that nothing bears.
@@ -344,11 +358,13 @@ impl<'a> Compiler<'a> {
             .iter()
             .find(|(p, _)| *p == position)
             .map(|(_, to)| *to);
+        let read_as = self.read_as(column.type_oid, to);
         Some(InputColumn {
             position,
             name: column.name.clone(),
-            read_as: self.read_as(column.type_oid, to),
             kept_in: to.map(|to| to.name.clone()),
+            binary: binary_input(self.types.get(&column.type_oid), &read_as, to),
+            read_as,
         })
     }
 

@@ -1,7 +1,7 @@
 //! What compiling a mapping decides, and what it refuses.
 
 use super::*;
-use crate::catalog::{IdentityKind, TableKind, Triggers, UniqueKey};
+use crate::catalog::{IdentityKind, TableKind, Triggers, TypeForm, TypeKind, UniqueKey};
 use crate::mapping::{ExistingRows, ExtraRows, TablePattern};
 use crate::pg::{Column, OperatorName};
 
@@ -45,6 +45,14 @@ fn replica_column(name: &str, base_type: TypeName) -> TableColumn {
     TableColumn {
         name: name.into(),
         type_oid: 0,
+        form: TypeForm {
+            is_domain: false,
+            kind: match base_type.is_builtin() {
+                true => TypeKind::Base,
+                false => TypeKind::Enum,
+            },
+            element: None,
+        },
         base_type,
         stored_as: "int8".into(),
         equality: OperatorName::builtin_equality(),
@@ -64,6 +72,7 @@ fn replica() -> Table {
         is_unlogged: false,
         replica_identity: ReplicaIdentity::Default,
         row_security: false,
+        has_rules: false,
         triggers: Triggers::default(),
         columns: vec![
             replica_column("contact_id", builtin("int8")),

@@ -5,6 +5,7 @@
 //! a `Tuple` (the bytes of one row, never parsed into values), a `Change`,
 //! and the `Lsn` that orders all of it.
 
+mod binary;
 mod change;
 mod conflict;
 mod ident;
@@ -15,6 +16,7 @@ mod side;
 mod sqlstate;
 mod tuple;
 
+pub use binary::ValueFormat;
 pub use change::{Change, OldTuple};
 pub use conflict::ConflictKind;
 pub use ident::{OperatorName, QualifiedName, TypeName, quote_ident, quote_literal};

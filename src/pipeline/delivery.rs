@@ -1,11 +1,17 @@
-//! Whether the source is asked to send large transactions while they run. Pure; decided at each
-//! start.
+//! How the source is asked to send: large transactions while they run or not, values in binary or
+//! as text. Pure; decided at each start.
 //!
 //! Of a transaction that is sent so, the position is known when it ends. So everything that a
 //! position decides has to be decided already: every table past its copy, none set aside, no
 //! transaction to be passed by or searched for.
+//!
+//! Values come in binary where every table takes them so. Text is what is kept in the books, what
+//! errors are searched with, and what everything can be read from: whatever fails in binary is
+//! tried again as text.
 
-use crate::pgoutput::Streaming;
+use crate::pg::ValueFormat;
+use crate::pgoutput::{Decoder, Streaming};
+use crate::replication::{self, StreamOptions};
 
 /// Transactions applied at once while they run, beside those that have committed.
 const AT_ONCE_MAX: usize = 4;
@@ -24,13 +30,62 @@ pub(super) struct Standing {
     pub(super) has_errors: bool,
     /// This process has met what can only be applied when it has committed.
     pub(super) keeps_whole: bool,
+    /// Every table takes its values in binary.
+    pub(super) takes_binary: bool,
+    /// This process has met what can only be applied as text, if at all.
+    pub(super) keeps_text: bool,
     /// Sessions with the replica beside the one that applies.
     pub(super) sessions: usize,
 }
 
+/// How the source is to send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Delivery {
+    pub(super) streaming: Streaming,
+    /// How many transactions in progress are applied at once.
+    pub(super) in_progress_max: usize,
+    pub(super) format: ValueFormat,
+}
+
+impl Delivery {
+    /// What the source is asked for, and who reads its answer. Version 1 has all that a
+    /// transaction needs which has committed; version 2 has segments, too.
+    pub(super) fn asked(
+        &self,
+        server_version_num: u32,
+        publication: &str,
+    ) -> (StreamOptions, Decoder) {
+        let (version, segments) = match self.streaming {
+            Streaming::Off => (1, replication::Streaming::Off),
+            Streaming::On | Streaming::Parallel => (2, replication::Streaming::On),
+        };
+        let options = StreamOptions {
+            protocol_version: version.into(),
+            streaming: segments,
+            binary: self.format == ValueFormat::Binary,
+            ..StreamOptions::new(server_version_num, vec![publication.to_owned()])
+        };
+        (options, Decoder::new(version, self.streaming))
+    }
+}
+
 impl Standing {
-    /// How the source is to send, and how many transactions in progress are applied at once.
-    pub(super) fn delivery(&self) -> (Streaming, usize) {
+    /// What the source is asked for.
+    pub(super) fn delivery(&self) -> Delivery {
+        let (streaming, in_progress_max) = self.streaming();
+        let is_binary = self.takes_binary && !self.has_errors && !self.keeps_text;
+        let format = match is_binary {
+            true => ValueFormat::Binary,
+            false => ValueFormat::Text,
+        };
+        Delivery {
+            streaming,
+            in_progress_max,
+            format,
+        }
+    }
+
+    fn streaming(&self) -> (Streaming, usize) {
         let at_once = self.sessions.saturating_sub(POOL_MIN).min(AT_ONCE_MAX);
         let is_streamed = self.server_version_num >= SINCE
             && self.are_past_copies
@@ -56,6 +111,8 @@ mod tests {
             are_past_copies: true,
             has_errors: false,
             keeps_whole: false,
+            takes_binary: true,
+            keeps_text: false,
             sessions: 7,
         };
         let off = (Streaming::Off, 0);
@@ -118,7 +175,36 @@ mod tests {
                 off,
             ),
         ] {
-            assert_eq!(standing.delivery(), delivery, "{standing:?}");
+            assert_eq!(standing.streaming(), delivery, "{standing:?}");
+        }
+    }
+    #[test]
+    fn binary_only_where_all_is_well() {
+        let well = Standing {
+            server_version_num: 140_000,
+            are_past_copies: false,
+            has_errors: false,
+            keeps_whole: true,
+            takes_binary: true,
+            keeps_text: false,
+            sessions: 0,
+        };
+        assert_eq!(well.delivery().format, ValueFormat::Binary);
+        for ill in [
+            Standing {
+                has_errors: true,
+                ..well
+            },
+            Standing {
+                takes_binary: false,
+                ..well
+            },
+            Standing {
+                keeps_text: true,
+                ..well
+            },
+        ] {
+            assert_eq!(ill.delivery().format, ValueFormat::Text, "{ill:?}");
         }
     }
 }

@@ -129,6 +129,9 @@ pub enum PipelineError {
         "a transaction cannot be applied while it runs ({0}): starting again, each is taken when it has committed"
     )]
     TakeWhole(String),
+    /// Values cannot be applied in binary, and why.
+    #[error("values cannot be applied in binary ({0}): starting again, they are read as text")]
+    TakeText(String),
     /// The source does not answer on the stream.
     #[error(
         "the source has said nothing for {} s though it was asked: the connection is taken for dead", .0.as_secs()
@@ -192,6 +195,7 @@ impl PipelineError {
             | Self::ResyncFailed { .. }
             | Self::Requested
             | Self::TakeWhole(_)
+            | Self::TakeText(_)
             | Self::SourceSilent(_)
             | Self::SourceShutsDown
             | Self::ReplicaLost
@@ -251,6 +255,7 @@ impl PipelineError {
                 | Self::ResyncFailed { .. }
                 | Self::Requested
                 | Self::TakeWhole(_)
+                | Self::TakeText(_)
         )
     }
 
@@ -335,6 +340,7 @@ impl PipelineError {
             | Self::TableLeft(_)
             | Self::Requested
             | Self::TakeWhole(_)
+            | Self::TakeText(_)
             | Self::ReceiverGone => ErrorCategory::System,
             Self::Replication(error) if error.code().is_none() => ErrorCategory::Network,
             Self::Replication(_)

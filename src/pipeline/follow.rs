@@ -28,10 +28,10 @@ use super::trouble::Trouble;
 use super::watch::Watch;
 use crate::apply::{Applier, ApplyError, Batch, ReplicaWriter, Settings, Written};
 use crate::faults::{self, Bug, planted};
-use crate::pg::{Change, Lsn, RelationId};
+use crate::pg::{Change, Lsn, RelationId, ValueFormat};
 use crate::pgoutput::Message;
 use crate::progress::{Durability, Positions};
-use crate::telemetry::Telemetry;
+use crate::telemetry::{Chain, Telemetry};
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
@@ -161,7 +161,10 @@ impl<'a, W: ReplicaWriter> Follower<'a, W> {
                 self.inbox.close().await;
                 Ok(())
             }
-            Ok(Ended::NothingMoreComes) => Err(self.inbox.reason().await),
+            Ok(Ended::NothingMoreComes) => {
+                let format = self.relations.format();
+                Err(unless_binary(format, self.inbox.reason().await))
+            }
             Err(error) => {
                 self.inbox.close().await;
                 Err(error)
@@ -170,6 +173,13 @@ impl<'a, W: ReplicaWriter> Follower<'a, W> {
     }
 
     async fn book(&self, error: PipelineError) -> PipelineError {
+        // What is wrong with a value is told by the text it came in.
+        if self.relations.format() == ValueFormat::Binary
+            && let PipelineError::Apply { source, .. } = &error
+            && source.may_be_about_values()
+        {
+            return PipelineError::TakeText(Chain(source).to_string());
+        }
         let on_error = self.settings.on_error;
         let error = match &self.books {
             Some(books) => {
@@ -467,5 +477,19 @@ impl<'a, W: ReplicaWriter> Follower<'a, W> {
             .positions
             .applied
             .unwrap_or(self.relations.resumed_at)
+    }
+}
+
+/// A source that has no binary form of a type says so when it comes to a value of it; the column
+/// may be one that is none of ours.
+fn unless_binary(format: ValueFormat, error: PipelineError) -> PipelineError {
+    const UNDEFINED_FUNCTION: &str = "42883";
+    match error {
+        PipelineError::Replication(error)
+            if format == ValueFormat::Binary && error.code() == Some(UNDEFINED_FUNCTION) =>
+        {
+            PipelineError::TakeText(Chain(&error).to_string())
+        }
+        error => error,
     }
 }

@@ -9,7 +9,8 @@
 //! as a part; what follows of its transaction then belongs to the same one on the replica.
 
 use super::PipelineError;
-use super::relations::{Entry, MappedTable, Relations};
+use super::mapped_table::MappedTable;
+use super::relations::{Entry, Relations};
 use crate::apply::{Batch, Cut, RowChange, Settings};
 use crate::faults::{Bug, planted};
 use crate::pg::{Change, Lsn, Relation, RelationId};

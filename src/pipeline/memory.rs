@@ -1,5 +1,5 @@
 //! What outlives an attempt: whose slot it is, whether it was given up, which requests were known
-//! when it began, and whether transactions are to be taken whole.
+//! when it began, and whether transactions are to be taken whole, and values as text.
 
 use crate::faults;
 use crate::progress::{PipelineIdentity, Store};
@@ -8,7 +8,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// For at least so many seconds transactions are taken whole after one could not be applied while
-/// it ran: what stood in the way is likely to be there still.
+/// it ran, and values as text after some could not be applied in binary: what stood in the way is
+/// likely to be there still.
 const WHOLE_SECONDS: u32 = 600;
 
 /// Kept by who tries again, written by each attempt.
@@ -18,6 +19,7 @@ pub(super) struct Memory {
     requests: Mutex<Option<String>>,
     given_up: Mutex<Option<String>>,
     whole_since: Mutex<Option<Instant>>,
+    text_since: Mutex<Option<Instant>>,
 }
 
 /// A slot that this process has resumed or made.
@@ -71,15 +73,29 @@ impl Memory {
 
     /// Whether transactions are to be taken when they have committed.
     pub(super) fn takes_whole(&self, now: Instant) -> bool {
-        let seconds = faults::limit("stream.whole_s", WHOLE_SECONDS);
-        let lasts = Duration::from_secs(seconds.into());
-        lock(&self.whole_since).is_some_and(|since| now < since + lasts)
+        is_recent(&self.whole_since, now)
+    }
+
+    /// Values could not be applied in binary.
+    pub(super) fn take_text(&self, now: Instant) {
+        *lock(&self.text_since) = Some(now);
+    }
+
+    /// Whether values are to be taken as text.
+    pub(super) fn takes_text(&self, now: Instant) -> bool {
+        is_recent(&self.text_since, now)
     }
 
     /// Whether there are some, and others than the last attempt found.
     pub(super) fn are_news(&self, requests: Option<&String>) -> bool {
         requests.is_some() && requests != lock(&self.requests).as_ref()
     }
+}
+
+fn is_recent(since: &Mutex<Option<Instant>>, now: Instant) -> bool {
+    let seconds = faults::limit("stream.whole_s", WHOLE_SECONDS);
+    let lasts = Duration::from_secs(seconds.into());
+    lock(since).is_some_and(|since| now < since + lasts)
 }
 
 /// Held for an assignment only.

@@ -27,6 +27,7 @@ mod lacks;
 mod lag;
 mod listener;
 mod look;
+mod mapped_table;
 mod memory;
 mod publication_watch;
 mod quarantine;

@@ -2,15 +2,14 @@
 //! that it is none of ours.
 
 use super::in_hand::Received;
+use super::mapped_table::MappedTable;
 use super::tables::{PlannedTable, recompile};
 use super::{PipelineConfig, PipelineError};
-use crate::apply::{RowChange, Written};
-use crate::catalog::{CatalogError, fetch_tables};
+use crate::apply::Written;
+use crate::catalog::{fetch_tables, is_under_way};
 use crate::conn::Pool;
-use crate::mapping::{Resolved, RowIdentity, Settings, TableMapping, resolve};
-use crate::pg::{
-    Lsn, OldTuple, QualifiedName, Relation, RelationId, Tuple, TupleValue, TypeName, TypeNames,
-};
+use crate::mapping::{Resolved, Settings, resolve};
+use crate::pg::{Lsn, QualifiedName, Relation, RelationId, TypeName, TypeNames, ValueFormat};
 use crate::progress::TableState;
 use crate::replication::{PublishedTable, fetch_published_tables};
 use crate::telemetry::{Op, PoolHealth, TableStateLabel, TableTelemetry};
@@ -19,7 +18,6 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
-use tokio_postgres::Client;
 
 /// How long a committed transaction may take until it is seen.
 const VISIBLE_WITHIN: Duration = Duration::from_secs(10);
@@ -33,17 +31,6 @@ pub(crate) enum Entry {
     Ignored,
 }
 
-/// A table that goes to the replica.
-pub(crate) struct MappedTable {
-    pub(crate) mapping: Arc<TableMapping>,
-    pub(crate) state: TableState,
-    pub(crate) telemetry: TableTelemetry,
-    resolved: Resolved,
-    /// How a transaction described it whose changes the copy has; see [`Relations::learn`].
-    unread_form: Option<Relation>,
-    is_told_ready: bool,
-}
-
 /// Every relation the stream may speak of.
 pub(crate) struct Relations {
     entries: HashMap<RelationId, Entry>,
@@ -54,55 +41,12 @@ pub(crate) struct Relations {
     publication: String,
     /// Tables with a form that was put aside.
     unread: usize,
+    /// Of the stream's values.
+    format: ValueFormat,
+    /// What either server calls an infinite interval, the other does, too.
+    agree_on_intervals: bool,
     /// Where the stream began.
     pub(crate) resumed_at: Lsn,
-}
-
-impl MappedTable {
-    /// How the source last described it, whether its mapping was made anew for that or not.
-    pub(crate) fn form(&self) -> &Relation {
-        self.unread_form.as_ref().unwrap_or(&self.mapping.relation)
-    }
-
-    /// An old row must have what finds it.
-    pub(crate) fn check_row(&self, change: &RowChange) -> Result<(), PipelineError> {
-        let Some(old) = change.old_tuple() else {
-            return Ok(());
-        };
-        let is_found = match (&self.mapping.identity, old) {
-            (RowIdentity::FullRow, OldTuple::Key(_)) => false,
-            // A row that the filter keeps out needs no key.
-            (RowIdentity::Key(_), OldTuple::Full(_)) if self.mapping.filter.is_some() => true,
-            (RowIdentity::Key(_), old) => {
-                let mut key = self.mapping.iter_key_positions();
-                !key.any(|p| old.tuple().value(p) == Some(TupleValue::Null))
-            }
-            _ => true,
-        };
-        if is_found {
-            return Ok(());
-        }
-        Err(PipelineError::Definite {
-            message: format!(
-                "{} has a changed row that cannot be found: the source did not log the columns that find it",
-                self.mapping.relation.name
-            ),
-            advice: "one of its partitions has a replica identity of its own: give it the same as its root, or REPLICA IDENTITY FULL, and copy the table again".into(),
-        })
-    }
-
-    /// A row must have the columns that its table was last said to have.
-    pub(crate) fn check_width(&self, change: &RowChange) -> Result<(), PipelineError> {
-        let fits = |tuple: &Tuple| tuple.len() == self.form().columns.len();
-        let is_new_right = change.new_tuple().is_none_or(fits);
-        let is_old_right = change.old_tuple().is_none_or(|old| fits(old.tuple()));
-        if is_new_right && is_old_right {
-            return Ok(());
-        }
-        Err(PipelineError::OutOfOrder(
-            "a row has another number of columns than its table",
-        ))
-    }
 }
 
 impl Relations {
@@ -121,6 +65,8 @@ impl Relations {
             replica: pools.1,
             publication: config.publication.clone(),
             unread: 0,
+            format: ValueFormat::Text,
+            agree_on_intervals: false,
             resumed_at,
         }
     }
@@ -184,6 +130,26 @@ impl Relations {
             Entry::Ignored => true,
         };
         self.entries.values().all(is_past)
+    }
+
+    /// A table that does not take its values in binary, if there is one.
+    pub(crate) fn as_text(&mut self, agree_on_intervals: bool) -> Option<&QualifiedName> {
+        self.agree_on_intervals = agree_on_intervals;
+        self.entries.values().find_map(|entry| match entry {
+            Entry::Mapped(table) if !table.mapping.takes_binary(agree_on_intervals) => {
+                Some(&table.mapping.relation.name)
+            }
+            Entry::Mapped(_) | Entry::Ignored => None,
+        })
+    }
+
+    /// The stream's values are of this format.
+    pub(crate) fn expect(&mut self, format: ValueFormat) {
+        self.format = format;
+    }
+
+    pub(crate) fn format(&self) -> ValueFormat {
+        self.format
     }
 
     pub(crate) fn learn_type(&mut self, oid: u32, name: TypeName) {
@@ -287,6 +253,12 @@ impl Relations {
             .ok_or_else(|| refuse(format!("the replica table {} is gone", resolved.replica)))?;
         let mapping = recompile(&relation, &self.types, &resolved, to)
             .map_err(|error| refuse(error.to_string()))?;
+        if self.format == ValueFormat::Binary && !mapping.takes_binary(self.agree_on_intervals) {
+            return Err(PipelineError::TakeText(format!(
+                "{} has a column of another type now",
+                relation.name
+            )));
+        }
         if let Some(Entry::Mapped(table)) = self.entries.get_mut(&relation.id) {
             table.mapping = mapping;
             table.resolved = resolved;
@@ -468,13 +440,4 @@ impl Relations {
         }
         are_all_ready
     }
-}
-
-/// Whether a transaction still holds the lock on its own number, which it lets go of after its
-/// changes can be seen.
-async fn is_under_way(source: &Client, xid: u32) -> Result<bool, PipelineError> {
-    let sql = "SELECT EXISTS (SELECT 1 FROM pg_catalog.pg_locks WHERE locktype = 'transactionid' \
-               AND transactionid::pg_catalog.text = $1)";
-    let row = source.query_one(sql, &[&xid.to_string()]).await;
-    Ok(row.map_err(CatalogError::reading("transactions"))?.get(0))
 }

@@ -34,11 +34,10 @@ use crate::catalog::{Server, fetch_server};
 use crate::conn::{Pool, Session};
 use crate::faults;
 use crate::pg::{Lsn, QualifiedName, Side};
-use crate::pgoutput::{Decoder, Streaming};
 use crate::progress::{BookedError, PipelineIdentity, Store, TableState};
 use crate::replication::{
-    self, ReplicationConnection, ReplicationSlot, SlotName, SlotUser, StreamOptions, end_dead_user,
-    fetch_slot, keep_on_standbys,
+    ReplicationConnection, ReplicationSlot, SlotName, SlotUser, end_dead_user, fetch_slot,
+    keep_on_standbys,
 };
 use crate::snapshot::make_constraints_again;
 use crate::telemetry::{ConnectionState, PipelineState, TableStateLabel, Telemetry};
@@ -54,6 +53,8 @@ pub(super) struct Start<'a> {
     pub(super) source: deadpool_postgres::Object,
     pub(super) control: deadpool_postgres::Object,
     pub(super) source_server: Server,
+    /// Infinite ones, which a server has from 17 on, are none to one before it.
+    agree_on_intervals: bool,
     pub(super) store: Store,
     pub(super) plan: TablePlan,
     pub(super) is_replica_role: bool,
@@ -142,6 +143,8 @@ pub(crate) async fn start<'a>(
         replica_pool,
         source,
         control,
+        agree_on_intervals: replica_server.version_num >= 170_000
+            || source_server.version_num < 170_000,
         source_server,
         store,
         plan,
@@ -253,15 +256,16 @@ impl<'a> Start<'a> {
             store: self.store.clone(),
             open_errors,
         };
-        let standing = Standing {
-            server_version_num: self.source_server.version_num,
-            are_past_copies: relations.are_past_copies(applied),
-            has_errors: !books.open_errors.is_empty() || trouble.is_some(),
-            keeps_whole: self.memory.takes_whole(Instant::now()),
-            sessions: self.pooled(),
-        };
-        let (streaming, in_progress_max) = standing.delivery();
-        let (options, decoder) = self.asked(streaming);
+        let has_errors = !books.open_errors.is_empty() || trouble.is_some();
+        let delivery = self
+            .standing(&mut relations, applied, has_errors)
+            .delivery();
+        let in_progress_max = delivery.in_progress_max;
+        let (options, decoder) =
+            delivery.asked(self.source_server.version_num, &self.config.publication);
+        applier.expect(delivery.format);
+        relations.expect(delivery.format);
+        tracing::info!(values = ?delivery.format, in_progress_max, "asking for the stream");
         if in_progress_max > 0 {
             self.replica_pool.resize(self.pooled() - in_progress_max);
             applier = applier.with_siblings(&self.config.replica);
@@ -304,20 +308,21 @@ impl<'a> Start<'a> {
         Ok(Follower::new(streams, applied, &self.config.apply, self.telemetry).after(trouble))
     }
 
-    /// What the source is asked for, and who reads its answer. Version 1 has all that a
-    /// transaction needs which has committed; version 2 has segments, too.
-    fn asked(&self, streaming: Streaming) -> (StreamOptions, Decoder) {
-        let publications = vec![self.config.publication.clone()];
-        let (version, segments) = match streaming {
-            Streaming::Off => (1, replication::Streaming::Off),
-            Streaming::On | Streaming::Parallel => (2, replication::Streaming::On),
-        };
-        let options = StreamOptions {
-            protocol_version: version.into(),
-            streaming: segments,
-            ..StreamOptions::new(self.source_server.version_num, publications)
-        };
-        (options, Decoder::new(version, streaming))
+    /// What decides about the stream.
+    fn standing(&self, relations: &mut Relations, applied: Lsn, has_errors: bool) -> Standing {
+        let as_text = relations.as_text(self.agree_on_intervals);
+        if let Some(table) = as_text {
+            tracing::info!(%table, "values come as text: this table has columns that take no other form");
+        }
+        Standing {
+            server_version_num: self.source_server.version_num,
+            takes_binary: as_text.is_none(),
+            are_past_copies: relations.are_past_copies(applied),
+            has_errors,
+            keeps_whole: self.memory.takes_whole(Instant::now()),
+            keeps_text: self.memory.takes_text(Instant::now()),
+            sessions: self.pooled(),
+        }
     }
 
     /// Sessions with the replica beside the one that applies.

@@ -111,6 +111,9 @@ async fn try_again(
             memory.take_whole(Instant::now());
             telemetry.streamed(StreamedOutcome::Whole);
         }
+        if matches!(error, PipelineError::TakeText(_)) {
+            memory.take_text(Instant::now());
+        }
         if shutdown.is_cancelled() {
             return Ok(());
         }
@@ -212,7 +215,7 @@ async fn requested(
 fn tell(telemetry: &Telemetry, error: &PipelineError, delay: Duration, told: &mut String) {
     if matches!(
         error,
-        PipelineError::Requested | PipelineError::TakeWhole(_)
+        PipelineError::Requested | PipelineError::TakeWhole(_) | PipelineError::TakeText(_)
     ) {
         tracing::info!("{error}");
         return;

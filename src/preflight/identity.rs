@@ -29,7 +29,7 @@ pub(super) fn partition_identity_sql(name: &QualifiedName) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::catalog::{IdentityKind, TableColumn, Triggers, UniqueKey};
+    use crate::catalog::{IdentityKind, TableColumn, Triggers, TypeForm, UniqueKey};
     use crate::pg::{OperatorName, ReplicaIdentity, TypeName};
 
     fn table(not_null: bool, key: Option<(&str, bool)>) -> Table {
@@ -40,11 +40,13 @@ mod tests {
             is_unlogged: false,
             replica_identity: ReplicaIdentity::Nothing,
             row_security: false,
+            has_rules: false,
             triggers: Triggers::default(),
             columns: vec![TableColumn {
                 name: "id".into(),
                 type_oid: 20,
                 base_type: TypeName(QualifiedName::new("pg_catalog", "int8")),
+                form: TypeForm::default(),
                 stored_as: "int8".into(),
                 equality: OperatorName::builtin_equality(),
                 type_modifier: -1,

@@ -18,6 +18,7 @@
 //! the apply passes them by for that table. `ready` is no state of its own: it is
 //! `copied` once the applied position is beyond.
 
+mod advance;
 mod door;
 mod errors;
 mod holdback;

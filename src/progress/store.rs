@@ -119,8 +119,8 @@ pub struct PipelineRecord {
 /// One pipeline's bookkeeping, written under one epoch.
 #[derive(Clone, Debug)]
 pub struct Store {
-    pipeline: String,
-    epoch: i64,
+    pub(super) pipeline: String,
+    pub(super) epoch: i64,
     is_rebasing: bool,
 }
 
@@ -278,33 +278,6 @@ impl Store {
             .execute(sql, &[&self.pipeline, &self.epoch, &i64::from(timeline)])
             .await
             .map_err(ProgressError::doing("note the timeline"))?;
-        self.expect_one(touched)
-    }
-
-    /// Moves the position. Part of the transaction whose data it speaks of; must be its
-    /// last statement before COMMIT, since a failed statement before it makes it fail too.
-    ///
-    /// # Errors
-    /// When the statement fails or the pipeline has another owner.
-    pub async fn advance(
-        &self,
-        client: &impl GenericClient,
-        applied: Lsn,
-    ) -> Result<(), ProgressError> {
-        let sql = "UPDATE pglockstep.pipelines SET \
-                   applied_lsn = GREATEST(applied_lsn, $3), \
-                   updated_at = pg_catalog.now() WHERE name = $1 AND epoch = $2";
-        let touched = client
-            .execute_typed(
-                sql,
-                &[
-                    (&self.pipeline, tokio_postgres::types::Type::TEXT),
-                    (&self.epoch, tokio_postgres::types::Type::INT8),
-                    (&applied, tokio_postgres::types::Type::PG_LSN),
-                ],
-            )
-            .await
-            .map_err(ProgressError::doing("move the position"))?;
         self.expect_one(touched)
     }
 

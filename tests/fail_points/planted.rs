@@ -83,12 +83,14 @@ async fn whoever_lost_the_pipeline_writes_no_more() {
 
 /// Values that databases render as their settings say.
 const VALUES: &str = "INSERT INTO t SELECT i, date '2024-02-03', timestamptz '2024-02-03 04:05:06+00', \
-     interval '1 mon -2 days', 0.1::float8 + 0.2, '\\x00ff'::bytea FROM generate_series(1, 3) i";
+     interval '1 mon -2 days', 0.1::float8 + 0.2, '\\x00ff'::bytea, 'pg_class'::regclass FROM generate_series(1, 3) i";
 
 async fn differs_under_other_settings(name: &str, bug: Option<Bug>) -> bool {
     let s = Scenario::new(&FAMILY, name).await;
     s.on_both(
-        "CREATE TABLE t (id int PRIMARY KEY, d date, t timestamptz, i interval, f float8, b bytea)",
+        // With a column that makes all values come as text.
+        "CREATE TABLE t (id int PRIMARY KEY, d date, t timestamptz, i interval, f float8, b bytea, \
+         as_text regclass)",
     )
     .await;
     s.publish_all().await;

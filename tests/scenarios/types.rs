@@ -31,6 +31,16 @@ async fn all_in_step(s: &Scenario<'_>, daemon: &Daemon, cases: &[TypeCase], afte
 
 /// All tables of the cases through everything that can happen to a row.
 async fn every_change(s: &Scenario<'_>, cases: &[TypeCase], table_end: impl Fn(&str) -> String) {
+    every_change_by(s, cases, async || s.start("").await, table_end).await;
+}
+
+/// By the daemon that `start` yields, which is given back.
+async fn every_change_by(
+    s: &Scenario<'_>,
+    cases: &[TypeCase],
+    start: impl AsyncFnOnce() -> Daemon,
+    table_end: impl Fn(&str) -> String,
+) -> Daemon {
     let all = |sql: fn(&TypeCase) -> String| cases.iter().map(sql).collect::<String>();
     for client in [&s.source, &s.replica] {
         client.batch_execute(TYPES_SETUP_SQL).await.unwrap();
@@ -38,7 +48,7 @@ async fn every_change(s: &Scenario<'_>, cases: &[TypeCase], table_end: impl Fn(&
     s.on_both(&table_end(&all(TypeCase::create_sql))).await;
     s.on_source(&all(TypeCase::insert_sql)).await;
     s.publish_all().await;
-    let daemon = s.start("").await;
+    let daemon = start().await;
     let mut values = all_in_step(s, &daemon, cases, "the copy").await;
     let mut tables = Vec::new();
     for case in cases {
@@ -66,6 +76,7 @@ async fn every_change(s: &Scenario<'_>, cases: &[TypeCase], table_end: impl Fn(&
         s.replica_one("SELECT count(*) FROM types.t_int4_key").await,
         "0"
     );
+    daemon
 }
 
 #[tokio::test]
@@ -100,4 +111,58 @@ async fn every_type_from_major_to_major() {
         let s = Scenario::on_pair(&pair, "majors").await;
         every_change(&s, &type_cases(from.min(to)), str::to_owned).await;
     }
+}
+
+/// The types of which every table of a publication must be for the stream to be binary.
+fn binary_cases(major: u32) -> Vec<TypeCase> {
+    let mut cases = type_cases(major);
+    cases.retain(TypeCase::travels_binary);
+    assert!(cases.len() > 100, "{} types", cases.len());
+    cases
+}
+
+/// As [`every_change`], and nothing of it went as text.
+async fn every_change_in_binary(
+    s: &Scenario<'_>,
+    cases: &[TypeCase],
+    (limits, more): (&str, &str),
+    table_end: impl Fn(&str) -> String,
+) {
+    let limits = [("PGLOCKSTEP_LIMITS", limits)];
+    let start = async || {
+        let mut daemon = Daemon::start_with(&s.config(more), &limits);
+        s.until_state(&mut daemon, "streaming").await;
+        daemon
+    };
+    let daemon = every_change_by(s, cases, start, table_end).await;
+    let said = daemon.stderr();
+    assert!(said.contains("values=Binary"), "{said}");
+    assert!(!said.contains("values=Text"), "{said}");
+}
+
+#[tokio::test]
+async fn every_type_in_binary() {
+    for (name, from, to) in [("binary", None, None), ("binary_up", Some(14), Some(18))] {
+        match (from, to) {
+            (Some(from), Some(to)) => {
+                let pair = Pair::start_majors(from, to).await;
+                let s = Scenario::on_pair(&pair, name).await;
+                let cases = binary_cases(from);
+                every_change_in_binary(&s, &cases, ("", ""), str::to_owned).await;
+            }
+            _ => {
+                let s = Scenario::new(&FAMILY, name).await;
+                let cases = binary_cases(s.pair.major());
+                every_change_in_binary(&s, &cases, ("", ""), str::to_owned).await;
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_type_in_binary_by_copy() {
+    let s = Scenario::new(&FAMILY, "binary_copy").await;
+    let cases = binary_cases(s.pair.major());
+    let limits = "apply.copy_from_rows=1";
+    every_change_in_binary(&s, &cases, (limits, ""), str::to_owned).await;
 }

@@ -89,6 +89,36 @@ impl TypeCase {
         queries
     }
 
+    /// Whether the daemon takes values of the type in binary: their bytes hold no object ids of the
+    /// source's, and mean the same to every server.
+    pub fn travels_binary(&self) -> bool {
+        const AS_TEXT: [&str; 16] = [
+            "t_tsquery",
+            "t_jsonpath",
+            "t_reg",
+            "t_tid",
+            "t_xid",
+            "t_cid",
+            "t_int2vector",
+            "t_oidvector",
+            "t_refcursor",
+            "t_aclitem",
+            "t_txid_snapshot",
+            "t_pg_snapshot",
+            "t_inner_row",
+            "t_outer_row",
+            "t_float_",
+            "t_text_range",
+        ];
+        // An array of a domain is one of the domain's object id.
+        const DOMAINS: [&str; 3] = ["t_positive_array", "t_tiny_array", "t_few_array"];
+        let begins = |name: &&str| {
+            let type_name = self.name.trim_end_matches("_array");
+            type_name == *name || (type_name.starts_with(name) && name.ends_with(['_', 'g']))
+        };
+        !AS_TEXT.iter().any(begins) && !DOMAINS.contains(&self.name.as_str())
+    }
+
     /// The same type as an array.
     fn array(&self) -> Self {
         let Self {

@@ -8,7 +8,7 @@ use crate::apply::Settings;
 use crate::pg::Lsn;
 use crate::pgoutput::{Decoder, Streaming};
 use crate::pipeline::PipelineError;
-use crate::pipeline::delivery::Standing;
+use crate::pipeline::delivery::{Delivery, Standing};
 use crate::pipeline::follow::{Follower, Streams};
 use crate::pipeline::receive::{Chunk, Event, Inbox};
 use crate::pipeline::resume::{SourceHistory, resume_position};
@@ -50,9 +50,15 @@ pub(super) async fn live(
         are_past_copies: relations.are_past_copies(from),
         has_errors: false,
         keeps_whole: world.takes_whole(),
+        takes_binary: false,
+        keeps_text: false,
         sessions: 5,
     };
-    let (streaming, in_progress_max) = standing.delivery();
+    let Delivery {
+        streaming,
+        in_progress_max,
+        ..
+    } = standing.delivery();
     let frames = source::start(&world, &plan, from, streaming == Streaming::On);
     let (sender, chunks) = mpsc::channel(4);
     let (positions, heard) = watch::channel(Positions::resumed_at(from));

@@ -1,7 +1,7 @@
 //! The simulated tables, the same on both sides, and what the pipeline has to know of them.
 
 use crate::apply::model::{ModelTable, ModelTables};
-use crate::catalog::{IdentityKind, Table, TableColumn, TableKind, Triggers, UniqueKey};
+use crate::catalog::{IdentityKind, Table, TableColumn, TableKind, Triggers, TypeForm, UniqueKey};
 use crate::conn::{ConnectionUrl, Endpoint, Pool, Session};
 use crate::mapping::{MappingError, Settings, compile, resolve};
 use crate::pg::{
@@ -95,6 +95,7 @@ fn column(name: &str) -> TableColumn {
         name: name.to_owned(),
         type_oid: TEXT,
         base_type: text(),
+        form: TypeForm::default(),
         stored_as: "text".into(),
         equality: OperatorName::builtin_equality(),
         type_modifier: -1,
@@ -128,6 +129,7 @@ pub(in crate::pipeline) fn table_of(relation: &Relation) -> Table {
         is_unlogged: false,
         replica_identity: relation.replica_identity,
         row_security: false,
+        has_rules: false,
         triggers: Triggers::default(),
         columns: relation.columns.iter().map(|c| column(&c.name)).collect(),
         unique_keys: is_keyed.then_some(key).into_iter().collect(),
@@ -158,6 +160,7 @@ fn catalogue(kind: &Kind) -> Table {
             ReplicaIdentity::Full
         },
         row_security: false,
+        has_rules: false,
         triggers: Triggers::default(),
         columns: kind.columns.iter().map(|name| column(name)).collect(),
         unique_keys: is_keyed.then_some(primary).into_iter().collect(),
