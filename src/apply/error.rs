@@ -175,16 +175,15 @@ impl ApplyError {
             && matches!(self, Self::Statement { .. } | Self::Value { .. })
     }
 
-    /// Whether it may be about values, or the form they came in; a privilege that is missing is
-    /// not, nor is a full disk.
+    /// Whether another form of the values may pass, or a row is to be told by its values; a
+    /// privilege that is missing is no matter of values, nor is what passes by itself.
     #[must_use]
     pub fn may_be_about_values(&self) -> bool {
         match self.sqlstate() {
-            // What receive functions say to bytes that they cannot read, and rows that have another
-            // number of columns, or other types, than the table has by now.
-            Some("08P01" | "42804" | "XX000") => true,
-            Some(code) => code.starts_with("22") || code.starts_with("23"),
-            None => self.disposition() == Disposition::Definite,
+            // What receive functions say to bytes that they cannot read.
+            Some("08P01" | "XX000") => true,
+            Some("42501") => false,
+            _ => self.disposition() == Disposition::Definite,
         }
     }
 

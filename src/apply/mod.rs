@@ -248,13 +248,18 @@ impl Applier {
         let mut moving = Box::pin(self.store.advance_prepared(&client, &self.advance, applied));
         let moved = poll_once(&mut moving).await;
         faults::at("apply.position_moved").await?;
+        if let Some(Err(error)) = moved {
+            // It never went out.
+            drop(moving);
+            self.rollback().await;
+            return Err(error.into());
+        }
         self.transaction = Transaction::None;
         let mut committing = Box::pin(client.batch_execute(sql));
         let committed = poll_once(&mut committing).await;
         faults::at("apply.commit_sent").await?;
-        match moved {
-            Some(moved) => moved?,
-            None => moving.await?,
+        if moved.is_none() {
+            moving.await?;
         }
         let committed = match committed {
             Some(committed) => committed,
@@ -279,14 +284,18 @@ impl Applier {
             (false, false) => "BEGIN; SET CONSTRAINTS ALL DEFERRED",
         };
         self.failed_key = None;
-        let mut done = if batch.items.is_empty() {
+        let effect = net_effect::net_effect(batch, self.is_replica_role);
+        // Rows may have come and gone.
+        let mut done = if effect.stages.is_empty() {
             let begun = self.session.client.batch_execute(begin).await;
             begun.map_err(ApplyError::transaction("begin a transaction"))?;
             Ok(Outcome::default())
         } else {
-            let effect = net_effect::net_effect(batch, self.is_replica_role);
             self.run_stages(batch, &effect, begin).await
         };
+        if self.session.is_out_of_step {
+            return done;
+        }
         if done
             .as_ref()
             .is_err_and(ApplyError::may_pass_in_source_order)

@@ -4,8 +4,12 @@
 use super::*;
 use crate::apply::batch::RowChange;
 use crate::apply::plan::StageContext;
+use crate::apply::statement::Shape;
 use crate::catalog::Triggers;
-use crate::mapping::{ColumnMapping, ColumnValue, ConflictPolicy, InputColumn, TableMapping};
+use crate::mapping::{
+    ColumnMapping, ColumnValue, ConflictPolicy, Field, FieldValue, InputColumn, RowType,
+    TableMapping,
+};
 use crate::pg::{
     Column, OldTuple, OperatorName, QualifiedName, Relation, ReplicaIdentity, Tuple, TypeName,
     ValueFormat,
@@ -323,4 +327,48 @@ fn inserts_in_source_order_go_as_one_statement() {
     assert_eq!(items, [&[0, 1][..], &[2], &[3]]);
     assert!(steps[0].check(2).is_ok());
     assert!(steps[0].check(1).is_err());
+}
+
+#[test]
+fn many_rows_in_binary_are_copied_where_copy_does_what_insert_does() {
+    let value = FieldValue {
+        position: 0,
+        element_oid: None,
+    };
+    let row_type = |may_copy| {
+        let field = Field {
+            name: "k".into(),
+            type_oid: 25,
+            value: Some(value),
+        };
+        Some(RowType {
+            fields: vec![field],
+            may_copy,
+        })
+    };
+    let shape = |rows: u8, format, row_type: Option<RowType>| {
+        let acts: Vec<Act> = (0..rows).map(|key| Act::Insert(key, 1)).collect();
+        let mut batch = history(&acts, &mut BTreeMap::new());
+        batch.tables[0] = Arc::new(TableMapping {
+            row_type,
+            ..TableMapping::clone(&batch.tables[0])
+        });
+        let effect = net_effect(&batch, true);
+        let context = StageContext {
+            format,
+            batch: &batch,
+            effect: &effect,
+            parents_first: &[0],
+        };
+        let [Stage::Net(nets)] = effect.stages.as_slice() else {
+            unreachable!("one stage");
+        };
+        context.plan_net(nets)[0].shape.clone()
+    };
+    let (text, binary) = (ValueFormat::Text, ValueFormat::Binary);
+    assert_eq!(shape(64, binary, row_type(true)), Shape::Copy);
+    assert_eq!(shape(63, binary, row_type(true)), Shape::Insert);
+    assert_eq!(shape(64, text, row_type(true)), Shape::Insert);
+    assert_eq!(shape(64, binary, row_type(false)), Shape::Insert);
+    assert_eq!(shape(64, binary, None), Shape::Insert);
 }

@@ -109,6 +109,8 @@ pub(crate) struct ReplicaSession {
     format: ValueFormat,
     tables: HashMap<RelationId, TableStatements>,
     prepared_count: usize,
+    /// Answers are one request behind: of no use any more.
+    pub(super) is_out_of_step: bool,
 }
 
 impl ReplicaSession {
@@ -118,6 +120,7 @@ impl ReplicaSession {
             format: ValueFormat::Text,
             tables: HashMap::new(),
             prepared_count: 0,
+            is_out_of_step: false,
         }
     }
 
@@ -189,6 +192,7 @@ impl ReplicaSession {
             under_way: VecDeque::new(),
             bytes: 0,
             touched: Vec::new(),
+            is_out_of_step: false,
         }
     }
 }
@@ -205,6 +209,8 @@ pub(crate) struct Flight {
     under_way: VecDeque<(Option<usize>, usize, Sending)>,
     bytes: usize,
     touched: Vec<(usize, u64)>,
+    /// A COPY was refused before it began.
+    pub(super) is_out_of_step: bool,
 }
 
 impl Flight {
@@ -247,23 +253,21 @@ impl Flight {
         Ok(())
     }
 
-    /// Begins a COPY behind all that is under way, and sends `pieces` until it yields no more.
+    /// Begins a COPY once all that is under way has passed, and sends pieces until there are no more.
+    ///
+    /// tokio-postgres asks for two answers to it, one of which a server that copies does not give: a
+    /// COPY that is refused before it begins leaves the session out of step. So it must not follow
+    /// what may fail, and a first row is inserted before it (`stage.rs`).
     pub(crate) async fn copy<E>(
         &mut self,
         place: usize,
         prepared: &Prepared,
         mut next_piece: impl FnMut() -> Result<Option<Bytes>, E>,
     ) -> Result<Result<(), E>, Failed> {
-        let client = Arc::clone(&self.client);
-        let mut begun = Box::pin(client.copy_in::<_, Bytes>(&prepared.statement));
-        let early = poll_once(&mut begun).await;
-        // The server has got to it once all before it is answered.
         self.land().await?;
-        let begun = match early {
-            Some(begun) => begun,
-            None => begun.await,
-        };
         let failed = |error| (Some(place), error);
+        let begun = self.client.copy_in::<_, Bytes>(&prepared.statement).await;
+        self.is_out_of_step = begun.is_err();
         let mut sink = pin!(begun.map_err(failed)?);
         loop {
             match next_piece() {

@@ -1,6 +1,6 @@
 //! Carries out the stages of a batch: sets of rows, or one change at a time, as `plan.rs` has it.
 
-use super::array::{Parameter, fill};
+use super::array::{ElementError, Parameter, fill};
 use super::batch::BatchItem;
 use super::error::ApplyError;
 use super::net_effect::Stage;
@@ -11,12 +11,15 @@ use super::statement::{Fields, ImageSide, Shape};
 use crate::mapping::TableMapping;
 use crate::pg::{Tuple, TupleValue};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Single changes sent at once before their answers are looked at.
 const ORDERED_AT_ONCE: usize = 128;
 
-/// Rows that one statement takes, so that the server works on some while others are made ready.
-const ROWS_AT_ONCE: usize = 2_048;
+/// What one statement takes: the server works on it while the next one is made ready.
+const BYTES_AT_ONCE: usize = 512 << 10;
+/// How often it is looked whether it is enough.
+const LOOK_EVERY_ROWS: usize = 16;
 /// What a COPY is sent at once.
 const COPY_PIECE_BYTES: usize = 64 << 10;
 
@@ -66,7 +69,12 @@ impl StageContext<'_> {
         // First all of these: a statement that fails would be in the way of the next preparation.
         let mut prepared = Vec::with_capacity(steps.len());
         for step in &steps {
-            prepared.push(session.prepare(step.mapping, &step.shape).await?);
+            let before_copy = match step.shape {
+                Shape::Copy => Some(session.prepare(step.mapping, &Shape::Insert).await?),
+                _ => None,
+            };
+            let own = session.prepare(step.mapping, &step.shape).await?;
+            prepared.push((own, before_copy));
         }
         let mut flight = session.flight();
         let failed = |(place, error): Failed| match place.and_then(|place| steps.get(place)) {
@@ -76,16 +84,22 @@ impl StageContext<'_> {
         if let Some(sql) = first {
             flight.send_sql(sql).await.map_err(failed)?;
         }
-        for (place, (step, prepared)) in steps.iter().zip(&prepared).enumerate() {
+        for (place, (step, (prepared, before_copy))) in steps.iter().zip(&prepared).enumerate() {
             *balance.entry(step.table).or_default() += step.offered.cast_signed();
-            if step.shape == Shape::Copy {
-                self.copy(&mut flight, place, step, prepared)
-                    .await
-                    .map_err(failed)??;
+            if let Some(insert) = before_copy {
+                let copied = self
+                    .copy(&mut flight, place, step, [insert, prepared])
+                    .await;
+                session.is_out_of_step = flight.is_out_of_step;
+                copied.map_err(failed)??;
                 continue;
             }
-            for items in step.items.chunks(rows_at_once(&step.shape)) {
-                let parameters = self.parameters(step.mapping, prepared, items)?;
+            let mut rest = step.items.as_slice();
+            while !rest.is_empty() {
+                let bytes_max = bytes_at_once(&step.shape);
+                let (parameters, rows) =
+                    self.parameters(step.mapping, prepared, rest, bytes_max)?;
+                rest = rest.get(rows..).unwrap_or_default();
                 let sent = flight.send_rows(place, prepared, parameters).await;
                 sent.map_err(failed)?;
             }
@@ -102,14 +116,23 @@ impl StageContext<'_> {
         Ok(())
     }
 
-    /// Sends rows piece by piece, as they are made.
+    /// Sends rows piece by piece, as they are made. The first one is inserted: what COPY would be
+    /// refused for is met there, a row that has other types than the table has by now is not
+    /// misread, and from then on the table is locked against another form.
     async fn copy(
         &self,
         flight: &mut Flight,
         place: usize,
         step: &Step<'_>,
-        prepared: &Prepared,
+        [insert, copy]: [&Arc<Prepared>; 2],
     ) -> Result<Result<(), ApplyError>, Failed> {
+        let Some((first, rest)) = step.items.split_first() else {
+            return Ok(Ok(()));
+        };
+        match self.parameters(step.mapping, insert, &[*first], usize::MAX) {
+            Ok((parameters, _)) => flight.send_rows(place, insert, parameters).await?,
+            Err(error) => return Ok(Err(error)),
+        }
         let Some(row_type) = &step.mapping.row_type else {
             return Ok(Ok(()));
         };
@@ -118,7 +141,7 @@ impl StageContext<'_> {
             Ok(rows) => rows,
             Err(error) => return Ok(Err(refused(error))),
         };
-        let mut items = step.items.iter();
+        let mut items = rest.iter();
         let mut is_done = false;
         let mut values = Vec::new();
         let next_piece = || {
@@ -136,7 +159,7 @@ impl StageContext<'_> {
             }
             Ok(Some(rows.take()).filter(|piece| !piece.is_empty()))
         };
-        flight.copy(place, prepared, next_piece).await
+        flight.copy(place, copy, next_piece).await
     }
 
     /// Runs one shape for one change and returns the rows it touched.
@@ -153,7 +176,7 @@ impl StageContext<'_> {
             return Ok(0);
         };
         let prepared = session.prepare(mapping, shape).await?;
-        let parameters = self.parameters(mapping, &prepared, &[item])?;
+        let (parameters, _) = self.parameters(mapping, &prepared, &[item], usize::MAX)?;
         let mut flight = session.flight();
         let failed = |(_, error)| ApplyError::statement(mapping, "write", error);
         let sent = flight.send_rows(0, &prepared, parameters).await;
@@ -162,52 +185,79 @@ impl StageContext<'_> {
         Ok(flight.touched().iter().map(|(_, rows)| rows).sum())
     }
 
-    /// Fills a statement's parameters: one pass over each row's tuples.
+    /// Fills a statement's parameters, one pass over each row's tuples, until there is enough for
+    /// one statement; with how many rows.
     fn parameters(
         &self,
         mapping: &TableMapping,
         prepared: &Prepared,
         items: &[u32],
-    ) -> Result<Vec<Parameter>, ApplyError> {
+        bytes_max: usize,
+    ) -> Result<(Vec<Parameter>, usize), ApplyError> {
         let mut parameters = prepared.parameters();
         let mut values = Vec::new();
         let keys = mapping.key_positions();
-        let filled = items.iter().try_for_each(|item| {
-            let Some((_, change)) = self.batch.row(*item) else {
-                return Ok(());
+        let mut taken = 0;
+        for item in items {
+            let filled = self.fill_row(
+                mapping,
+                prepared,
+                &keys,
+                *item,
+                &mut values,
+                &mut parameters,
+            );
+            filled.map_err(|error| ApplyError::value(mapping, &error))?;
+            taken += 1;
+            let bytes = || parameters.iter().map(Parameter::len).sum::<usize>();
+            if taken % LOOK_EVERY_ROWS == 0 && bytes() >= bytes_max {
+                break;
+            }
+        }
+        Ok((parameters, taken))
+    }
+
+    fn fill_row<'v>(
+        &'v self,
+        mapping: &TableMapping,
+        prepared: &Prepared,
+        keys: &[usize],
+        item: u32,
+        values: &mut Vec<TupleValue<'v>>,
+        parameters: &mut [Parameter],
+    ) -> Result<(), ElementError> {
+        let Some((_, change)) = self.batch.row(item) else {
+            return Ok(());
+        };
+        if let Some(tuple) = change.new_tuple().filter(|_| !prepared.new.is_empty()) {
+            fill(&prepared.new, tuple, parameters, |position| {
+                let is_key = keys.contains(&position);
+                self.effect.new_value(self.batch, item, position, is_key)
+            })?;
+        }
+        if let Some(tuple) = self.old_or_new(item).filter(|_| !prepared.old.is_empty()) {
+            fill(&prepared.old, tuple, parameters, |_| None)?;
+        }
+        for (number, side, fields) in &prepared.rows {
+            self.values(values, mapping, item, *side);
+            let is_wanted = |position: usize| match fields {
+                Fields::Key => keys.contains(&position),
+                Fields::AllBut(absent) => !absent.iter().any(|a| usize::from(*a) == position),
             };
-            if let Some(tuple) = change.new_tuple().filter(|_| !prepared.new.is_empty()) {
-                fill(&prepared.new, tuple, &mut parameters, |position| {
-                    let is_key = keys.contains(&position);
-                    self.effect.new_value(self.batch, *item, position, is_key)
-                })?;
+            let row_type = mapping.row_type.as_ref();
+            if let (Some(Parameter::Rows(rows)), Some(row_type)) =
+                (parameters.get_mut(*number), row_type)
+            {
+                rows.push(row_type, is_wanted, values)?;
             }
-            if let Some(tuple) = self.old_or_new(*item).filter(|_| !prepared.old.is_empty()) {
-                fill(&prepared.old, tuple, &mut parameters, |_| None)?;
-            }
-            for (number, side, fields) in &prepared.rows {
-                self.values(&mut values, mapping, *item, *side);
-                let is_wanted = |position: usize| match fields {
-                    Fields::Key => keys.contains(&position),
-                    Fields::AllBut(absent) => !absent.iter().any(|a| usize::from(*a) == position),
-                };
-                let row_type = mapping.row_type.as_ref();
-                if let (Some(Parameter::Rows(rows)), Some(row_type)) =
-                    (parameters.get_mut(*number), row_type)
-                {
-                    rows.push(row_type, is_wanted, &values)?;
-                }
-            }
-            prepared
-                .markers
-                .iter()
-                .try_for_each(|marker| match parameters.get_mut(*marker) {
-                    Some(Parameter::Column(array)) => array.push(TupleValue::Null),
-                    _ => Ok(()),
-                })
-        });
-        filled.map_err(|error| ApplyError::value(mapping, &error))?;
-        Ok(parameters)
+        }
+        prepared
+            .markers
+            .iter()
+            .try_for_each(|marker| match parameters.get_mut(*marker) {
+                Some(Parameter::Column(array)) => array.push(TupleValue::Null),
+                _ => Ok(()),
+            })
     }
 
     /// The row as it was. An update that sent no old image kept its key.
@@ -289,9 +339,9 @@ impl StageContext<'_> {
 }
 
 /// Where the whole table is looked through, once is enough.
-fn rows_at_once(shape: &Shape) -> usize {
+fn bytes_at_once(shape: &Shape) -> usize {
     match shape {
         Shape::UpdateFullRows | Shape::DeleteFullRows => usize::MAX,
-        _ => ROWS_AT_ONCE,
+        _ => BYTES_AT_ONCE,
     }
 }

@@ -18,12 +18,16 @@ struct Server {
 }
 
 async fn start() -> Server {
+    start_on("127.0.0.1:0").await
+}
+
+async fn start_on(listen: &str) -> Server {
     let ready = ReadyBounds {
         lag_seconds_max: Some(10.0),
         lag_bytes_max: None,
     };
     let settings = Settings {
-        listen: "127.0.0.1:0".parse().unwrap(),
+        listen: listen.parse().unwrap(),
         ready,
     };
     let listener = bind(&settings).await.unwrap();
@@ -236,7 +240,8 @@ async fn silent_peers_are_thrown_out() {
 
 #[tokio::test]
 async fn shutdown_ends_the_server() {
-    let server = start().await;
+    // Where no other test may be given the port that it leaves.
+    let server = start_on("127.0.0.77:0").await;
     server.shutdown.cancel();
     tokio::time::timeout(Duration::from_secs(5), server.task)
         .await

@@ -106,14 +106,16 @@ pub(super) fn row_type<'t>(
     type_at: impl Fn(usize) -> Option<&'t TypeName>,
 ) -> Option<RowType> {
     let field = |column: &TableColumn| {
+        // A domain may refuse the NULL that stands for a value which nobody looks at.
+        if column.form.is_domain {
+            return None;
+        }
         let filled = plain.iter().find(|(_, to)| to.name == column.name);
         let value = match filled {
             Some((position, to)) => Some(FieldValue {
                 position: *position,
                 element_oid: taken_by(type_at(*position), to)?,
             }),
-            // A domain may refuse the NULL that stands for a value nobody looks at.
-            None if column.form.is_domain => return None,
             None => None,
         };
         Some(Field {

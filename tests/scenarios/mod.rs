@@ -2,6 +2,7 @@
 //! scenario has a database of its own on both; rows are compared as text.
 
 mod beside;
+mod binary;
 mod conflicts;
 mod copy;
 mod counter;

@@ -92,7 +92,8 @@ impl TypeCase {
     /// Whether the daemon takes values of the type in binary: their bytes hold no object ids of the
     /// source's, and mean the same to every server.
     pub fn travels_binary(&self) -> bool {
-        const AS_TEXT: [&str; 16] = [
+        const AS_TEXT: [&str; 17] = [
+            "t_few",
             "t_tsquery",
             "t_jsonpath",
             "t_reg",
