@@ -196,17 +196,9 @@ impl StageContext<'_> {
     ) -> Result<(Vec<Parameter>, usize), ApplyError> {
         let mut parameters = prepared.parameters();
         let mut values = Vec::new();
-        let keys = mapping.key_positions();
         let mut taken = 0;
         for item in items {
-            let filled = self.fill_row(
-                mapping,
-                prepared,
-                &keys,
-                *item,
-                &mut values,
-                &mut parameters,
-            );
+            let filled = self.fill_row(mapping, prepared, *item, &mut values, &mut parameters);
             filled.map_err(|error| ApplyError::value(mapping, &error))?;
             taken += 1;
             let bytes = || parameters.iter().map(Parameter::len).sum::<usize>();
@@ -221,7 +213,6 @@ impl StageContext<'_> {
         &'v self,
         mapping: &TableMapping,
         prepared: &Prepared,
-        keys: &[usize],
         item: u32,
         values: &mut Vec<TupleValue<'v>>,
         parameters: &mut [Parameter],
@@ -229,10 +220,11 @@ impl StageContext<'_> {
         let Some((_, change)) = self.batch.row(item) else {
             return Ok(());
         };
+        let is_key = |position| mapping.iter_key_positions().any(|key| key == position);
         if let Some(tuple) = change.new_tuple().filter(|_| !prepared.new.is_empty()) {
             fill(&prepared.new, tuple, parameters, |position| {
-                let is_key = keys.contains(&position);
-                self.effect.new_value(self.batch, item, position, is_key)
+                self.effect
+                    .new_value(self.batch, item, position, is_key(position))
             })?;
         }
         if let Some(tuple) = self.old_or_new(item).filter(|_| !prepared.old.is_empty()) {
@@ -241,7 +233,7 @@ impl StageContext<'_> {
         for (number, side, fields) in &prepared.rows {
             self.values(values, mapping, item, *side);
             let is_wanted = |position: usize| match fields {
-                Fields::Key => keys.contains(&position),
+                Fields::Key => is_key(position),
                 Fields::AllBut(absent) => !absent.iter().any(|a| usize::from(*a) == position),
             };
             let row_type = mapping.row_type.as_ref();
