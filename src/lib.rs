@@ -2,10 +2,12 @@
 //!
 //! ```text
 //!  source                                                                      replica
-//!  walsender ─▶ replication ─▶ pgoutput ─▶ pipeline ─▶ mapping ─▶ apply ─▶ DELETE, UPDATE, INSERT … COMMIT
+//!  walsender ─▶ replication ─▶ pgoutput ─▶ pipeline ─▶ mapping ─▶ apply ─▶ DELETE, UPDATE, COPY … COMMIT
 //!                CopyBoth       Message     Batch       shapes     net effect       │
 //!                   ▲                                                               ▼
 //!                   └───────────── feedback ◀── progress ◀── position (same transaction)
+//!
+//!  in progress: segments ─▶ a session of its own, an open transaction ─▶ position, COMMIT when the source's does
 //!
 //!  exported snapshot ─▶ snapshot ─▶ mapping (in the SELECT list) ─▶ COPY out ─▶ COPY in ─▶ table at its LSN
 //! ```

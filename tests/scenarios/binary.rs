@@ -236,3 +236,24 @@ async fn a_domain_that_takes_no_null() {
     s.in_step(&daemon, &["SELECT id, v, b::text FROM t"]).await;
     assert_still_binary(&daemon);
 }
+
+/// In binary an array says of which type it is, by a number of the server's own. That it is made
+/// the replica's is held in `apply/row.rs`; here, that such arrays arrive.
+#[tokio::test]
+async fn arrays_of_an_enum_that_has_another_number_on_the_replica() {
+    let source = "CREATE TYPE mood AS ENUM ('sad', 'ok'); CREATE TABLE t (id int PRIMARY KEY, v mood[], m mood)";
+    let replica =
+        format!("CREATE TYPE first AS ENUM ('a'); CREATE TYPE second AS ENUM ('b'); {source}");
+    let (s, daemon) = streaming("enum_arrays", [source, &replica], "").await;
+    let number = "SELECT 'mood'::regtype::oid";
+    assert_ne!(s.one(number).await, s.replica_one(number).await);
+    for sql in [
+        "INSERT INTO t VALUES (1, '{sad,NULL}', 'ok'), (2, '{}', NULL), (3, NULL, 'sad')",
+        "INSERT INTO t SELECT g, '{{ok,sad},{sad,ok}}', 'sad' FROM generate_series(10, 200) g",
+        "UPDATE t SET v = v || ARRAY['ok', 'ok']::mood[] WHERE id = 1; UPDATE t SET m = 'ok'",
+    ] {
+        s.on_source(sql).await;
+        s.in_step(&daemon, &["SELECT id, v, m FROM t"]).await;
+    }
+    assert_still_binary(&daemon);
+}

@@ -209,18 +209,22 @@ impl<W: ReplicaWriter> Follower<'_, W> {
         };
         let started = Instant::now();
         let durability = self.state.durability.next(started);
-        if let Some(writer) = self.segments.writers.get_mut(&xid) {
-            let committed = writer.commit(last.end, durability).await;
-            committed.map_err(|source| match source {
-                // Whose it is, and whether it came through, the next attempt learns.
-                ApplyError::Progress(_) => PipelineError::Apply {
-                    at: last.commit_lsn,
-                    is_alone: true,
-                    source,
-                },
-                source => self.refused(source),
-            })?;
-        }
+        let Some(writer) = self.segments.writers.get_mut(&xid) else {
+            // The position must not move past what nobody commits.
+            return Err(PipelineError::OutOfOrder(
+                "a transaction commits whose session is not known",
+            ));
+        };
+        let committed = writer.commit(last.end, durability).await;
+        committed.map_err(|source| match source {
+            // Whose it is, and whether it came through, the next attempt learns.
+            ApplyError::Progress(_) => PipelineError::Apply {
+                at: last.commit_lsn,
+                is_alone: true,
+                source,
+            },
+            source => self.refused(source),
+        })?;
         faults::at("streamed.committed").await?;
         self.committed(last.end, durability);
         self.tell_streamed(written, started);
