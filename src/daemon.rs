@@ -11,6 +11,7 @@ use crate::faults;
 use crate::http::{self, BindError};
 use crate::pg::Side;
 use crate::pipeline::{PipelineConfig, PipelineError, supervise};
+use crate::reactor::Reactor;
 use crate::telemetry::{self, PipelineState, Telemetry};
 use sd_notify::NotifyState;
 use std::time::Duration;
@@ -31,6 +32,9 @@ pub enum DaemonError {
     /// The endpoints cannot be opened.
     #[error(transparent)]
     Bind(#[from] BindError),
+    /// The endpoints have no thread.
+    #[error("the thread of the endpoints cannot be started")]
+    Thread(#[source] std::io::Error),
     /// The pipeline ended before it ever ran.
     #[error(transparent)]
     Pipeline(#[from] PipelineError),
@@ -45,6 +49,9 @@ impl DaemonError {
     pub fn advice(&self) -> Option<String> {
         match self {
             Self::Bind(_) => Some("choose another [http] listen, or end what holds it".to_owned()),
+            Self::Thread(_) => {
+                Some("raise the limit on processes: LimitNPROC, or pids.max".to_owned())
+            }
             Self::Pipeline(error) => error.advice(),
             Self::Task(_) => Some("report it; the log says where it panicked".to_owned()),
         }
@@ -60,7 +67,12 @@ pub async fn run(
     telemetry: Telemetry,
     shutdown: CancellationToken,
 ) -> Result<(), DaemonError> {
-    let listener = http::bind(&config.http).await?;
+    let endpoints = Reactor::start("endpoints").map_err(DaemonError::Thread)?;
+    let settings = config.http;
+    let bound = endpoints.spawn(async move { http::bind(&settings).await });
+    let listener = bound
+        .await
+        .map_err(|_| DaemonError::Task("the endpoints"))??;
     tracing::info!(
         pipeline = config.name,
         version = env!("CARGO_PKG_VERSION"),
@@ -73,14 +85,14 @@ pub async fn run(
         );
     }
     let http_shutdown = CancellationToken::new();
-    let mut http = tokio::spawn(http::serve(
+    let mut http = endpoints.spawn(http::serve(
         listener,
         telemetry.clone(),
         config.http,
         http_shutdown.clone(),
     ));
     notify(&[NotifyState::Ready]);
-    let mut service_manager = tokio::spawn(feed_watchdog(telemetry.clone()));
+    let mut service_manager = endpoints.spawn(feed_watchdog(telemetry.clone()));
 
     // Neither of the others ends before it is told to, but by a panic: then nobody would see how
     // the pipeline is, and what runs blind is better begun again.

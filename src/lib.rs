@@ -39,6 +39,8 @@ pub mod faults;
 pub mod pg;
 /// What the daemon tells of itself: the `Status`, every metric's name, logging.
 pub mod telemetry;
+/// Threads with a reactor of their own.
+pub mod reactor;
 /// Opens SQL sessions, and raw ones for bytes that are only passed on: URL, TLS, pinned settings,
 /// pools, the read-only guard on the source;
 /// notices those that fall silent, refuses poolers.

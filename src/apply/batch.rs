@@ -6,8 +6,8 @@
 use crate::mapping::TableMapping;
 use crate::pg::{Change, OldTuple, RelationId, Tuple, TupleValue};
 use crate::progress::KeptChange;
+use foldhash::HashMap;
 use sha2::{Digest, Sha256};
-use std::collections::HashMap;
 use std::sync::Arc;
 
 /// What happens to one row.
@@ -131,7 +131,7 @@ impl Batch {
         let kept = self.kept.split_off(at.kept.min(self.kept.len()));
         // A rest without items starts without tables, so that those of old versions are let go.
         let (tables, numbers) = if items.is_empty() {
-            (Vec::new(), HashMap::new())
+            (Vec::new(), HashMap::default())
         } else {
             (self.tables.clone(), self.numbers.clone())
         };

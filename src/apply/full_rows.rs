@@ -29,7 +29,7 @@ use super::batch::RowChange;
 use super::statement::is_looked_for;
 use crate::mapping::{RowIdentity, TableMapping};
 use crate::pg::{OldTuple, Tuple, TupleValue};
-use std::collections::HashMap;
+use foldhash::{HashMap, HashMapExt};
 
 /// A whole row, as far as the mapping reads it.
 type Row<'b> = Box<[TupleValue<'b>]>;

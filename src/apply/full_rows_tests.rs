@@ -11,8 +11,8 @@ use crate::pg::{
     Column, OldTuple, OperatorName, QualifiedName, Relation, ReplicaIdentity, Tuple, TypeName,
 };
 use crate::pgoutput::encode::{Value, tuple};
+use foldhash::HashMap;
 use proptest::prelude::*;
-use std::collections::HashMap;
 use std::sync::Arc;
 
 const TABLE: u32 = 1;

@@ -25,7 +25,7 @@ use super::full_rows::FullRows;
 use crate::faults::{Bug, planted};
 use crate::mapping::{RowIdentity, TableMapping};
 use crate::pg::{OldTuple, Tuple, TupleValue};
-use std::collections::HashMap;
+use foldhash::{HashMap, HashMapExt};
 use std::collections::hash_map::Entry;
 
 /// What is left to do for one table in one stage; numbers are places in [`Batch::items`].

@@ -11,7 +11,7 @@
 
 use super::array::{ArrayBody, ElementError, put_sized};
 use crate::mapping::{FieldValue, RowType};
-use crate::pg::TupleValue;
+use crate::pg::{Tuple, TupleValue};
 use bytes::{BufMut, Bytes, BytesMut};
 
 /// Where an array keeps the object id of its elements' type: after dimensions and flags.
@@ -70,17 +70,37 @@ impl RowArray {
 pub(crate) struct CopyRows {
     bytes: BytesMut,
     fields: i16,
+    /// The source's rows have the same columns in the same order, and no byte is exchanged.
+    are_as_sent: bool,
 }
 
 impl CopyRows {
     pub(crate) fn new(row_type: &RowType) -> Result<Self, ElementError> {
-        let fields = row_type.fields.iter().filter(|f| f.value.is_some()).count();
+        let values = || row_type.fields.iter().filter_map(|field| field.value);
+        let is_as_sent = |(place, from): (usize, FieldValue)| {
+            from.position == place && from.element_oid.is_none()
+        };
         let mut bytes = BytesMut::new();
         bytes.put_slice(COPY_HEADER);
         Ok(Self {
             bytes,
-            fields: i16::try_from(fields).map_err(|_| ElementError::TooLarge)?,
+            fields: i16::try_from(values().count()).map_err(|_| ElementError::TooLarge)?,
+            are_as_sent: values().enumerate().all(is_as_sent),
         })
+    }
+
+    /// Appends a row with the bytes it was sent in; false, and nothing, where that will not do.
+    pub(crate) fn push_as_sent(&mut self, row: &Tuple) -> bool {
+        if !self.are_as_sent || i16::try_from(row.len()) != Ok(self.fields) {
+            return false;
+        }
+        let begun = self.bytes.len();
+        self.bytes.put_i16(self.fields);
+        let is_whole = row.put_copy_fields(&mut self.bytes);
+        if !is_whole {
+            self.bytes.truncate(begun);
+        }
+        is_whole
     }
 
     /// Appends a row.
@@ -214,5 +234,33 @@ mod tests {
         rows.finish();
         let expected = [COPY_HEADER, b"\0\x02\0\0\0\x02hi\xff\xff\xff\xff\xff\xff"].concat();
         assert_eq!(rows.take(), expected);
+    }
+
+    #[test]
+    fn a_row_is_copied_as_it_was_sent_where_nothing_is_exchanged() {
+        let tuple = |wire: &[u8]| Tuple::decode(&mut Bytes::copy_from_slice(wire)).unwrap();
+        let sent = tuple(b"\0\x02b\0\0\0\x02hin");
+        let mut rows = CopyRows::new(&row_type()).unwrap();
+        assert!(
+            !rows.push_as_sent(&sent),
+            "its columns stand in another order"
+        );
+        let mut row_type = row_type();
+        row_type.fields.swap(0, 2);
+        let mut rows = CopyRows::new(&row_type).unwrap();
+        assert!(!rows.push_as_sent(&sent), "an array names its type");
+        for field in &mut row_type.fields {
+            if let Some(value) = &mut field.value {
+                value.element_oid = None;
+            }
+        }
+        let mut rows = CopyRows::new(&row_type).unwrap();
+        assert!(!rows.push_as_sent(&tuple(b"\0\x02b\0\0\0\x02hiu")));
+        assert!(!rows.push_as_sent(&tuple(b"\0\x01n")));
+        assert!(rows.push_as_sent(&sent));
+        let mut expected = CopyRows::new(&row_type).unwrap();
+        let values: Vec<_> = sent.values().collect();
+        expected.push(&row_type, &values).unwrap();
+        assert_eq!(rows.take(), expected.take());
     }
 }

@@ -148,6 +148,10 @@ impl StageContext<'_> {
             while !is_done && rows.len() < COPY_PIECE_BYTES {
                 match items.next() {
                     Some(item) => {
+                        let new = self.batch.row(*item).and_then(|(_, row)| row.new_tuple());
+                        if new.is_some_and(|new| rows.push_as_sent(new)) {
+                            continue;
+                        }
                         self.values(&mut values, step.mapping, *item, ImageSide::New);
                         rows.push(row_type, &values).map_err(refused)?;
                     }

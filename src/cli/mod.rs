@@ -150,13 +150,8 @@ fn run(cli: Cli) -> anyhow::Result<Outcome> {
     let terminal = Terminal::new(format == LogFormat::Text);
     let filter = std::env::var(FILTER_VARIABLE).ok();
     init_logging(format, filter.as_deref(), terminal.clone())?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        // One applies and one listens; more would only crowd the process on a large host.
-        .worker_threads(
-            std::thread::available_parallelism()
-                .map_or(2, usize::from)
-                .min(4),
-        )
+    // What must not wait for the rest has a thread of its own: `reactor`.
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start the asynchronous runtime")?;

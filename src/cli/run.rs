@@ -25,7 +25,9 @@ pub(super) async fn run(config: Config, terminal: &Terminal) -> anyhow::Result<O
                 output::complain(&format!("advice: {advice}"));
             }
             Ok(match error {
-                DaemonError::Bind(_) | DaemonError::Task(_) => Outcome::Unable,
+                DaemonError::Bind(_) | DaemonError::Task(_) | DaemonError::Thread(_) => {
+                    Outcome::Unable
+                }
                 DaemonError::Pipeline(PipelineError::Configuration { .. }) => Outcome::Misused,
                 DaemonError::Pipeline(_) => Outcome::Found,
             })

@@ -12,7 +12,7 @@
 //! possible error. It keeps the wire bytes: one handle a row, no vector of values.
 //! No function turns [`TupleValue::UnchangedToast`] into [`TupleValue::Null`].
 
-use bytes::{Buf, BufMut, Bytes};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use std::fmt;
 
 /// One value of a row. The bytes are the user's: they are never parsed and never logged.
@@ -72,10 +72,12 @@ impl Tuple {
         let columns = wire.try_get_i16().map_err(|_| TupleError::Truncated)?;
         let columns = u16::try_from(columns).map_err(|_| TupleError::ColumnCount(columns))?;
         let length = checked_length(wire, columns)?;
-        Ok(Self {
-            columns,
-            body: wire.split_to(length),
-        })
+        // The last row of a message takes its handle over, which costs no second one.
+        let body = match length == wire.len() {
+            true => std::mem::take(wire),
+            false => wire.split_to(length),
+        };
+        Ok(Self { columns, body })
     }
 
     /// How many columns the row has.
@@ -100,6 +102,32 @@ impl Tuple {
     pub fn put_wire(&self, wire: &mut Vec<u8>) {
         wire.put_u16(self.columns);
         wire.put_slice(&self.body);
+    }
+
+    /// Appends the values as a row of a binary COPY has them, each behind its length (manual, "COPY");
+    /// false, and a part of them, where one is not binary or was not sent.
+    #[must_use]
+    pub fn put_copy_fields(&self, out: &mut BytesMut) -> bool {
+        out.reserve(self.body.len() + 4 * self.len());
+        let mut rest: &[u8] = &self.body;
+        while let Some((kind, after)) = rest.split_first() {
+            rest = match kind {
+                b'n' => {
+                    out.put_i32(-1);
+                    after
+                }
+                b'b' => {
+                    let length = after.first_chunk().map_or(0, |l| u32::from_be_bytes(*l));
+                    let Some((field, after)) = after.split_at_checked(4 + length as usize) else {
+                        return false;
+                    };
+                    out.put_slice(field);
+                    after
+                }
+                _ => return false,
+            }
+        }
+        true
     }
 
     /// The values in column order.
@@ -215,6 +243,20 @@ mod tests {
             format!("{tuple:?}"),
             "[null, unchanged, text[2], binary[1], text[0]]"
         );
+    }
+
+    #[test]
+    fn binary_values_are_fields_of_a_copy() {
+        let fields = |parts: &[&[u8]]| {
+            let mut out = BytesMut::from(&b"before"[..]);
+            let tuple = Tuple::decode(&mut wire(parts)).unwrap();
+            tuple.put_copy_fields(&mut out).then(|| out.freeze())
+        };
+        let copied = fields(&[b"\0\x03", b"b\0\0\0\x02\x07n", b"n", b"b\0\0\0\0"]);
+        let expected = b"before\0\0\0\x02\x07n\xff\xff\xff\xff\0\0\0\0";
+        assert_eq!(copied.as_deref(), Some(&expected[..]));
+        assert_eq!(fields(&[b"\0\x02", b"n", b"t\0\0\0\x01a"]), None);
+        assert_eq!(fields(&[b"\0\x02", b"n", b"u"]), None);
     }
 
     #[test]

@@ -15,6 +15,10 @@ use crate::replication::{self, StreamOptions};
 
 /// Transactions applied at once while they run, beside those that have committed.
 const AT_ONCE_MAX: usize = 4;
+/// What the source may hold of transactions in progress before it sends a segment: no more than we
+/// take in at once. While we write one it reads on in its log; a larger one would have it wait for
+/// us, and then us for it.
+pub(super) const SEGMENT_BYTES: u32 = 8 << 20;
 /// Sessions with the replica that the pool keeps, for the books and the catalogue.
 const POOL_MIN: usize = 3;
 /// PostgreSQL 14: protocol 2.

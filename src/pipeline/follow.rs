@@ -14,6 +14,7 @@
 //! What the source sends of transactions that have not committed goes another way: `segments.rs`.
 
 mod segments;
+mod taking;
 mod telling;
 
 use self::segments::Segments;
@@ -22,14 +23,13 @@ use super::durability::DurabilityClock;
 use super::in_hand::{Committed, InHand, Received, WholeBatch};
 use super::lag::seconds_since;
 use super::quarantine::{self, Books};
-use super::receive::{Chunk, Event, Inbox};
+use super::receive::{Chunk, Inbox};
 use super::relations::Relations;
 use super::trouble::Trouble;
 use super::watch::Watch;
 use crate::apply::{Applier, ApplyError, Batch, ReplicaWriter, Settings, Written};
 use crate::faults::{self, Bug, planted};
-use crate::pg::{Change, Lsn, RelationId, ValueFormat};
-use crate::pgoutput::Message;
+use crate::pg::{Lsn, RelationId, ValueFormat};
 use crate::progress::{Durability, Positions};
 use crate::telemetry::{Chain, Telemetry};
 use std::collections::{BTreeMap, HashMap};
@@ -240,7 +240,9 @@ impl<'a, W: ReplicaWriter> Follower<'a, W> {
             self.state.in_hand.hold(chunk.bytes);
             self.segments.known.hold(chunk.bytes);
             for event in chunk.events {
-                self.take(event).await?;
+                if let Some(errand) = self.take(event)? {
+                    self.run_errand(errand).await?;
+                }
             }
             // After a commit others get their turn: shutdown, and whoever watches progress. In a
             // segment there may be none for long.
@@ -254,97 +256,6 @@ impl<'a, W: ReplicaWriter> Follower<'a, W> {
         }
         self.commit_whole().await?;
         self.advance_idle().await
-    }
-
-    async fn take(&mut self, event: Event) -> Result<(), PipelineError> {
-        let message = match event {
-            Event::SentUpTo { end, is_awaited } => {
-                let is_within = !self.state.in_hand.is_between_transactions()
-                    || self.segments.known.is_in_segment();
-                if !is_within || planted(Bug::AcknowledgeWithinTransaction) {
-                    self.state.idle_end = self.state.idle_end.max(Some(end));
-                    self.state.is_awaited |= is_awaited;
-                }
-                return Ok(());
-            }
-            Event::Message(message) => message,
-        };
-        if self.is_streamed(&message) {
-            return self.take_streamed(message).await;
-        }
-        self.state.in_hand.check_place(&message)?;
-        match message {
-            Message::Begin { final_lsn, xid, .. } => self.state.in_hand.begin(Received {
-                commit_lsn: final_lsn,
-                xid,
-                skipped_by: self.skips.get(&final_lsn).copied(),
-            }),
-            Message::Change { change, .. } => {
-                self.read_forms(&change).await?;
-                self.state.in_hand.change(&self.relations, change)?;
-                self.keep_within_bounds().await
-            }
-            Message::Commit {
-                commit_lsn,
-                end_lsn,
-                commit_time_us,
-            } => {
-                let committed = Committed {
-                    commit_lsn,
-                    end: end_lsn,
-                    time_us: commit_time_us,
-                };
-                self.take_commit(committed).await
-            }
-            Message::Relation { relation, .. } => {
-                if self.relations.is_new(&relation) {
-                    // Statements of the old version must be on their way before the new one's.
-                    self.write_out().await?;
-                    let transaction = self.state.in_hand.transaction();
-                    self.relations.learn(relation, transaction).await?;
-                }
-                Ok(())
-            }
-            Message::Type { oid, name, .. } => {
-                self.relations.learn_type(oid, name);
-                Ok(())
-            }
-            // Logical messages are the source's own; an origin says where a transaction came
-            // from, and it is applied all the same.
-            Message::Logical { .. } | Message::Origin { .. } => Ok(()),
-            _ => Err(PipelineError::OutOfOrder(
-                "a prepared transaction was not asked for",
-            )),
-        }
-    }
-
-    /// Descriptions that were put aside are needed from the first change on that is not in the copy.
-    async fn read_forms(&mut self, change: &Change) -> Result<(), PipelineError> {
-        if !self.relations.has_unread() {
-            return Ok(());
-        }
-        let transaction = self.state.in_hand.transaction();
-        for id in change.relations() {
-            if transaction.is_some_and(|t| self.relations.is_unread(*id, t.commit_lsn)) {
-                self.write_out().await?;
-                self.relations.learn_unread(*id, transaction).await?;
-            }
-        }
-        Ok(())
-    }
-
-    async fn take_commit(&mut self, last: Committed) -> Result<(), PipelineError> {
-        let in_hand = &mut self.state.in_hand;
-        if !in_hand.commit(last)? {
-            // Nothing of it concerns the replica; nothing before it waits.
-            self.state.idle_end = self.state.idle_end.max(Some(last.end));
-        } else if self.trouble.is_some()
-            || in_hand.is_part_written()
-            || in_hand.is_full(self.settings)
-        {
-            self.commit_whole().await?;
-        }
-        Ok(())
     }
 
     /// In the middle of a transaction: commits what came before it, or writes a part of it.

@@ -12,12 +12,13 @@
 
 use super::PipelineError;
 use super::lag::Unapplied;
-use super::listener::{Listener, Pace};
+use super::pace::Pace;
 use super::rhythm::Rhythm;
 use crate::faults;
 use crate::pg::Lsn;
 use crate::pgoutput::{Decoder, Message};
 use crate::progress::{Holdback, Positions};
+use crate::reactor::Reactor;
 use crate::replication::{
     ReplicationError, ReplicationMessage, ReplicationStream, StandbyStatusUpdate,
 };
@@ -71,7 +72,7 @@ pub(crate) struct Inbox {
     pub(crate) positions: watch::Sender<Positions>,
     pub(crate) task: tokio::task::JoinHandle<Result<(), PipelineError>>,
     stop: CancellationToken,
-    _listener: Option<Listener>,
+    _listener: Option<Reactor>,
 }
 
 #[cfg(test)]
@@ -107,7 +108,7 @@ impl Inbox {
 impl Inbox {
     /// Starts to listen, on the thread the stream was opened on.
     pub(crate) fn open(
-        listener: Listener,
+        listener: Reactor,
         stream: ReplicationStream,
         decoder: Decoder,
         resumed_at: Lsn,
@@ -255,6 +256,7 @@ impl Receiver {
             }
             next = self.stream.try_receive()?;
         }
+        self.pace.gathered(gathered.events.len(), gathered.bytes);
         self.telemetry.set_received(self.received);
         // One that wants to end asks again as soon as it has heard.
         if self.is_asked && self.last_status.elapsed() >= self.rhythm.tick {

@@ -14,7 +14,7 @@ use crate::progress::TableState;
 use crate::replication::{PublishedTable, fetch_published_tables};
 use crate::telemetry::{Op, PoolHealth, TableStateLabel, TableTelemetry};
 use deadpool_postgres::Object;
-use std::collections::HashMap;
+use foldhash::{HashMap, HashMapExt};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;

@@ -13,19 +13,19 @@
 
 use super::PipelineConfig;
 use super::PipelineError;
-use super::delivery::Standing;
+use super::delivery::{SEGMENT_BYTES, Standing};
 use super::door::queue;
 use super::errors_watch::ErrorsWatch;
 use super::follow::{Follower, Streams};
-use super::listener::Listener;
 use super::look::{check_mappings, check_privileges, check_publication, check_servers};
 use super::memory::Memory;
 use super::publication_watch::{Known, PublicationWatch};
 use super::quarantine::{self, Books, Replay};
 use super::receive::{Bounds, Inbox};
 use super::relations::Relations;
-use super::resume::{SourceHistory, expect_not_beyond, resume_position};
+use super::resume::{expect_not_beyond, resume_position};
 use super::shutdown_watch::watch_shutdown;
+use super::source_history::ask_history;
 use super::tables::{TablePlan, fetch_plan};
 use super::trouble::Trouble;
 use super::watch::Watch;
@@ -35,6 +35,7 @@ use crate::conn::{Pool, Session};
 use crate::faults;
 use crate::pg::{Lsn, QualifiedName, Side};
 use crate::progress::{BookedError, PipelineIdentity, Store, TableState};
+use crate::reactor::Reactor;
 use crate::replication::{
     ReplicationConnection, ReplicationSlot, SlotName, SlotUser, end_dead_user, fetch_slot,
     keep_on_standbys,
@@ -59,7 +60,7 @@ pub(super) struct Start<'a> {
     pub(super) plan: TablePlan,
     pub(super) is_replica_role: bool,
     pub(super) places: HashMap<QualifiedName, u32>,
-    pub(super) listener: Listener,
+    pub(super) listener: Reactor,
     memory: &'a Memory,
 }
 
@@ -150,34 +151,16 @@ pub(crate) async fn start<'a>(
         plan,
         is_replica_role: applier.is_replica_role(),
         places,
-        listener: Listener::start()?,
+        listener: Reactor::start("listener").map_err(no_thread)?,
         memory,
     };
     Box::pin(start.open(applier, trouble)).await
 }
 
-/// What the source says of its past; `fed_from` is the timeline that the replica knows.
-///
-/// # Errors
-/// The source cannot be asked.
-pub async fn ask_history(
-    connection: &mut ReplicationConnection,
-    fed_from: Option<u32>,
-) -> Result<SourceHistory, PipelineError> {
-    let system = connection.identify_system().await?;
-    let left_at = match fed_from.filter(|fed_from| *fed_from < system.timeline) {
-        Some(fed_from) => {
-            connection
-                .timeline_left_at(fed_from, system.timeline)
-                .await?
-        }
-        None => None,
-    };
-    Ok(SourceHistory {
-        end: system.wal_position,
-        timeline: system.timeline,
-        left_at,
-    })
+fn no_thread(error: std::io::Error) -> PipelineError {
+    PipelineError::Waiting(format!(
+        "the thread that listens to the source cannot be started: {error}"
+    ))
 }
 
 impl<'a> Start<'a> {
@@ -271,10 +254,11 @@ impl<'a> Start<'a> {
             applier = applier.with_siblings(&self.config.replica);
         }
         faults::at("stream.asked").await?;
-        let started = from
-            .connection
-            .start(&from.slot_name, applied, &options)
-            .await;
+        let mut connection = from.connection;
+        if in_progress_max > 0 {
+            connection.limit_segments(SEGMENT_BYTES).await?;
+        }
+        let started = connection.start(&from.slot_name, applied, &options).await;
         if let Err(error) = &started
             && error.code() == Some("55006")
         {

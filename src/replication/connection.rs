@@ -137,6 +137,21 @@ impl ReplicationConnection {
         self.run(Request::Query, sql).await
     }
 
+    /// From here on transactions in progress are sent in segments for which the source holds at
+    /// most so many bytes; unless an operator has set another limit, for the server or the role.
+    ///
+    /// # Errors
+    /// As of [`simple_query`](Self::simple_query).
+    pub async fn limit_segments(&mut self, bytes: u32) -> Result<(), ReplicationError> {
+        let sql = format!(
+            "SELECT pg_catalog.set_config(name, '{}kB', false) FROM pg_catalog.pg_settings \
+             WHERE name OPERATOR(pg_catalog.=) 'logical_decoding_work_mem' \
+             AND source OPERATOR(pg_catalog.=) 'default'",
+            bytes / 1024
+        );
+        self.simple_query(&sql).await.map(drop)
+    }
+
     /// Takes leave of the server, which would otherwise find out by itself.
     pub async fn close(mut self) {
         frontend::terminate(&mut self.wire.write);

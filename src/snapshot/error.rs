@@ -85,6 +85,9 @@ pub enum SnapshotError {
     /// A worker ended by a panic; what that says may be a row's value, so it is left to the log.
     #[error("a copy worker ended unexpectedly")]
     Worker,
+    /// No thread for a session that copies.
+    #[error("a thread that copies cannot be started")]
+    Thread(#[source] std::io::Error),
 }
 
 impl From<Fault> for SnapshotError {
@@ -136,7 +139,9 @@ impl SnapshotError {
             | Self::CopyOut { source, .. }
             | Self::NotBuilt { source, .. } => source.disposition(),
             // The exporting session is gone: the next attempt exports anew.
-            Self::Snapshot(_) | Self::Rewritten { .. } | Self::Worker => Disposition::Transient,
+            Self::Snapshot(_) | Self::Rewritten { .. } | Self::Worker | Self::Thread(_) => {
+                Disposition::Transient
+            }
             Self::Conn(error) => error.disposition(),
             Self::Progress(error) => error.disposition(),
             Self::HasRows { .. } | Self::MergeNeedsKey { .. } | Self::MayNotBuild { .. } => {

@@ -32,6 +32,7 @@ use crate::faults;
 use crate::mapping::{ConflictPolicy, ExistingRows, ExtraRows, RowIdentity, TableMapping};
 use crate::pg::{Lsn, QualifiedName, TypeNames};
 use crate::progress::{Store, TableRecord, TableState};
+use crate::reactor::Reactor;
 use crate::telemetry::{TableStateLabel, TableTelemetry};
 use copy::{Pipe, while_it_works};
 use existing::Destination;
@@ -144,14 +145,15 @@ impl SnapshotCopy<'_> {
         };
         let (done, mut finished) = mpsc::channel(FINISHED_AT_ONCE);
         let mut tasks = JoinSet::new();
+        let mut threads = Vec::new();
         for _ in 0..workers.max(1) {
-            let pipe = Pipe::open(
-                self.source,
-                self.replica,
-                self.snapshot,
-                self.is_replica_role,
-            )
-            .await?;
+            let thread = Reactor::start("copy").map_err(SnapshotError::Thread)?;
+            let (source, replica) = (self.source.clone(), self.replica.clone());
+            let (snapshot, is_replica_role) = (self.snapshot.to_owned(), self.is_replica_role);
+            let open =
+                async move { Pipe::open(&source, &replica, &snapshot, is_replica_role).await };
+            let pipe = thread.spawn(open).await;
+            let pipe = pipe.map_err(|_| SnapshotError::Worker)??;
             let worker = Worker {
                 pipe,
                 queue: Arc::clone(&queue),
@@ -161,7 +163,8 @@ impl SnapshotCopy<'_> {
                 is_one_by_one: !self.is_replica_role,
                 done: done.clone(),
             };
-            tasks.spawn(worker.run());
+            thread.spawn_in(&mut tasks, worker.run());
+            threads.push(thread);
         }
         drop(done);
         loop {

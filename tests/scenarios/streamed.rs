@@ -155,6 +155,20 @@ async fn it_is_written_while_it_runs_and_seen_when_it_commits() {
     assert_eq!(streams.outcomes().await, [1.0, 0.0, 0.0]);
 }
 
+/// Where nobody has set a limit, segments are as small as we take them in: a server would hold 64 MB.
+#[tokio::test]
+async fn a_source_with_default_settings_sends_short_segments() {
+    let pair = Pair::start_with(PairOptions::default()).await;
+    let streams = Streams::start(&pair).await;
+    streams.run("BEGIN").await;
+    // Some 20 MB.
+    streams.run(&insert(1, 80_000, "new")).await;
+    streams.s.replica_eventually(IS_WRITTEN, "t").await;
+    streams.run("COMMIT").await;
+    streams.in_step().await;
+    assert_eq!(streams.outcomes().await, [1.0, 0.0, 0.0]);
+}
+
 #[tokio::test]
 async fn what_rolls_back_within_it_leaves_nothing() {
     let pair = pair().await;

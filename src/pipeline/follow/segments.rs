@@ -15,6 +15,7 @@
 //! Nothing here is booked as an error, for the transaction may yet roll back and has no position.
 //! Whatever stands in the way ends the attempt, and the next one takes transactions whole.
 
+use super::taking::Errand;
 use super::{Committed, Follower, ReplicaWriter};
 use crate::apply::{ApplyError, Written};
 use crate::faults::{self, Bug, planted};
@@ -71,12 +72,32 @@ impl<W: ReplicaWriter> Follower<'_, W> {
             )
     }
 
-    pub(super) async fn take_streamed(&mut self, message: Message) -> Result<(), PipelineError> {
+    /// What to do for a message of a transaction in progress; most changes are only gathered.
+    pub(super) fn take_streamed(
+        &mut self,
+        message: Message,
+    ) -> Result<Option<Errand>, PipelineError> {
         if !self.state.in_hand.is_between_transactions() {
             return Err(PipelineError::OutOfOrder(
                 "a transaction in progress within one that has committed",
             ));
         }
+        match message {
+            Message::Change {
+                xid: Some(subxid),
+                change,
+            } => self.gather(subxid, change),
+            Message::Relation { relation, .. } => {
+                self.relations.expect_known(&relation)?;
+                Ok(None)
+            }
+            // A type's name concerns a relation, and that has to be known.
+            Message::Type { .. } | Message::Logical { .. } | Message::Origin { .. } => Ok(None),
+            message => Ok(Some(Errand::Streamed(message))),
+        }
+    }
+
+    pub(super) async fn run_streamed(&mut self, message: Message) -> Result<(), PipelineError> {
         match message {
             Message::StreamStart { xid, first_segment } => {
                 if !planted(Bug::SegmentBeforeCommits) {
@@ -84,13 +105,6 @@ impl<W: ReplicaWriter> Follower<'_, W> {
                 }
                 self.segments.known.start(xid, first_segment)
             }
-            Message::Change {
-                xid: Some(subxid),
-                change,
-            } => self.gather(subxid, change).await,
-            Message::Relation { relation, .. } => self.relations.expect_known(&relation),
-            // A type's name concerns a relation, and that has to be known.
-            Message::Type { .. } | Message::Logical { .. } | Message::Origin { .. } => Ok(()),
             Message::StreamStop => {
                 self.write_gathered().await?;
                 self.segments.known.stop()
@@ -115,11 +129,22 @@ impl<W: ReplicaWriter> Follower<'_, W> {
         }
     }
 
-    async fn gather(&mut self, subxid: u32, change: Change) -> Result<(), PipelineError> {
+    fn gather(&mut self, subxid: u32, change: Change) -> Result<Option<Errand>, PipelineError> {
         let Some(wanted) = Wanted::of(&self.relations, change)? else {
-            return Ok(());
+            return Ok(None);
         };
-        let step = self.segments.known.next_step(subxid)?;
+        match self.segments.known.next_step(subxid)? {
+            Step::Gather => {
+                self.segments.known.gather(wanted);
+                let is_full = self.segments.known.is_full(self.settings);
+                Ok(is_full.then_some(Errand::WriteGathered))
+            }
+            step => Ok(Some(Errand::Step(step, wanted))),
+        }
+    }
+
+    /// What a change needs first, and then the change.
+    pub(super) async fn step(&mut self, step: Step, wanted: Wanted) -> Result<(), PipelineError> {
         match step {
             Step::Gather => {}
             Step::Savepoint(subxid) => {
@@ -140,7 +165,7 @@ impl<W: ReplicaWriter> Follower<'_, W> {
         Ok(())
     }
 
-    async fn write_gathered(&mut self) -> Result<(), PipelineError> {
+    pub(super) async fn write_gathered(&mut self) -> Result<(), PipelineError> {
         let Some(batch) = self.segments.known.take_gathered() else {
             return Ok(());
         };
