@@ -78,6 +78,8 @@ bugs! {
     AcknowledgeWithinTransaction = "acknowledge_within_transaction", InSimulation;
     /// What is committed is told as durable.
     CommittedIsDurable = "committed_is_durable", InSimulation;
+    /// What was committed after a flush was asked for counts as flushed, too.
+    VouchForLater = "vouch_for_later", InSimulation;
     /// The position moves in a transaction of its own, before the data's.
     PositionApart = "position_apart", InSimulation OnServers;
     /// The stream resumes from the slot's position.

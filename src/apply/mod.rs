@@ -37,6 +37,7 @@ mod settings;
 mod sibling;
 mod stage;
 mod statement;
+mod witness;
 mod writer;
 
 pub use batch::{Batch, BatchItem, Cut, RowChange};
@@ -44,6 +45,7 @@ pub use error::ApplyError;
 pub use preview::{TableStatement, table_statements, try_statements};
 pub use settings::{OnError, Settings};
 pub use statement::ShapeError;
+pub use witness::Flush;
 pub(crate) use writer::ReplicaWriter;
 
 use crate::conn::Endpoint;
@@ -100,6 +102,8 @@ pub struct Applier {
     failed_key: Option<String>,
     /// Where a second session is opened.
     siblings: Option<Endpoint>,
+    /// Makes durable what this one commits.
+    witness: Option<Arc<Client>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,6 +145,7 @@ impl Applier {
             transaction: Transaction::None,
             failed_key: None,
             siblings: None,
+            witness: None,
         })
     }
 
@@ -192,10 +197,11 @@ impl Applier {
         checked.map_err(ApplyError::transaction("check the constraints"))
     }
 
-    /// Whether the session has ended.
+    /// Whether the session has ended, or its witness's.
     #[must_use]
     pub fn is_lost(&self) -> bool {
-        self.session.client.is_closed()
+        let mut sessions = self.witness.iter().chain([&self.session.client]);
+        sessions.any(|client| client.is_closed())
     }
 
     /// A table that was set aside goes on like the others, in the open transaction; then as

@@ -102,7 +102,7 @@ impl Applier {
 }
 
 /// Tells servers apart.
-async fn server_start(client: &Client) -> Result<String, ApplyError> {
+pub(super) async fn server_start(client: &Client) -> Result<String, ApplyError> {
     let sql = "SELECT pg_catalog.pg_postmaster_start_time()::pg_catalog.text";
     let row = client.query_one(sql, &[]).await;
     Ok(row

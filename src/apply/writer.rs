@@ -1,11 +1,14 @@
 //! What a stream is written to: the replica, or in a simulation a model of it.
 
-use super::{Applier, ApplyError, Batch, Written};
+use super::{Applier, ApplyError, Batch, Flush, Written};
 use crate::pg::Lsn;
 use crate::progress::Durability;
 
 /// Takes batches, and the position they end at.
 pub(crate) trait ReplicaWriter {
+    /// What was committed is being made durable.
+    type Flush: Future<Output = Result<(), ApplyError>> + Unpin;
+
     /// Writes a batch into the open transaction, opening one if there is none.
     async fn write(&mut self, batch: &Batch) -> Result<Vec<Written>, ApplyError>;
     /// Moves the position and commits.
@@ -24,6 +27,10 @@ pub(crate) trait ReplicaWriter {
     async fn release_savepoint(&mut self, number: u32) -> Result<(), ApplyError>;
     /// Undoes what came since the savepoint, and forgets it.
     async fn rollback_to(&mut self, number: u32) -> Result<(), ApplyError>;
+    /// Whether another session makes durable what is committed without a wait.
+    fn has_witness(&self) -> bool;
+    /// Has it make durable what is committed by now. Sent when first polled.
+    fn flush(&self) -> Option<Self::Flush>;
     /// Whether its session is gone; it is noticed here while there is nothing to write.
     fn is_lost(&self) -> bool {
         false
@@ -35,6 +42,8 @@ pub(crate) trait ReplicaWriter {
 }
 
 impl ReplicaWriter for Applier {
+    type Flush = Flush;
+
     async fn write(&mut self, batch: &Batch) -> Result<Vec<Written>, ApplyError> {
         Self::write(self, batch).await
     }
@@ -65,6 +74,14 @@ impl ReplicaWriter for Applier {
 
     async fn rollback_to(&mut self, number: u32) -> Result<(), ApplyError> {
         Self::rollback_to(self, number).await
+    }
+
+    fn has_witness(&self) -> bool {
+        Self::has_witness(self)
+    }
+
+    fn flush(&self) -> Option<Flush> {
+        Self::flush(self)
     }
 
     fn is_lost(&self) -> bool {

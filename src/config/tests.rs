@@ -51,7 +51,7 @@ fn the_least_takes_defaults() {
     assert_eq!(config.http, http::Settings::default());
     assert_eq!(config.retry, pipeline::RetrySettings::default());
     assert_eq!(config.mapping, mapping::Settings::default());
-    assert_eq!((config.snapshot.workers, config.replica.pool_max), (4, 8));
+    assert_eq!((config.snapshot.workers, config.replica.pool_max), (4, 9));
     assert!(!config.source.failover);
     assert!(!format!("{config:?}").contains("hunter"));
 }

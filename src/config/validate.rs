@@ -214,9 +214,9 @@ fn validate_copy(raw: &RawCopy, report: &mut Report) -> snapshot::Settings {
 }
 
 fn validate_pool(raw: &RawReplica, workers: usize, report: &mut Report) -> usize {
-    // One session for each copy worker; apply, the books and the catalogue need their own.
+    // One session for each copy worker; apply, its witness, the books and the catalogue need their own.
     let least = workers + 2;
-    let default = workers + 4;
+    let default = workers + 5;
     bounded(
         raw.pool_max,
         default,

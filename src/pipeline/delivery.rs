@@ -38,7 +38,7 @@ pub(super) struct Standing {
     pub(super) takes_binary: bool,
     /// This process has met what can only be applied as text, if at all.
     pub(super) keeps_text: bool,
-    /// Sessions with the replica beside the one that applies.
+    /// Sessions with the replica beside the one that applies and its witness.
     pub(super) sessions: usize,
 }
 

@@ -13,10 +13,12 @@
 //!
 //! What the source sends of transactions that have not committed goes another way: `segments.rs`.
 
+mod disk;
 mod segments;
 mod taking;
 mod telling;
 
+use self::disk::Disk;
 use self::segments::Segments;
 use super::PipelineError;
 use super::durability::DurabilityClock;
@@ -54,7 +56,7 @@ pub(crate) struct Streams<W = Applier> {
 }
 
 /// The one owner of a running stream.
-pub(crate) struct Follower<'a, W = Applier> {
+pub(crate) struct Follower<'a, W: ReplicaWriter = Applier> {
     inbox: Inbox,
     applier: W,
     segments: Segments<W>,
@@ -70,6 +72,7 @@ pub(crate) struct Follower<'a, W = Applier> {
     /// An attempt before failed; until the replica is beyond that, it goes a transaction at a time.
     trouble: Option<Trouble>,
     state: State,
+    disk: Disk<W::Flush>,
 }
 
 /// Why a stream ended, other than by an error.
@@ -83,7 +86,6 @@ enum Ended {
 struct State {
     in_hand: InHand,
     positions: Positions,
-    durability: DurabilityClock,
     /// Everything before it is known to need nothing; not yet written down.
     idle_end: Option<Lsn>,
     idle_written_at: Instant,
@@ -105,7 +107,6 @@ impl<'a, W: ReplicaWriter> Follower<'a, W> {
         let state = State {
             in_hand: InHand::after(applied),
             positions: Positions::resumed_at(applied),
-            durability: DurabilityClock::new(Instant::now()),
             idle_end: None,
             idle_written_at: Instant::now(),
             is_awaited: false,
@@ -120,6 +121,7 @@ impl<'a, W: ReplicaWriter> Follower<'a, W> {
             books,
             in_progress_max,
         } = streams;
+        let clock = DurabilityClock::new(applied, applier.has_witness(), Instant::now());
         Self {
             inbox,
             applier,
@@ -133,6 +135,7 @@ impl<'a, W: ReplicaWriter> Follower<'a, W> {
             is_streaming: false,
             trouble: None,
             state,
+            disk: Disk::new(clock),
         }
     }
 
@@ -154,7 +157,7 @@ impl<'a, W: ReplicaWriter> Follower<'a, W> {
         };
         match ended {
             Ok(Ended::Shutdown) => {
-                if self.state.durability.is_owed() {
+                if self.disk.is_behind() {
                     // Only so that the source is told: what fails here is seen at the next start.
                     let _ = self.settle().await;
                 }
@@ -202,14 +205,14 @@ impl<'a, W: ReplicaWriter> Follower<'a, W> {
         let mut tick = interval(Duration::from_secs(1));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            let due = self.disk.clock.due();
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return Ok(Ended::Shutdown),
                 // Before the chunks: of these there may always be more.
                 ended = self.watch.ended() => return Err(ended),
-                () = sleep_until(self.state.durability.due()), if self.owes_the_disk() => {
-                    self.settle().await?;
-                }
+                answer = self.disk.answer() => self.answered(answer).await?,
+                () = sleep_until(due), if self.owes_the_disk() => self.pay_the_disk().await?,
                 _ = tick.tick() => {
                     if self.applier.is_lost() || self.segments.is_one_lost() {
                         return Err(PipelineError::ReplicaLost);
@@ -225,10 +228,6 @@ impl<'a, W: ReplicaWriter> Follower<'a, W> {
             // Only here: while a batch hangs, nothing pretends otherwise.
             self.telemetry.progressed();
         }
-    }
-
-    fn owes_the_disk(&self) -> bool {
-        self.state.durability.is_owed() && !self.state.in_hand.is_part_written()
     }
 
     /// Takes a chunk and whatever else has arrived, then commits what is whole.
@@ -285,7 +284,7 @@ impl<'a, W: ReplicaWriter> Follower<'a, W> {
         written.map_err(|source| self.failed(at, true, source))?;
         self.telemetry.progressed();
         faults::at("follow.part_written").await?;
-        Ok(())
+        self.look_after_the_disk().await
     }
 
     /// Commits up to the last commit of the source; keeps what came after.
@@ -294,12 +293,12 @@ impl<'a, W: ReplicaWriter> Follower<'a, W> {
             return Ok(());
         };
         let started = Instant::now();
-        let durability = self.state.durability.next(Instant::now());
+        let durability = self.disk.clock.next(Instant::now());
         let done = self.write_and_commit(&whole, durability).await;
         let is_alone = whole.commit_times_us.len() == 1;
         done.map_err(|source| self.failed(whole.commit_lsn, is_alone, source))?;
         faults::at("follow.committed").await?;
-        self.committed(whole.end, durability);
+        self.committed(whole.end, durability).await?;
         faults::at("follow.told").await?;
         self.tell_written(whole.commit_times_us.len() as u64, started);
         for time_us in whole.commit_times_us {
@@ -331,29 +330,6 @@ impl<'a, W: ReplicaWriter> Follower<'a, W> {
         Ok(())
     }
 
-    fn committed(&mut self, end: Lsn, durability: Durability) {
-        self.state.durability.committed(durability, Instant::now());
-        self.state.positions.commit(end, durability);
-        self.tell_positions();
-    }
-
-    /// Moves the position alone, by a commit that waits for the disk.
-    async fn commit_position(&mut self, end: Lsn) -> Result<(), PipelineError> {
-        let committed = self.applier.commit(end, Durability::Durable).await;
-        committed.map_err(|source| self.failed(end, false, source))?;
-        faults::at("follow.settled").await?;
-        self.committed(end, Durability::Durable);
-        Ok(())
-    }
-
-    /// Makes durable what commits before have left.
-    async fn settle(&mut self) -> Result<(), PipelineError> {
-        match self.state.positions.applied {
-            Some(applied) => self.commit_position(applied).await,
-            None => Ok(()),
-        }
-    }
-
     /// With nothing in hand, all that the source has sent counts as applied. In memory at
     /// once; on the replica (and so for the slot) every now and then.
     async fn advance_idle(&mut self) -> Result<(), PipelineError> {
@@ -367,6 +343,12 @@ impl<'a, W: ReplicaWriter> Follower<'a, W> {
             self.state.is_awaited = false;
             return Ok(());
         };
+        if end <= self.disk.clock.position() {
+            // It is stored with the data; the disk is seen to.
+            self.state.idle_end = None;
+            self.state.is_awaited = false;
+            return Ok(());
+        }
         let every = match self.state.is_awaited {
             true => AWAITED_ADVANCE_EVERY,
             false => IDLE_ADVANCE_EVERY,

@@ -40,6 +40,8 @@ struct Planner {
 }
 
 impl ReplicaWriter for Planner {
+    type Flush = std::future::Ready<Result<(), ApplyError>>;
+
     async fn write(&mut self, batch: &Batch) -> Result<Vec<Written>, ApplyError> {
         assert!(!batch.is_empty(), "an empty batch is written");
         let most = self.received + 512 * batch.len();
@@ -72,6 +74,14 @@ impl ReplicaWriter for Planner {
 
     async fn rollback_to(&mut self, _: u32) -> Result<(), ApplyError> {
         Ok(())
+    }
+
+    fn has_witness(&self) -> bool {
+        true
+    }
+
+    fn flush(&self) -> Option<Self::Flush> {
+        Some(std::future::ready(Ok(())))
     }
 }
 

@@ -249,10 +249,12 @@ impl<'a> Start<'a> {
         applier.expect(delivery.format);
         relations.expect(delivery.format);
         tracing::info!(values = ?delivery.format, in_progress_max, "asking for the stream");
+        let left = self.pooled().saturating_sub(in_progress_max);
+        self.replica_pool.resize(left.max(1));
         if in_progress_max > 0 {
-            self.replica_pool.resize(self.pooled() - in_progress_max);
             applier = applier.with_siblings(&self.config.replica);
         }
+        applier = applier.with_witness(&self.config.replica).await;
         faults::at("stream.asked").await?;
         let mut connection = from.connection;
         if in_progress_max > 0 {
@@ -309,9 +311,9 @@ impl<'a> Start<'a> {
         }
     }
 
-    /// Sessions with the replica beside the one that applies.
+    /// Sessions with the replica beside the one that applies and its witness.
     fn pooled(&self) -> usize {
-        self.config.replica_pool_max.saturating_sub(1)
+        self.config.replica_pool_max.saturating_sub(2)
     }
 
     /// What may end the stream from beside it, once there is one.

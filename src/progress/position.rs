@@ -19,7 +19,7 @@ pub struct Positions {
 pub enum Durability {
     /// It waited, and so made all before it durable.
     Durable,
-    /// A later one will.
+    /// It did not: a later one will, or another session sees to it.
     Later,
 }
 
@@ -83,6 +83,11 @@ impl Positions {
         }
         self.received = self.received.max(self.applied);
     }
+
+    /// Notes that what was committed up to here is durable by now.
+    pub fn flush(&mut self, end: Lsn) {
+        self.flushed = self.flushed.max(Some(end));
+    }
 }
 
 #[cfg(test)]
@@ -115,6 +120,10 @@ mod tests {
         assert_eq!(positions.feedback().flush, Some(lsn(300)));
         positions.commit(lsn(200), Durability::Durable);
         assert_eq!(positions.feedback().apply, Some(lsn(300)));
+        positions.commit(lsn(400), Durability::Later);
+        positions.flush(lsn(350));
+        positions.flush(lsn(320));
+        assert_eq!(positions.feedback().flush, Some(lsn(350)));
         assert_eq!(Positions::default().feedback().flush, None);
         let only_applied = Positions {
             applied: Some(lsn(9)),

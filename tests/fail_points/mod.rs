@@ -36,7 +36,7 @@ enum Passed {
     Often,
 }
 
-const POINTS: [(&str, Passed); 32] = [
+const POINTS: [(&str, Passed); 34] = [
     ("start.locked", Passed::AtFirst),
     ("start.claimed", Passed::AtFirst),
     ("start.resumed", Passed::Later),
@@ -62,7 +62,10 @@ const POINTS: [(&str, Passed); 32] = [
     ("follow.part_written", Passed::Often),
     ("follow.committed", Passed::Often),
     ("follow.told", Passed::Often),
-    ("follow.settled", Passed::Often),
+    ("follow.flush_asked", Passed::Often),
+    ("follow.flushed", Passed::Often),
+    // Every 10 s.
+    ("follow.settled", Passed::AtFirst),
     ("streamed.part_written", Passed::Often),
     ("streamed.committed", Passed::Often),
     ("apply.begun", Passed::Often),

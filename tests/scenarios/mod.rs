@@ -7,6 +7,7 @@ mod conflicts;
 mod copy;
 mod counter;
 mod deferred;
+mod disk;
 mod endpoints;
 mod existing_rows;
 mod failover;

@@ -233,7 +233,7 @@ impl<W: ReplicaWriter> Follower<'_, W> {
             return Ok(());
         };
         let started = Instant::now();
-        let durability = self.state.durability.next(started);
+        let durability = self.disk.clock.next(started);
         let Some(writer) = self.segments.writers.get_mut(&xid) else {
             // The position must not move past what nobody commits.
             return Err(PipelineError::OutOfOrder(
@@ -251,7 +251,7 @@ impl<W: ReplicaWriter> Follower<'_, W> {
             source => self.refused(source),
         })?;
         faults::at("streamed.committed").await?;
-        self.committed(last.end, durability);
+        self.committed(last.end, durability).await?;
         self.tell_streamed(written, started);
         self.telemetry
             .observe_end_to_end(seconds_since(last.time_us));

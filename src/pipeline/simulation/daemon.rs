@@ -42,7 +42,7 @@ pub(super) async fn live(
     shutdown: CancellationToken,
 ) -> Result<(), PipelineError> {
     let (epoch, applied) = claim(&world).await.map_err(PipelineError::Prepare)?;
-    let writer = Writer::new(&world, epoch);
+    let writer = Writer::new(&world, epoch).with_witness();
     let from = resume(&world, applied)?;
     let relations = plan.relations(from, |id| world.copied_at(id));
     let standing = Standing {

@@ -9,8 +9,8 @@
 //!
 //! The source's and the replica's servers are models; decoder, follower, batches, net effect,
 //! positions, durability and `resume_position` are the real ones. The daemon dies between any two awaits,
-//! freezes while another takes over, and wakes; servers crash, lose commits that were not durable,
-//! drop connections with a COMMIT under way; a stranger moves the slot or deletes a row.
+//! freezes while another takes over, and wakes; servers crash, lose commits that were not durable, also while those
+//! are being flushed, drop connections with a COMMIT under way; a stranger moves the slot or deletes a row.
 //!
 //! After every commit, crash and status (`world.rs`): the replica shows the source's rows at
 //! the commit its position says; the slot has confirmed no more than is durable; what is durable
@@ -58,6 +58,7 @@ type Life = Pin<Box<dyn Future<Output = Result<(), PipelineError>>>>;
 struct Report {
     seeds: u64,
     commits: u64,
+    flushes: u64,
     parts: u64,
     source_order: u64,
     resolving: u64,
@@ -83,6 +84,7 @@ impl Report {
         [
             &mut self.seeds,
             &mut self.commits,
+            &mut self.flushes,
             &mut self.parts,
             &mut self.source_order,
             &mut self.resolving,
@@ -162,6 +164,7 @@ impl Simulation {
         }
         let replica = self.world.replica.borrow();
         self.report.commits = replica.commits;
+        self.report.flushes = replica.flushes;
         self.report.parts = replica.parts;
         self.report.streamed = replica.streamed;
         self.report.undone = replica.undone;

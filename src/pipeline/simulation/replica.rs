@@ -1,5 +1,5 @@
 //! The replica's server, and a session of it: commits that are visible, commits that are
-//! durable, and everything that can go wrong between a statement and its answer.
+//! durable or become so when asked, and everything that can go wrong between a statement and its answer.
 
 use super::effects::Effects;
 use super::tables::kind;
@@ -11,6 +11,7 @@ use crate::faults::{Bug, planted};
 use crate::pg::{Lsn, Refusal, RelationId, ServerError};
 use crate::progress::{Durability, ProgressError};
 use std::collections::{BTreeMap, BTreeSet};
+use std::pin::Pin;
 use std::time::Duration;
 
 /// What one commit left: rows, and the progress row.
@@ -27,8 +28,8 @@ pub(super) struct Replica {
     pub(super) visible: Snapshot,
     /// What a crash leaves at least.
     pub(super) durable: Snapshot,
-    /// Commits since, in order.
-    unflushed: Vec<Snapshot>,
+    /// Commits since, in order, each with its number.
+    unflushed: Vec<(u64, Snapshot)>,
     pub(super) is_up: bool,
     /// Sessions that have not ended.
     sessions: BTreeSet<u64>,
@@ -39,6 +40,8 @@ pub(super) struct Replica {
     pub(super) taken_away: Vec<(RelationId, Row, Lsn)>,
     pub(super) ways: BTreeMap<Taken, u64>,
     pub(super) commits: u64,
+    /// Flushes that made something durable.
+    pub(super) flushes: u64,
     /// Writes into a transaction that was open already.
     pub(super) parts: u64,
     /// Transactions that were written while they ran, and parts of such that rolled back.
@@ -62,6 +65,7 @@ impl Replica {
             taken_away: Vec::new(),
             ways: BTreeMap::new(),
             commits: 0,
+            flushes: 0,
             parts: 0,
             streamed: 0,
             undone: 0,
@@ -78,7 +82,18 @@ impl Replica {
                 self.durable = self.visible.clone();
                 self.unflushed.clear();
             }
-            Durability::Later => self.unflushed.push(self.visible.clone()),
+            Durability::Later => self.unflushed.push((self.commits, self.visible.clone())),
+        }
+    }
+
+    /// The disk has all commits up to this one.
+    fn flushed(&mut self, commit: u64) {
+        let flushed = self
+            .unflushed
+            .partition_point(|(number, _)| *number <= commit);
+        if let Some((_, last)) = self.unflushed.drain(..flushed).next_back() {
+            self.durable = last;
+            self.flushes += 1;
         }
     }
 
@@ -86,13 +101,20 @@ impl Replica {
     pub(super) fn crash(&mut self) {
         let lost_from = self.random.below(self.unflushed.len() + 1);
         if let Some(last) = lost_from.checked_sub(1) {
-            self.durable = self.unflushed[last].clone();
+            self.durable = self.unflushed[last].1.clone();
         }
         self.unflushed.clear();
         self.visible = self.durable.clone();
         self.sessions.clear();
         self.row_lock = None;
         self.is_up = false;
+    }
+
+    fn open_session(&mut self) -> u64 {
+        let id = self.next_session;
+        self.next_session += 1;
+        self.sessions.insert(id);
+        id
     }
 
     pub(super) fn end_session(&mut self, id: u64) {
@@ -111,7 +133,8 @@ impl Replica {
         let row = rows[self.random.below(rows.len())].clone();
         let key: Row = kind(id).key.iter().map(|p| row[*p].clone()).collect();
         let snapshots = [&mut self.visible, &mut self.durable];
-        for snapshot in snapshots.into_iter().chain(&mut self.unflushed) {
+        let unflushed = self.unflushed.iter_mut().map(|(_, snapshot)| snapshot);
+        for snapshot in snapshots.into_iter().chain(unflushed) {
             let is_other = |row: &Row| !has_key(id, row, &key);
             snapshot.tables.get_mut(&id).unwrap().rows.retain(is_other);
         }
@@ -157,6 +180,8 @@ pub(super) async fn claim(world: &Shared) -> Result<(i64, Lsn), ApplyError> {
 pub(super) struct Writer {
     world: Shared,
     id: u64,
+    /// The session that makes commits durable.
+    witness: Option<u64>,
     epoch: i64,
     is_sibling: bool,
     /// What the open transaction did; others' commits come beneath it.
@@ -169,19 +194,25 @@ pub(super) struct Writer {
 
 impl Writer {
     pub(super) fn new(world: &Shared, epoch: i64) -> Self {
-        let mut replica = world.replica.borrow_mut();
-        let id = replica.next_session;
-        replica.next_session += 1;
-        replica.sessions.insert(id);
+        let id = world.replica.borrow_mut().open_session();
         Self {
             world: world.clone(),
             id,
+            witness: None,
             epoch,
             is_sibling: false,
             open: None,
             savepoints: Vec::new(),
             sent: None,
         }
+    }
+
+    /// One in four has none.
+    pub(super) fn with_witness(mut self) -> Self {
+        let mut replica = self.world.replica.borrow_mut();
+        self.witness = (!replica.random.once_in(4)).then(|| replica.open_session());
+        drop(replica);
+        self
     }
 
     /// To the server and back.
@@ -242,6 +273,8 @@ impl Writer {
 }
 
 impl ReplicaWriter for Writer {
+    type Flush = Pin<Box<dyn Future<Output = Result<(), ApplyError>>>>;
+
     async fn write(&mut self, batch: &Batch) -> Result<Vec<Written>, ApplyError> {
         // BEGIN goes with the first statement: without one there would be no transaction.
         assert!(!batch.is_empty(), "an empty batch is written");
@@ -352,6 +385,39 @@ impl ReplicaWriter for Writer {
         self.world.replica.borrow_mut().undone += 1;
         Ok(())
     }
+
+    fn has_witness(&self) -> bool {
+        self.witness.is_some()
+    }
+
+    fn flush(&self) -> Option<Self::Flush> {
+        let (world, session) = (self.world.clone(), self.witness?);
+        Some(Box::pin(async move { flush(&world, session).await }))
+    }
+}
+
+/// A commit of another session that waits: what was committed when it came becomes durable.
+async fn flush(world: &Shared, session: u64) -> Result<(), ApplyError> {
+    pause(world).await;
+    let arrived = world.replica.borrow().commits;
+    let is_open = || match world.replica.borrow().sessions.contains(&session) {
+        true => Ok(()),
+        false => Err(lost()),
+    };
+    is_open()?;
+    pause(world).await;
+    is_open()?;
+    {
+        let mut replica = world.replica.borrow_mut();
+        replica.flushed(arrived);
+        let fails = replica.fails_once_in;
+        if fails > 0 && replica.random.once_in(fails) {
+            replica.end_session(session);
+        }
+    }
+    world.check();
+    pause(world).await;
+    is_open()
 }
 
 impl Drop for Writer {
@@ -362,7 +428,10 @@ impl Drop for Writer {
         if is_alive && arrives {
             self.carry_out();
         }
-        self.world.replica.borrow_mut().end_session(self.id);
+        let mut replica = self.world.replica.borrow_mut();
+        for session in self.witness.into_iter().chain([self.id]) {
+            replica.end_session(session);
+        }
     }
 }
 
