@@ -249,8 +249,7 @@ impl<'a> Start<'a> {
         applier.expect(delivery.format);
         relations.expect(delivery.format);
         tracing::info!(values = ?delivery.format, in_progress_max, "asking for the stream");
-        let left = self.pooled().saturating_sub(in_progress_max);
-        self.replica_pool.resize(left.max(1));
+        self.leave_sessions(in_progress_max);
         if in_progress_max > 0 {
             applier = applier.with_siblings(&self.config.replica);
         }
@@ -314,6 +313,12 @@ impl<'a> Start<'a> {
     /// Sessions with the replica beside the one that applies and its witness.
     fn pooled(&self) -> usize {
         self.config.replica_pool_max.saturating_sub(2)
+    }
+
+    /// The pool gives up what others will use.
+    fn leave_sessions(&self, in_progress_max: usize) {
+        let left = self.pooled().saturating_sub(in_progress_max);
+        self.replica_pool.resize(left.max(1));
     }
 
     /// What may end the stream from beside it, once there is one.
