@@ -73,13 +73,18 @@ async fn a_slot_that_is_ahead_is_noticed() {
     let planted = [("PGLOCKSTEP_PLANTED", Bug::AcknowledgeOneMore.name())];
     let daemon = Daemon::start_with(&ground.config, &planted);
     let load = Load::start(&urls.0, &mut Random::new(seed()));
-    eventually(
-        "the watcher to see it",
-        || daemon.stderr(),
-        async || watcher.has_ended().then_some(()),
-    )
+    let evidence = || daemon.stderr();
+    eventually("the stream", evidence, async || {
+        daemon.metric("pglockstep_flushed_lsn").await.map(drop)
+    })
     .await;
+    // Under load the position that is stored is beyond the one that is told.
     load.stop().await;
+    let evidence = || daemon.stderr();
+    eventually("the watcher to see it", evidence, async || {
+        watcher.has_ended().then_some(())
+    })
+    .await;
     let said = tokio::spawn(watcher.stop()).await.unwrap_err();
     assert!(said.is_panic(), "{said}");
 }
