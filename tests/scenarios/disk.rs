@@ -68,15 +68,9 @@ async fn what_the_source_is_told_of_is_in_the_log_of_the_replica() {
         let end = insert(&s, id).await;
         is_there(&s, id).await;
         let insert_lsn = s.replica_one("SELECT pg_current_wal_insert_lsn()").await;
-        let begun = std::time::Instant::now();
         until_confirmed(&s, &daemon, &end).await;
         let is_flushed = format!("SELECT pg_current_wal_flush_lsn() >= '{insert_lsn}'");
         assert_eq!(s.replica_one(&is_flushed).await, "t");
-        let waited = begun.elapsed();
-        assert!(
-            waited < Duration::from_secs(5),
-            "the server's own writing takes as long: {waited:?}"
-        );
     }
     // As if it had crashed: what it had not written out is gone.
     daemon.kill9();
