@@ -1,7 +1,5 @@
 //! Commits on the replica do not wait for its disk; the source is told of what is there.
 
-use std::time::Duration;
-
 use pglockstep::demo::cluster::{ClusterOptions, StopMode};
 
 use crate::support::{Daemon, Pair, PairOptions, Scenario, eventually};
