@@ -27,6 +27,8 @@ const NAP_WEIGHT: u64 = 80 * 1024;
 const FRAME_WEIGHT: u64 = 640;
 /// Frames that are closer than this follow each other.
 const APART: Duration = Duration::from_millis(1);
+/// A nap that brings fewer makes them wait for nothing.
+const WORTH_FRAMES: usize = 8;
 /// After this many that follow each other the stream is busy: more than a small transaction has.
 const BUSY_AFTER: u32 = 16;
 
@@ -60,6 +62,9 @@ impl Pace {
 
     /// So much was there.
     pub(super) fn gathered(&mut self, frames: usize, bytes: usize) {
+        if self.is_busy() && self.nap == NAP_MAX && frames < WORTH_FRAMES {
+            self.following = 0;
+        }
         let weight = (frames as u64).saturating_mul(FRAME_WEIGHT) + bytes as u64;
         let nap_us = self.nap.as_micros() as u64 * NAP_WEIGHT / weight.max(1);
         self.nap = Duration::from_micros(nap_us).clamp(NAP_MIN, NAP_MAX);
@@ -96,6 +101,23 @@ mod tests {
         pace.heard(now);
         assert!(pace.is_busy(), "a nap must not end it");
         pace.heard(now + pace.nap + APART);
+        assert!(!pace.is_busy());
+    }
+
+    #[test]
+    fn a_stream_of_which_a_nap_brings_little_is_not_busy() {
+        let mut now = Instant::now();
+        let mut pace = Pace::new(now);
+        let mut hear = |pace: &mut Pace, frames| {
+            now += NAP_MAX;
+            pace.heard(now);
+            pace.gathered(frames, frames * 100);
+        };
+        pace.following = BUSY_AFTER;
+        pace.nap = NAP_MAX;
+        hear(&mut pace, WORTH_FRAMES);
+        assert!(pace.is_busy());
+        hear(&mut pace, WORTH_FRAMES - 1);
         assert!(!pace.is_busy());
     }
 
