@@ -177,3 +177,23 @@ async fn with_its_witness_ends_the_stream() {
     let why = "the session with the replica is lost";
     assert!(daemon.stderr().contains(why), "{}", daemon.stderr());
 }
+
+/// One copies, one applies, one makes durable; the books and the catalogue share what is left.
+#[tokio::test]
+async fn with_the_fewest_sessions_there_is_a_witness_and_one_for_all_else() {
+    let pair = pair().await;
+    let s = with_table(&pair, "fewest").await;
+    let config = s
+        .config("[copy]\nworkers = 1")
+        .replace("[replica]\n", "[replica]\npool_max = 3\n");
+    let mut daemon = Daemon::start(&config);
+    s.until_state(&mut daemon, "streaming").await;
+    let end = insert(&s, 1).await;
+    until_confirmed(&s, &daemon, &end).await;
+    assert_eq!(s.replica_rows(WITNESS).await.len(), 1);
+    // The catalogue is read anew.
+    s.on_both("ALTER TABLE t ADD v text").await;
+    s.on_source("INSERT INTO t VALUES (2, 'two')").await;
+    s.in_step(&daemon, &[ROWS]).await;
+    assert!(daemon.terminate().success(), "{}", daemon.stderr());
+}
