@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use pglockstep::conn::{ConnectionUrl, Endpoint};
 use pglockstep::pg::{Lsn, Side};
+use pglockstep::reactor::Reactor;
 use pglockstep::replication::{
     ReplicationConnection, ReplicationMessage, StandbyStatusUpdate, StreamOptions, Streaming,
 };
@@ -51,8 +52,13 @@ pub async fn measure(
     for _ in 0..runs {
         let mut said = String::new();
         for mode in MODES {
-            let (seconds, changes) = receive(ground, slot, backlog, mode)
-                .await
+            // Or another thread would be woken by each message.
+            let alone = Reactor::start("sink")?;
+            let source = ground.source.url(DATABASE);
+            let received = receive(source, slot.to_owned(), backlog.nearly_end, mode);
+            let (seconds, changes) = alone
+                .spawn(received)
+                .await?
                 .with_context(|| format!("the null sink, {mode:?}"))?;
             if mode == Mode::Text {
                 ceilings.changes = changes;
@@ -68,8 +74,8 @@ pub async fn measure(
     Ok(ceilings)
 }
 
-async fn receive(ground: &Ground, slot: &str, backlog: &Backlog, mode: Mode) -> Result<(f64, u64)> {
-    let url = ConnectionUrl::parse(&ground.source.url(DATABASE).into())?;
+async fn receive(source: String, slot: String, until: Lsn, mode: Mode) -> Result<(f64, u64)> {
+    let url = ConnectionUrl::parse(&source.into())?;
     let endpoint = Endpoint::new(Side::Source, url, "bench");
     let mut connection = ReplicationConnection::connect(&endpoint).await?;
     let read = format!(
@@ -98,7 +104,7 @@ async fn receive(ground: &Ground, slot: &str, backlog: &Backlog, mode: Mode) -> 
                 ReplicationMessage::Keepalive(keepalive) => is_asked |= keepalive.reply_requested,
                 ReplicationMessage::XLogData(data) => match data.payload.first() {
                     Some(b'I' | b'U' | b'D' | b'T') => changes += 1,
-                    Some(b'C' | b'c') if data.wal_start > Some(backlog.nearly_end) => {
+                    Some(b'C' | b'c') if data.wal_start > Some(until) => {
                         let seconds = begun.elapsed().as_secs_f64();
                         stream.stop().await?.close().await;
                         return Ok((seconds, changes));

@@ -12,6 +12,9 @@
 //! A nap is as long as it takes to fill a part of the socket's buffer, by what the one before has
 //! brought: a walsender that finds it full waits, and nothing is gained.
 //!
+//! What naps bring is handed on together, for the same reason: a few milliseconds' worth of it, more
+//! where the source's commits are old news.
+//!
 //! The nap has to stop the whole thread: a reactor that goes on would be woken all the same.
 //! So nothing else may live on this thread.
 
@@ -25,60 +28,82 @@ const NAP_MAX: Duration = Duration::from_millis(1);
 const NAP_WEIGHT: u64 = 80 * 1024;
 /// What a frame weighs beside its bytes: the kernel keeps each in a buffer of its own.
 const FRAME_WEIGHT: u64 = 640;
-/// Frames that are closer than this follow each other.
-const APART: Duration = Duration::from_millis(1);
-/// A nap that brings fewer makes them wait for nothing.
-const WORTH_FRAMES: usize = 8;
-/// After this many that follow each other the stream is busy: more than a small transaction has.
-const BUSY_AFTER: u32 = 16;
+/// A nap never grows by more than this at once: one that brought little may have met a walsender that
+/// had no processor just then.
+const NAP_GROWTH: f64 = 1.25;
+/// What came this long ago counts a third of what came now: longer than a walsender waits for a
+/// processor.
+const MEMORY: Duration = Duration::from_millis(4);
+/// Frames remembered from which on a stream is busy, eight a millisecond: more than a small
+/// transaction has.
+const BUSY_FROM: f64 = 32.0;
+/// Below it is quiet again: a nap would make a few frames wait for nothing.
+const QUIET_BELOW: f64 = 16.0;
+
+/// Each remembered frame is worth this much of waiting for more: a batch costs the replica less for
+/// each row, the more there are.
+const GATHER_PER_FRAME: Duration = Duration::from_micros(12);
+const GATHER_MAX: Duration = Duration::from_millis(2);
+/// Who is as far behind has no use for two milliseconds, and for the processor's time.
+const GATHER_BEHIND: Duration = Duration::from_millis(20);
+const BEHIND_FROM_US: i64 = 1_000_000;
 
 /// Knows a busy stream from a quiet one.
 pub(super) struct Pace {
-    last_heard: Instant,
-    following: u32,
+    /// Frames that came, each the less the longer ago.
+    remembered: f64,
+    as_of: Instant,
+    is_busy: bool,
+    is_behind: bool,
     nap: Duration,
 }
 
 impl Pace {
     pub(super) fn new(now: Instant) -> Self {
         Self {
-            last_heard: now,
-            following: 0,
+            remembered: 0.0,
+            as_of: now,
+            is_busy: false,
+            is_behind: false,
             nap: NAP_MIN,
         }
     }
 
-    /// Frames have come.
-    pub(super) fn heard(&mut self, now: Instant) {
-        let napped = if self.is_busy() {
-            self.nap
-        } else {
-            Duration::ZERO
+    /// So much was there at once.
+    #[allow(clippy::cast_precision_loss)]
+    pub(super) fn gathered(&mut self, now: Instant, frames: usize, bytes: usize) {
+        let passed = now.duration_since(self.as_of).as_secs_f64() / MEMORY.as_secs_f64();
+        self.remembered = self.remembered * (-passed).exp() + frames as f64;
+        self.as_of = now;
+        self.is_busy = match self.is_busy {
+            false => self.remembered >= BUSY_FROM,
+            true => self.remembered >= QUIET_BELOW,
         };
-        let is_close = now.duration_since(self.last_heard) < napped + APART;
-        self.following = if is_close { self.following + 1 } else { 0 };
-        self.last_heard = now;
+        let weight = (frames as u64).saturating_mul(FRAME_WEIGHT) + bytes as u64;
+        let wanted = NAP_WEIGHT as f64 / weight.max(1) as f64;
+        let nap = self.nap.mul_f64(wanted.min(NAP_GROWTH));
+        self.nap = nap.clamp(NAP_MIN, NAP_MAX);
     }
 
-    /// So much was there.
-    pub(super) fn gathered(&mut self, frames: usize, bytes: usize) {
-        if self.is_busy() && self.nap == NAP_MAX && frames < WORTH_FRAMES {
-            self.following = 0;
+    /// A transaction came this long after its commit, by the source's clock.
+    pub(super) fn committed(&mut self, age_us: i64) {
+        self.is_behind = age_us > BEHIND_FROM_US;
+    }
+
+    /// How long frames may wait for others, to be handed on together.
+    pub(super) fn gather_for(&self) -> Duration {
+        match (self.is_busy, self.is_behind) {
+            (false, _) => Duration::ZERO,
+            (true, false) => GATHER_PER_FRAME.mul_f64(self.remembered).min(GATHER_MAX),
+            (true, true) => GATHER_BEHIND,
         }
-        let weight = (frames as u64).saturating_mul(FRAME_WEIGHT) + bytes as u64;
-        let nap_us = self.nap.as_micros() as u64 * NAP_WEIGHT / weight.max(1);
-        self.nap = Duration::from_micros(nap_us).clamp(NAP_MIN, NAP_MAX);
     }
 
     /// Stops the thread for a moment if the stream is busy.
     pub(super) fn nap(&self) {
-        if self.is_busy() {
+        if self.is_busy {
             std::thread::sleep(self.nap);
         }
-    }
-
-    fn is_busy(&self) -> bool {
-        self.following >= BUSY_AFTER
     }
 }
 
@@ -86,57 +111,89 @@ impl Pace {
 mod tests {
     use super::*;
 
+    const MS: Duration = Duration::from_millis(1);
+
+    /// Frames of 100 bytes, so many at once, `times` times, `apart`.
+    fn hear(pace: &mut Pace, now: &mut Instant, frames: usize, times: usize, apart: Duration) {
+        for _ in 0..times {
+            *now += apart;
+            pace.gathered(*now, frames, frames * 100);
+        }
+    }
+
+    fn quiet() -> (Pace, Instant) {
+        let now = Instant::now();
+        (Pace::new(now), now)
+    }
+
     #[test]
     fn a_small_transaction_is_not_a_busy_stream() {
-        let start = Instant::now();
-        let mut pace = Pace::new(start);
-        let mut now = start;
-        for _ in 0..BUSY_AFTER {
-            assert!(!pace.is_busy());
-            now += Duration::from_micros(50);
-            pace.heard(now);
+        let (mut pace, mut now) = quiet();
+        for _ in 0..100 {
+            hear(&mut pace, &mut now, 1, 25, MS / 100);
+            assert!(!pace.is_busy);
+            now += MS * 20;
         }
-        assert!(pace.is_busy());
-        now += pace.nap + APART / 2;
-        pace.heard(now);
-        assert!(pace.is_busy(), "a nap must not end it");
-        pace.heard(now + pace.nap + APART);
-        assert!(!pace.is_busy());
+        hear(&mut pace, &mut now, 1, 100, MS / 100);
+        assert!(pace.is_busy);
+        hear(&mut pace, &mut now, 1, 1, MS * 20);
+        assert!(!pace.is_busy);
     }
 
     #[test]
     fn a_stream_of_which_a_nap_brings_little_is_not_busy() {
-        let mut now = Instant::now();
-        let mut pace = Pace::new(now);
-        let mut hear = |pace: &mut Pace, frames| {
-            now += NAP_MAX;
-            pace.heard(now);
-            pace.gathered(frames, frames * 100);
-        };
-        pace.following = BUSY_AFTER;
-        pace.nap = NAP_MAX;
-        hear(&mut pace, WORTH_FRAMES);
-        assert!(pace.is_busy());
-        hear(&mut pace, WORTH_FRAMES - 1);
-        assert!(!pace.is_busy());
+        let (mut pace, mut now) = quiet();
+        hear(&mut pace, &mut now, 100, 10, MS);
+        assert!(pace.is_busy);
+        hear(&mut pace, &mut now, 3, 50, MS);
+        assert!(!pace.is_busy);
+        hear(&mut pace, &mut now, 1, 200, MS / 5);
+        assert!(!pace.is_busy, "five a millisecond, each by itself");
+    }
+
+    #[test]
+    fn a_walsender_that_waits_for_a_processor_leaves_the_stream_busy() {
+        let (mut pace, mut now) = quiet();
+        hear(&mut pace, &mut now, 100, 10, MS);
+        let nap = pace.nap;
+        hear(&mut pace, &mut now, 1, 1, MS * 5);
+        assert!(pace.is_busy);
+        assert!(pace.nap <= nap.mul_f64(NAP_GROWTH), "{:?}", pace.nap);
+    }
+
+    #[test]
+    fn the_more_comes_the_longer_it_is_gathered_and_longest_when_behind() {
+        let (mut pace, mut now) = quiet();
+        assert_eq!(pace.gather_for(), Duration::ZERO);
+        hear(&mut pace, &mut now, 10, 50, MS);
+        let some = pace.gather_for();
+        assert!(some > Duration::ZERO && some < MS, "{some:?}");
+        hear(&mut pace, &mut now, 300, 50, MS);
+        assert_eq!(pace.gather_for(), GATHER_MAX);
+        pace.committed(BEHIND_FROM_US + 1);
+        assert_eq!(pace.gather_for(), GATHER_BEHIND);
+        pace.committed(BEHIND_FROM_US);
+        assert_eq!(pace.gather_for(), GATHER_MAX);
+        pace.committed(BEHIND_FROM_US + 1);
+        hear(&mut pace, &mut now, 1, 1, MS * 50);
+        assert_eq!(pace.gather_for(), Duration::ZERO);
     }
 
     #[test]
     fn naps_bring_a_part_of_what_the_socket_holds() {
-        let mut pace = Pace::new(Instant::now());
+        let (mut pace, mut now) = quiet();
         // A frame each 5 µs, of 100 bytes.
-        for _ in 0..10 {
-            let frames = pace.nap.as_micros() as usize / 5;
-            pace.gathered(frames, frames * 100);
+        for _ in 0..20 {
+            let nap = pace.nap;
+            let frames = nap.as_micros() as usize / 5;
+            hear(&mut pace, &mut now, frames, 1, nap);
         }
         let expected = NAP_WEIGHT / (FRAME_WEIGHT + 100) * 5;
         let nap = pace.nap.as_micros() as u64;
         assert!(nap.abs_diff(expected) < 20, "{nap} µs, not {expected}");
-        pace.gathered(1, 10 << 20);
+        hear(&mut pace, &mut now, 1 << 16, 1, MS);
         assert_eq!(pace.nap, NAP_MIN);
-        for _ in 0..10 {
-            pace.gathered(1, 100);
-        }
+        hear(&mut pace, &mut now, 1, 20, MS);
         assert_eq!(pace.nap, NAP_MAX);
     }
 }

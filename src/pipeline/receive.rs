@@ -26,12 +26,12 @@ use crate::telemetry::Telemetry;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 /// A chunk is handed on when it holds this much.
-const CHUNK_BYTES: usize = 256 * 1024;
-const CHUNK_EVENTS: usize = 4_096;
+const CHUNK_BYTES: usize = 1 << 20;
+const CHUNK_EVENTS: usize = 16_384;
 /// Chunks in the queue; the bound that matters is the one in bytes.
 const CHUNKS_QUEUED: usize = 1_024;
 
@@ -198,65 +198,107 @@ struct Receiver {
 }
 
 /// Events on their way into the queue.
-#[derive(Default)]
 struct Gathered {
     events: Vec<Event>,
     bytes: usize,
+    /// When they are handed on.
+    due: Instant,
+}
+
+impl Gathered {
+    fn is_full(&self) -> bool {
+        self.bytes >= CHUNK_BYTES || self.events.len() >= CHUNK_EVENTS
+    }
 }
 
 impl Receiver {
     async fn run(mut self, stop: CancellationToken) -> Result<(), PipelineError> {
+        let mut gathered = None;
+        let ended = self.listen(&stop, &mut gathered).await;
+        self.hand_on_what_fits(gathered);
+        ended?;
+        self.send_status(false).await?;
+        self.stream.stop().await?.close().await;
+        Ok(())
+    }
+
+    /// Until told to stop, or nobody takes chunks any more.
+    async fn listen(
+        &mut self,
+        stop: &CancellationToken,
+        gathered: &mut Option<Gathered>,
+    ) -> Result<(), PipelineError> {
         let mut tick = interval(self.rhythm.tick);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut waiting: Option<Gathered> = None;
         loop {
-            if waiting.is_none() {
+            let due = gathered.as_ref().map(|gathered| gathered.due);
+            let is_due = due.is_some_and(|due| due <= Instant::now());
+            if !is_due {
                 self.pace.nap();
             }
             tokio::select! {
                 biased;
-                () = stop.cancelled() => break,
-                _ = tick.tick() => self.on_tick(waiting.is_none()).await?,
+                () = stop.cancelled() => return Ok(()),
+                _ = tick.tick() => self.on_tick(!is_due).await?,
                 // Reading stops while a chunk waits for room; answering does not.
-                place = place_for(self.chunks.clone(), Arc::clone(&self.room), self.room_for(&waiting)), if waiting.is_some() => {
-                    let Some((place, room)) = place else { break };
-                    let Gathered { events, bytes } = waiting.take().unwrap_or_default();
-                    place.send(Chunk { events, bytes, _room: Some(room) });
+                place = place_for(self.chunks.clone(), Arc::clone(&self.room), self.room_for(gathered)), if is_due => {
+                    let Some((place, room)) = place else { return Ok(()) };
+                    if let Some(Gathered { events, bytes, .. }) = gathered.take() {
+                        place.send(Chunk { events, bytes, _room: Some(room) });
+                    }
                     faults::at("receive.queued").await?;
                 }
-                heard = self.stream.receive(), if waiting.is_none() => {
-                    let mut gathered = Gathered::default();
+                heard = self.stream.receive(), if !is_due => {
                     let heard = heard?;
                     faults::at("receive.read").await?;
-                    self.gather(heard, &mut gathered).await?;
-                    waiting = Some(gathered);
+                    self.gather(heard, gathered).await?;
                 }
+                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() && !is_due => {}
             }
         }
-        self.send_status(false).await?;
-        self.stream.stop().await?.close().await;
-        Ok(())
+    }
+
+    /// At the end nothing is waited for: what finds no room is sent again to whoever comes next.
+    fn hand_on_what_fits(&mut self, gathered: Option<Gathered>) {
+        let permits = self.room_for(&gathered);
+        let room = Arc::clone(&self.room).try_acquire_many_owned(permits);
+        if let (Some(Gathered { events, bytes, .. }), Ok(room)) = (gathered, room) {
+            let chunk = Chunk {
+                events,
+                bytes,
+                _room: Some(room),
+            };
+            // Nobody may be there to take it.
+            let _ = self.chunks.try_send(chunk);
+        }
     }
 
     /// Takes one frame and all that are already here.
     async fn gather(
         &mut self,
         first: ReplicationMessage,
-        gathered: &mut Gathered,
+        gathered: &mut Option<Gathered>,
     ) -> Result<(), PipelineError> {
         let now = Instant::now();
+        let gathered = gathered.get_or_insert_with(|| Gathered {
+            events: Vec::new(),
+            bytes: 0,
+            due: now + self.pace.gather_for(),
+        });
+        let before = (gathered.events.len(), gathered.bytes);
         self.last_heard = now;
-        self.pace.heard(now);
         let mut next = Some(first);
         while let Some(message) = next {
             self.is_asked |= self.take(message, now, gathered)?;
             faults::at("receive.decoded").await?;
-            if gathered.bytes >= CHUNK_BYTES || gathered.events.len() >= CHUNK_EVENTS {
+            if gathered.is_full() {
+                gathered.due = now;
                 break;
             }
             next = self.stream.try_receive()?;
         }
-        self.pace.gathered(gathered.events.len(), gathered.bytes);
+        let frames = gathered.events.len() - before.0;
+        self.pace.gathered(now, frames, gathered.bytes - before.1);
         self.telemetry.set_received(self.received);
         // One that wants to end asks again as soon as it has heard.
         if self.is_asked && self.last_status.elapsed() >= self.rhythm.tick {
@@ -292,6 +334,8 @@ impl Receiver {
                 } = &message
                 {
                     self.unapplied.arrived(*end_lsn, *commit_time_us);
+                    self.pace
+                        .committed(data.server_time_us.saturating_sub(*commit_time_us));
                     self.received = self.received.max(*end_lsn);
                 }
                 gathered.events.push(Event::Message(message));
@@ -314,9 +358,9 @@ impl Receiver {
 
     /// What a chunk takes of the queue. One larger than all of it gets all; a small one its
     /// share of the places, so that the bound is the one in bytes.
-    fn room_for(&self, waiting: &Option<Gathered>) -> u32 {
+    fn room_for(&self, gathered: &Option<Gathered>) -> u32 {
         let share = self.room_max.div_ceil(CHUNKS_QUEUED);
-        let bytes = waiting.as_ref().map_or(0, |gathered| gathered.bytes);
+        let bytes = gathered.as_ref().map_or(0, |gathered| gathered.bytes);
         u32::try_from(bytes.clamp(share, self.room_max)).unwrap_or(u32::MAX)
     }
 
