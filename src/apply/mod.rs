@@ -290,6 +290,7 @@ impl Applier {
             (false, false) => "BEGIN; SET CONSTRAINTS ALL DEFERRED",
         };
         self.failed_key = None;
+        self.session.wrote_in_source_order = false;
         let effect = net_effect::net_effect(batch, self.is_replica_role);
         // Rows may have come and gone.
         let mut done = if effect.stages.is_empty() {
@@ -307,9 +308,9 @@ impl Applier {
             .is_err_and(ApplyError::may_pass_in_source_order)
         {
             self.undo(is_part).await?;
-            done = self
-                .run_stages(batch, &NetEffect::in_source_order(batch), DEFER)
-                .await;
+            self.session.wrote_in_source_order = true;
+            let ordered = NetEffect::in_source_order(batch);
+            done = self.run_stages(batch, &ordered, DEFER).await;
         }
         // One by one, conflicts are resolved, and the row that stands in the way is found.
         if done
@@ -323,11 +324,8 @@ impl Applier {
         let outcome = done?;
         self.store.keep(&*self.session.client, &batch.kept).await?;
         if is_part {
-            let released = self
-                .session
-                .client
-                .batch_execute("RELEASE SAVEPOINT part")
-                .await;
+            let release = "RELEASE SAVEPOINT part";
+            let released = self.session.client.batch_execute(release).await;
             released.map_err(ApplyError::transaction("release a savepoint"))?;
         }
         Ok(outcome)

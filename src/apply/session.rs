@@ -111,6 +111,8 @@ pub(crate) struct ReplicaSession {
     prepared_count: usize,
     /// Answers are one request behind: of no use any more.
     pub(super) is_out_of_step: bool,
+    /// The last batch did not pass as sets of rows.
+    pub(super) wrote_in_source_order: bool,
 }
 
 impl ReplicaSession {
@@ -121,6 +123,7 @@ impl ReplicaSession {
             tables: HashMap::new(),
             prepared_count: 0,
             is_out_of_step: false,
+            wrote_in_source_order: false,
         }
     }
 

@@ -35,6 +35,10 @@ pub(crate) trait ReplicaWriter {
     fn is_lost(&self) -> bool {
         false
     }
+    /// Whether the last batch passed in the source's order only.
+    fn wrote_in_source_order(&self) -> bool {
+        false
+    }
     /// Tells the row at which the last batch failed from others of its table.
     fn failed_key(&self) -> Option<&str> {
         None
@@ -86,6 +90,10 @@ impl ReplicaWriter for Applier {
 
     fn is_lost(&self) -> bool {
         Self::is_lost(self)
+    }
+
+    fn wrote_in_source_order(&self) -> bool {
+        self.session.wrote_in_source_order
     }
 
     fn failed_key(&self) -> Option<&str> {

@@ -21,6 +21,7 @@ mod telling;
 use self::disk::Disk;
 use self::segments::Segments;
 use super::PipelineError;
+use super::batch_size::BatchSize;
 use super::durability::DurabilityClock;
 use super::in_hand::{Committed, InHand, Received, WholeBatch};
 use super::lag::seconds_since;
@@ -85,6 +86,7 @@ enum Ended {
 /// How far it is.
 struct State {
     in_hand: InHand,
+    batch_size: BatchSize,
     positions: Positions,
     /// Everything before it is known to need nothing; not yet written down.
     idle_end: Option<Lsn>,
@@ -106,6 +108,7 @@ impl<'a, W: ReplicaWriter> Follower<'a, W> {
     ) -> Self {
         let state = State {
             in_hand: InHand::after(applied),
+            batch_size: BatchSize::unlimited(),
             positions: Positions::resumed_at(applied),
             idle_end: None,
             idle_written_at: Instant::now(),
@@ -323,6 +326,8 @@ impl<'a, W: ReplicaWriter> Follower<'a, W> {
 
     async fn write(&mut self, batch: &Batch) -> Result<(), ApplyError> {
         let written = self.applier.write(batch).await?;
+        let in_source_order = self.applier.wrote_in_source_order();
+        self.state.batch_size.written(in_source_order);
         self.state.written.extend(written);
         for change in &batch.kept {
             *self.state.kept.entry(change.source_oid).or_default() += 1;

@@ -280,6 +280,11 @@ impl InHand {
         is_full && self.has_rows()
     }
 
+    /// Changes of the batch.
+    pub(super) fn len(&self) -> usize {
+        self.batch.len()
+    }
+
     pub(super) fn has_whole(&self) -> bool {
         self.whole.commit_and_end.is_some()
     }

@@ -11,6 +11,7 @@
 //! next one learns from the replica's books where to go on. So there is one way to recover,
 //! and it is the way every start takes.
 
+mod batch_size;
 mod copy_watch;
 mod copying;
 mod delivery;

@@ -86,8 +86,10 @@ impl<W: ReplicaWriter> Follower<'_, W> {
             self.state.idle_end = self.state.idle_end.max(Some(last.end));
             return Ok(None);
         }
-        let is_due =
-            self.trouble.is_some() || in_hand.is_part_written() || in_hand.is_full(self.settings);
+        let is_due = self.trouble.is_some()
+            || in_hand.is_part_written()
+            || in_hand.is_full(self.settings)
+            || self.state.batch_size.is_reached(in_hand.len());
         Ok(is_due.then_some(Errand::CommitWhole))
     }
 
