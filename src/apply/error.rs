@@ -215,6 +215,16 @@ impl ApplyError {
         }
     }
 
+    /// The table one of whose unique or exclusion constraints stood in the way.
+    pub(crate) fn refused_by_unique_index(&self) -> Option<&QualifiedName> {
+        match self {
+            Self::Statement { table, source, .. } => {
+                matches!(source.sqlstate(), Some("23505" | "23P01")).then_some(table)
+            }
+            _ => None,
+        }
+    }
+
     /// What an operator can do about it.
     #[must_use]
     pub fn advice(&self) -> Option<&'static str> {

@@ -2,6 +2,7 @@
 
 use crate::apply::batch::{Batch, RowChange};
 use crate::apply::model::{ModelTable, ModelTables, Row, Taken, run_stages, write};
+use crate::apply::moving::MovingValues;
 use crate::apply::net_effect::{NetEffect, Stage, TableNet, net_effect};
 use crate::catalog::Triggers;
 use crate::mapping::{
@@ -56,6 +57,7 @@ fn mapping() -> TableMapping {
         filter: None,
         on_conflict: ConflictPolicy::SourceWins,
         row_type: None,
+        may_reinsert: true,
     }
 }
 
@@ -98,7 +100,7 @@ fn batch_of(mapping: TableMapping, changes: &str) -> Batch {
 /// What remains of changes: for each update, the change that says what the row was.
 fn net(changes: &str) -> (TableNet, HashMap<u32, u32>) {
     let batch = batch_of(mapping(), changes);
-    let mut effect = net_effect(&batch, true);
+    let mut effect = net_effect(&batch, true, &MovingValues::default());
     let first = std::mem::take(&mut effect.first);
     match effect.stages.pop() {
         Some(Stage::Net(mut nets)) if effect.stages.is_empty() => (nets.remove(0), first),
@@ -148,13 +150,23 @@ fn what_is_not_mapped_tells_no_rows_apart() {
     mapping.inputs.pop();
     mapping.columns.pop();
     let batch = batch_of(mapping, "+a1 a2>b= -b3");
-    assert_eq!(net_effect(&batch, true).stages, []);
+    assert_eq!(
+        net_effect(&batch, true, &MovingValues::default()).stages,
+        []
+    );
 }
 
 #[test]
 fn source_order_is_kept_where_rows_are_not_told_apart() {
     let ordered = [Stage::Ordered(vec![0, 1])];
-    let stages = |mapping| net_effect(&batch_of(mapping, "aa>bb -bb"), true).stages;
+    let stages = |mapping| {
+        net_effect(
+            &batch_of(mapping, "aa>bb -bb"),
+            true,
+            &MovingValues::default(),
+        )
+        .stages
+    };
     let expression = |sql: &str| Expression::new(sql, ["a", "b"].into_iter());
     let filtered = TableMapping {
         filter: Some(expression("a > 'b'")),
@@ -169,6 +181,7 @@ fn source_order_is_kept_where_rows_are_not_told_apart() {
     let fires = Triggers {
         ordinary: false,
         as_replica: true,
+        foreign_keys_as_replica: false,
     };
     let triggered = TableMapping {
         triggers: fires,
@@ -177,13 +190,16 @@ fn source_order_is_kept_where_rows_are_not_told_apart() {
     assert_eq!(stages(triggered), ordered);
     // The stream does not hold the row.
     let batch = batch_of(mapping(), "a=>bb -bb");
-    let stages = net_effect(&batch, true).stages;
+    let stages = net_effect(&batch, true, &MovingValues::default()).stages;
     assert_eq!(stages[0], Stage::Ordered(vec![0]));
     let mut batch = Batch::default();
     let table = batch.table(&Arc::new(mapping()));
     let old = OldTuple::Key(row("aa"));
     batch.push_row(table, RowChange::Delete { old });
-    assert_eq!(net_effect(&batch, true).stages, [Stage::Ordered(vec![0])]);
+    assert_eq!(
+        net_effect(&batch, true, &MovingValues::default()).stages,
+        [Stage::Ordered(vec![0])]
+    );
 }
 
 #[derive(Clone, Debug)]
@@ -288,7 +304,7 @@ proptest! {
         let batch = history(&acts, &mut source);
         let source_order = NetEffect::in_source_order(&batch);
         let is_met = run_stages(&mut ordered, &batch, &source_order).is_ok();
-        let taken = run_stages(&mut merged, &batch, &net_effect(&batch, true));
+        let taken = run_stages(&mut merged, &batch, &net_effect(&batch, true, &MovingValues::default()));
         prop_assert_eq!(taken.is_ok(), is_met);
         if is_met {
             prop_assert_eq!(sorted(&merged), sorted(&ordered));

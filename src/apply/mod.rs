@@ -1,18 +1,12 @@
 //! The replica side: a batch becomes one transaction.
 //!
 //! ```text
-//!  Batch ─▶ net effect ─▶ sets of rows ─▶ position ─▶ COMMIT          the fast path
-//!                │ the replica objects (a unique swap, a row count)
-//!                ▼ roll back to the start of the batch
-//!            source order, one statement a change, sent ahead
-//!                │ it objects still
-//!                ▼ roll back again
-//!            one change at a time, conflicts resolved by policy
+//!  Batch ─▶ sets of rows ─▶ position ─▶ COMMIT
+//!           (or a dearer way: ways.rs)
 //! ```
 //!
-//! All three ways end in the same rows where source and replica agree; only the last one
-//! can end well where they do not. A transaction too large to be held arrives in parts:
-//! each part is a batch behind a savepoint, and COMMIT comes with the last.
+//! A transaction too large to be held arrives in parts: each part is a batch behind a
+//! savepoint, and COMMIT comes with the last.
 //!
 //! Nothing is committed unless every statement touched the rows it had to, and the position
 //! moved under the own epoch. `COMMIT` of a failed transaction answers like a success through
@@ -24,8 +18,10 @@ mod batch;
 mod error;
 mod full_rows;
 mod full_statement;
+mod keyed_rows;
 #[cfg(test)]
 pub(crate) mod model;
+mod moving;
 mod net_effect;
 mod plan;
 mod preview;
@@ -37,6 +33,7 @@ mod settings;
 mod sibling;
 mod stage;
 mod statement;
+mod ways;
 mod witness;
 mod writer;
 
@@ -53,11 +50,9 @@ use crate::faults;
 use crate::mapping::TableMapping;
 use crate::pg::{ConflictKind, Lsn, QualifiedName, ValueFormat};
 use crate::progress::{Durability, Store};
-use net_effect::NetEffect;
-use plan::StageContext;
-use resolve::{Conflicts, Resolver};
+use moving::MovingValues;
+use resolve::Conflicts;
 use session::{ReplicaSession, poll_once};
-use stage::Balance;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use tokio_postgres::{Client, Statement};
@@ -96,6 +91,7 @@ pub struct Applier {
     advance: Statement,
     /// Foreign keys do not fire: any order of tables will do.
     is_replica_role: bool,
+    moving: MovingValues,
     parents_first: HashMap<QualifiedName, u32>,
     transaction: Transaction,
     /// Of the change at which the last batch failed, where it was found.
@@ -141,6 +137,7 @@ impl Applier {
             session: ReplicaSession::new(client),
             store,
             is_replica_role,
+            moving: MovingValues::default(),
             parents_first,
             transaction: Transaction::None,
             failed_key: None,
@@ -280,142 +277,6 @@ impl Applier {
         let _ = self.session.client.batch_execute("ROLLBACK").await;
         self.transaction = Transaction::None;
     }
-
-    async fn write_in_order_of_cost(&mut self, batch: &Batch) -> Result<Outcome, ApplyError> {
-        faults::at("apply.begun").await?;
-        let is_part = self.transaction == Transaction::Open;
-        let begin = match (is_part, self.is_replica_role) {
-            (true, _) => "SAVEPOINT part",
-            (false, true) => "BEGIN",
-            (false, false) => "BEGIN; SET CONSTRAINTS ALL DEFERRED",
-        };
-        self.failed_key = None;
-        self.session.wrote_in_source_order = false;
-        let effect = net_effect::net_effect(batch, self.is_replica_role);
-        // Rows may have come and gone.
-        let mut done = if effect.stages.is_empty() {
-            let begun = self.session.client.batch_execute(begin).await;
-            begun.map_err(ApplyError::transaction("begin a transaction"))?;
-            Ok(Outcome::default())
-        } else {
-            self.run_stages(batch, &effect, begin).await
-        };
-        if self.session.is_out_of_step {
-            return done;
-        }
-        if done
-            .as_ref()
-            .is_err_and(ApplyError::may_pass_in_source_order)
-        {
-            self.undo(is_part).await?;
-            self.session.wrote_in_source_order = true;
-            let ordered = NetEffect::in_source_order(batch);
-            done = self.run_stages(batch, &ordered, DEFER).await;
-        }
-        // One by one, conflicts are resolved, and the row that stands in the way is found.
-        if done
-            .as_ref()
-            .is_err_and(|error| error.may_pass_in_source_order() || error.is_about_a_row())
-            // What failed before the savepoint cannot be undone, and stands as it is.
-            && self.undo(is_part).await.is_ok()
-        {
-            done = self.run_resolving(batch).await;
-        }
-        let outcome = done?;
-        self.store.keep(&*self.session.client, &batch.kept).await?;
-        if is_part {
-            let release = "RELEASE SAVEPOINT part";
-            let released = self.session.client.batch_execute(release).await;
-            released.map_err(ApplyError::transaction("release a savepoint"))?;
-        }
-        Ok(outcome)
-    }
-
-    /// Back to where the batch began, ready to write it again.
-    async fn undo(&mut self, is_part: bool) -> Result<(), ApplyError> {
-        let sql = if is_part {
-            "ROLLBACK TO SAVEPOINT part"
-        } else {
-            "ROLLBACK; BEGIN"
-        };
-        let undone = self.session.client.batch_execute(sql).await;
-        undone.map_err(ApplyError::transaction("roll back"))
-    }
-
-    async fn run_stages(
-        &mut self,
-        batch: &Batch,
-        effect: &NetEffect,
-        first: &str,
-    ) -> Result<Outcome, ApplyError> {
-        let parents_first = self.places(batch);
-        let context = StageContext {
-            batch,
-            format: self.session.format(),
-            effect,
-            parents_first: &parents_first,
-        };
-        let mut balance = Balance::new();
-        let mut first = Some(first);
-        for stage in &effect.stages {
-            context
-                .run(&mut self.session, stage, first.take(), &mut balance)
-                .await?;
-        }
-        let filtered = balance
-            .into_iter()
-            .filter(|(table, _)| context.is_filtered(*table))
-            .filter_map(|(table, rows)| Some((table, u64::try_from(rows).ok()?)))
-            .collect();
-        Ok(Outcome {
-            conflicts: Conflicts::new(),
-            filtered,
-        })
-    }
-
-    async fn run_resolving(&mut self, batch: &Batch) -> Result<Outcome, ApplyError> {
-        let deferred = self.session.client.batch_execute(DEFER).await;
-        deferred.map_err(ApplyError::transaction("defer constraints"))?;
-        let parents_first = self.places(batch);
-        let effect = NetEffect::default();
-        let context = StageContext {
-            batch,
-            format: self.session.format(),
-            effect: &effect,
-            parents_first: &parents_first,
-        };
-        let mut outcome = Outcome::default();
-        for (place, item) in (0u32..).zip(&batch.items) {
-            if let BatchItem::Truncate { .. } = item {
-                let stage = net_effect::Stage::Truncate(place);
-                context
-                    .run(&mut self.session, &stage, None, &mut Balance::new())
-                    .await?;
-                continue;
-            }
-            let mut resolver = Resolver {
-                context: &context,
-                session: &mut self.session,
-                conflicts: &mut outcome.conflicts,
-                filtered: &mut outcome.filtered,
-            };
-            if let Err(error) = resolver.resolve(place).await {
-                let row = batch.row(place).zip(batch.row_mapping(place));
-                self.failed_key = row.and_then(|((_, change), to)| change.key_hash(to));
-                return Err(error);
-            }
-        }
-        Ok(outcome)
-    }
-
-    fn places(&self, batch: &Batch) -> Vec<u32> {
-        let place = |table: &Arc<TableMapping>| self.parents_first.get(&table.replica).copied();
-        batch
-            .tables
-            .iter()
-            .map(|table| place(table).unwrap_or_default())
-            .collect()
-    }
 }
 
 /// Counts a batch's changes by table and kind, and adds what became of them.
@@ -477,9 +338,6 @@ impl Written {
         }
     }
 }
-
-/// Deferrable constraints wait for the end, as they may have done on the source.
-const DEFER: &str = "SET CONSTRAINTS ALL DEFERRED";
 
 /// Tries to make triggers and foreign keys keep still, as PostgreSQL's own subscriber does.
 /// False where the role may not.

@@ -5,6 +5,7 @@
 //! once, row by row, as a unique index that is not deferrable does.
 
 use super::batch::{Batch, BatchItem, RowChange};
+use super::moving::MovingValues;
 use super::net_effect::{NetEffect, Stage, net_effect};
 use super::plan::{StageContext, Step, Way};
 use super::resolve::Conflicts;
@@ -27,10 +28,12 @@ pub(crate) struct ModelTable {
 /// All tables by the source's number.
 pub(crate) type ModelTables = BTreeMap<RelationId, ModelTable>;
 
-/// Which of the three ways a batch took; see `apply/mod.rs`.
+/// Which way a batch took; see `ways.rs`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Taken {
     NetEffect,
+    /// The same, rows of some table deleted and inserted.
+    Moving,
     SourceOrder,
     Resolving,
 }
@@ -42,7 +45,17 @@ pub(crate) fn write(
 ) -> Result<(Vec<Written>, Taken), ApplyError> {
     let before = tables.clone();
     let mut taken = Taken::NetEffect;
-    let mut done = run_stages(tables, batch, &net_effect(batch, true));
+    let mut moving = MovingValues::default();
+    let mut done = run_stages(tables, batch, &net_effect(batch, true, &moving));
+    while let Err(error) = &done
+        && error
+            .refused_by_unique_index()
+            .is_some_and(|table| moving.seen_in(table))
+    {
+        tables.clone_from(&before);
+        taken = Taken::Moving;
+        done = run_stages(tables, batch, &net_effect(batch, true, &moving));
+    }
     let objects = |done: &Result<Outcome, ApplyError>| {
         done.as_ref()
             .is_err_and(ApplyError::may_pass_in_source_order)
@@ -69,7 +82,11 @@ pub(crate) fn write(
 /// Plans a batch in both orders and writes its statements; nothing is carried out.
 pub(crate) fn plan(batch: &Batch) -> Result<usize, ApplyError> {
     let mut statements = 0;
-    for effect in [net_effect(batch, true), NetEffect::in_source_order(batch)] {
+    let moving = MovingValues::default();
+    for effect in [
+        net_effect(batch, true, &moving),
+        NetEffect::in_source_order(batch),
+    ] {
         let context = StageContext {
             format: ValueFormat::Text,
             batch,

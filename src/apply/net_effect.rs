@@ -1,32 +1,24 @@
-//! The net effect of a batch: what remains to be done for each key; pure.
+//! The net effect of a batch: what remains to be done for each row; pure.
 //!
-//! ```text
-//!  for one key:        then Insert          then Update          then Delete
-//!   nothing yet        Insert               Update               Delete
-//!   Insert             (impossible)         Insert, newer        Delete if there
-//!   Update             (impossible)         Update, merged       Delete
-//!   Delete             Replace              (impossible)         (impossible)
-//!   Replace            (impossible)         Replace, newer       Delete
-//! ```
-//!
-//! "Impossible" means that the keys' bytes cannot tell what the source's index could (two
-//! texts of one number, say). The stage is then closed and the change begins the next one:
+//! Changes of one row become one: `keyed_rows.rs` follows rows by their keys, `full_rows.rs`
+//! rows without one. A change that they cannot place closes the stage and begins the next one:
 //! stages are carried out one after the other, so source order is kept where it matters.
-//! Changes of a key and TRUNCATE stand in stages of their own; so do the changes of a table
-//! whose triggers fire, which are to see each of them. For rows without a key, see
-//! `full_rows.rs`.
+//! TRUNCATE stands in a stage of its own; so do the changes of a table whose triggers fire,
+//! which are to see each of them, and changes of a key where a row may not be deleted and
+//! inserted anew.
 //!
 //! Within a stage: deletes, updates, inserts; so a unique value may move from a row that
-//! went to a row that came. Where it moves between rows that stay, the replica may object,
-//! and the batch is replayed in source order (`mod.rs`).
+//! went to a row that came. Where it moves between rows that stay, the replica objects, and
+//! the batch is planned again with the rows of that table deleted and inserted (`moving.rs`).
 
 use super::batch::{Batch, BatchItem, RowChange};
 use super::full_rows::FullRows;
+use super::keyed_rows::{KeyChange, KeyedRows, Taken, key_change};
+use super::moving::MovingValues;
 use crate::faults::{Bug, planted};
 use crate::mapping::{RowIdentity, TableMapping};
 use crate::pg::{OldTuple, Tuple, TupleValue};
-use foldhash::{HashMap, HashMapExt};
-use std::collections::hash_map::Entry;
+use foldhash::HashMap;
 
 /// What is left to do for one table in one stage; numbers are places in [`Batch::items`].
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -113,10 +105,11 @@ impl NetEffect {
 }
 
 /// Computes the net effect, for a session with or without `session_replication_role = replica`.
-pub(crate) fn net_effect(batch: &Batch, is_replica_role: bool) -> NetEffect {
+pub(crate) fn net_effect(batch: &Batch, is_replica_role: bool, moving: &MovingValues) -> NetEffect {
     let mut planner = Planner {
         batch,
         is_replica_role,
+        moving,
         effect: NetEffect::default(),
         open: Open::default(),
     };
@@ -125,29 +118,6 @@ pub(crate) fn net_effect(batch: &Batch, is_replica_role: bool) -> NetEffect {
     }
     planner.close();
     planner.effect
-}
-
-/// The bytes of a row's key, borrowed from its tuple.
-#[derive(PartialEq, Eq, Hash, Clone)]
-enum Key<'b> {
-    One(&'b [u8]),
-    Many(Box<[&'b [u8]]>),
-}
-
-/// What is known of one key within the open stage.
-#[derive(Clone, Copy)]
-enum Net {
-    Insert(u32),
-    Update(u32),
-    Delete {
-        at: u32,
-        is_certain: bool,
-    },
-    Replace {
-        deleted_at: u32,
-        is_certain: bool,
-        inserted_at: u32,
-    },
 }
 
 #[derive(Default)]
@@ -161,9 +131,7 @@ struct Open<'b> {
 struct OpenTable<'b> {
     table: u32,
     key_positions: Vec<usize>,
-    keys: HashMap<Key<'b>, usize>,
-    /// In order of first appearance.
-    nets: Vec<Net>,
+    keyed_rows: KeyedRows<'b>,
     /// Of a table without a key.
     full_rows: FullRows<'b>,
 }
@@ -171,6 +139,7 @@ struct OpenTable<'b> {
 struct Planner<'b> {
     batch: &'b Batch,
     is_replica_role: bool,
+    moving: &'b MovingValues,
     effect: NetEffect,
     open: Open<'b>,
 }
@@ -196,22 +165,53 @@ impl<'b> Planner<'b> {
             return;
         }
         let open = self.open_table(*table, mapping);
-        let key = match single_key(change, &open.key_positions) {
-            Some(key) => key,
-            None => return self.add_ordered(place),
+        let Some(keys) = key_change(change, &open.key_positions) else {
+            return self.add_ordered(place);
         };
-        match merge(open, key.clone(), place, change) {
-            Merged::Done => {}
-            Merged::Onto(earlier) => {
-                self.effect.earlier.insert(place, earlier);
-            }
-            Merged::Impossible => {
-                self.close();
-                let open = self.open_table(*table, mapping);
-                // Into an empty stage everything goes.
-                merge(open, key, place, change);
+        if let KeyChange::Moves { from, .. } = &keys {
+            let before = open.keyed_rows.last_of(from);
+            if !self.may_reinsert(mapping) || !self.is_whole(mapping, change, before) {
+                return self.add_ordered(place);
             }
         }
+        let open = self.open_table(*table, mapping);
+        match open.keyed_rows.add(place, keys.clone()) {
+            Taken::Done => {}
+            Taken::Onto(earlier) => {
+                self.effect.earlier.insert(place, earlier);
+            }
+            Taken::Impossible => self.add_to_next(place, *table, mapping, keys),
+        }
+    }
+
+    /// Adds a change to the next stage, where nothing is known of its row.
+    fn add_to_next(&mut self, place: u32, table: u32, mapping: &TableMapping, keys: KeyChange<'b>) {
+        self.close();
+        let change = self.batch.row(place).map(|(_, change)| change);
+        let moves = matches!(keys, KeyChange::Moves { .. });
+        if moves && !change.is_some_and(|change| self.is_whole(mapping, change, None)) {
+            return self.add_ordered(place);
+        }
+        self.open_table(table, mapping).keyed_rows.add(place, keys);
+    }
+
+    /// Foreign keys would act upon the DELETE, were it not for the role.
+    fn may_reinsert(&self, mapping: &TableMapping) -> bool {
+        self.is_replica_role && mapping.may_reinsert
+    }
+
+    /// Whether a change, with the one of the same row before it, says all of the row.
+    fn is_whole(&self, mapping: &TableMapping, change: &RowChange, before: Option<u32>) -> bool {
+        let is_known = |value| value != Some(TupleValue::UnchangedToast);
+        let earlier = |position, is_key| {
+            let value = self.effect.new_value(self.batch, before?, position, is_key);
+            value.filter(|value| is_known(Some(*value)))
+        };
+        mapping.inputs.iter().all(|input| {
+            let position = input.position;
+            let is_key = mapping.iter_key_positions().any(|key| key == position);
+            is_known(change.new_value(position, is_key)) || earlier(position, is_key).is_some()
+        })
     }
 
     fn open_table(&mut self, table: u32, mapping: &TableMapping) -> &mut OpenTable<'b> {
@@ -224,8 +224,7 @@ impl<'b> Planner<'b> {
             tables.push(OpenTable {
                 table,
                 key_positions: mapping.key_positions(),
-                keys: HashMap::new(),
-                nets: Vec::new(),
+                keyed_rows: KeyedRows::default(),
                 full_rows: FullRows::new(mapping),
             });
             tables.len() - 1
@@ -245,11 +244,36 @@ impl<'b> Planner<'b> {
         let tables = std::mem::take(&mut self.open).tables;
         let nets: Vec<TableNet> = tables
             .into_iter()
-            .map(|open| close_table(open, &mut self.effect.first))
+            .map(|open| self.close_table(open))
             .filter(|net| !net.is_empty())
             .collect();
         if !nets.is_empty() {
             self.effect.stages.push(Stage::Net(nets));
+        }
+    }
+
+    fn close_table(&mut self, open: OpenTable<'b>) -> TableNet {
+        let mapping = self.batch.mapping(open.table);
+        let moving = mapping
+            .filter(|mapping| self.may_reinsert(mapping) && self.moving.are_in(&mapping.replica));
+        let keyed = open.keyed_rows.close(|last| {
+            let row = moving.zip(self.batch.row(last));
+            row.is_some_and(|(mapping, (_, change))| {
+                self.is_whole(mapping, change, self.effect.earlier.get(&last).copied())
+            })
+        });
+        let full = open.full_rows.close();
+        self.effect.first.extend(full.updates.iter().copied());
+        let mut inserts = keyed.inserts;
+        inserts.extend(full.inserts);
+        TableNet {
+            table: open.table,
+            deletes: keyed.deletes,
+            possible_deletes: keyed.possible_deletes,
+            updates: keyed.updates,
+            inserts,
+            full_deletes: full.deletes,
+            full_updates: full.updates.iter().map(|(last, _)| *last).collect(),
         }
     }
 }
@@ -262,162 +286,6 @@ impl TableNet {
             && self.inserts.is_empty()
             && self.full_deletes.is_empty()
             && self.full_updates.is_empty()
-    }
-}
-
-fn close_table(open: OpenTable<'_>, first: &mut HashMap<u32, u32>) -> TableNet {
-    let full = open.full_rows.close();
-    let mut net = TableNet {
-        table: open.table,
-        inserts: full.inserts,
-        full_deletes: full.deletes,
-        full_updates: full.updates.iter().map(|(last, _)| *last).collect(),
-        ..TableNet::default()
-    };
-    first.extend(full.updates);
-    for state in open.nets {
-        let (deleted, inserted) = match state {
-            Net::Insert(at) => (None, Some(at)),
-            Net::Update(at) => {
-                net.updates.push(at);
-                (None, None)
-            }
-            Net::Delete { at, is_certain } => (Some((at, is_certain)), None),
-            Net::Replace {
-                deleted_at,
-                is_certain,
-                inserted_at,
-            } => (Some((deleted_at, is_certain)), Some(inserted_at)),
-        };
-        match deleted {
-            Some((at, true)) => net.deletes.push(at),
-            Some((at, false)) => net.possible_deletes.push(at),
-            None => {}
-        }
-        net.inserts.extend(inserted);
-    }
-    net
-}
-
-enum Merged {
-    Done,
-    /// The change builds on the one at this place.
-    Onto(u32),
-    Impossible,
-}
-
-/// Folds one change into what is known of its key: the table at the head of this file.
-fn merge<'b>(open: &mut OpenTable<'b>, key: Key<'b>, place: u32, change: &RowChange) -> Merged {
-    let net = match open.keys.entry(key) {
-        Entry::Vacant(vacant) => {
-            vacant.insert(open.nets.len());
-            open.nets.push(match change {
-                RowChange::Insert { .. } => Net::Insert(place),
-                RowChange::Update { .. } => Net::Update(place),
-                RowChange::Delete { .. } => Net::Delete {
-                    at: place,
-                    is_certain: true,
-                },
-            });
-            return Merged::Done;
-        }
-        Entry::Occupied(known) => &mut open.nets[*known.get()],
-    };
-    let (next, merged) = match (*net, change) {
-        (Net::Delete { at, is_certain }, RowChange::Insert { .. }) => {
-            let next = Net::Replace {
-                deleted_at: at,
-                is_certain,
-                inserted_at: place,
-            };
-            (next, Merged::Done)
-        }
-        (Net::Insert(at), RowChange::Update { .. }) => (Net::Insert(place), Merged::Onto(at)),
-        (Net::Update(_), RowChange::Update { .. }) if planted(Bug::KeepFirstUpdate) => {
-            return Merged::Done;
-        }
-        (Net::Update(at), RowChange::Update { .. }) => (Net::Update(place), Merged::Onto(at)),
-        (
-            Net::Replace {
-                deleted_at,
-                is_certain,
-                inserted_at,
-            },
-            RowChange::Update { .. },
-        ) => {
-            let next = Net::Replace {
-                deleted_at,
-                is_certain,
-                inserted_at: place,
-            };
-            (next, Merged::Onto(inserted_at))
-        }
-        (Net::Insert(_), RowChange::Delete { .. }) => (
-            Net::Delete {
-                at: place,
-                is_certain: false,
-            },
-            Merged::Done,
-        ),
-        (Net::Update(_), RowChange::Delete { .. }) => (
-            Net::Delete {
-                at: place,
-                is_certain: true,
-            },
-            Merged::Done,
-        ),
-        (Net::Replace { is_certain, .. }, RowChange::Delete { .. }) => (
-            Net::Delete {
-                at: place,
-                is_certain,
-            },
-            Merged::Done,
-        ),
-        (Net::Insert(_) | Net::Update(_) | Net::Replace { .. }, RowChange::Insert { .. })
-        | (Net::Delete { .. }, RowChange::Update { .. } | RowChange::Delete { .. }) => {
-            return Merged::Impossible;
-        }
-    };
-    *net = next;
-    merged
-}
-
-/// The one key a change is about; `None` when it has two (the key changed) or none that is known.
-fn single_key<'b>(change: &'b RowChange, positions: &[usize]) -> Option<Key<'b>> {
-    let new = |position: usize| bytes_of(change.new_value(position, true)?);
-    let old = |position: usize| bytes_of(change.old_tuple()?.tuple().value(position)?);
-    match change {
-        RowChange::Insert { .. } | RowChange::Update { old: None, .. } => key_of(positions, new),
-        RowChange::Delete { .. } => key_of(positions, old),
-        RowChange::Update { old: Some(_), .. } => {
-            let is_same = positions
-                .iter()
-                .all(|p| new(*p).is_some() && new(*p) == old(*p));
-            if is_same {
-                key_of(positions, new)
-            } else {
-                None
-            }
-        }
-    }
-}
-
-fn key_of<'b>(positions: &[usize], value: impl Fn(usize) -> Option<&'b [u8]>) -> Option<Key<'b>> {
-    match positions {
-        [] => None,
-        [position] => value(*position).map(Key::One),
-        positions => positions
-            .iter()
-            .map(|p| value(*p))
-            .collect::<Option<_>>()
-            .map(Key::Many),
-    }
-}
-
-fn bytes_of(value: TupleValue<'_>) -> Option<&[u8]> {
-    match value {
-        TupleValue::Text(bytes) | TupleValue::Binary(bytes) => Some(bytes),
-        TupleValue::Null | TupleValue::UnchangedToast => None,
     }
 }
 

@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::apply::batch::RowChange;
+use crate::apply::keyed_rows::bytes_of;
 use crate::apply::plan::StageContext;
 use crate::apply::statement::Shape;
 use crate::catalog::Triggers;
@@ -60,6 +61,7 @@ fn mapping() -> Arc<TableMapping> {
         filter: None,
         on_conflict: ConflictPolicy::SourceWins,
         row_type: None,
+        may_reinsert: true,
     })
 }
 
@@ -92,7 +94,43 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
         3 => key.prop_map(Act::Delete),
         1 => Just(Act::Truncate),
     ];
-    proptest::collection::vec(act, 0..60)
+    proptest::collection::vec(act, 0..90)
+}
+
+/// What keeps values unique, and sends them all.
+fn swaps() -> impl Strategy<Value = Vec<Act>> {
+    acts().prop_map(|acts| {
+        let mut rows: BTreeMap<u8, u8> = BTreeMap::new();
+        let mut kept = Vec::new();
+        for act in acts {
+            let (key, to, value) = match act {
+                Act::Insert(k, v) if !rows.contains_key(&k) => (k, k, v),
+                Act::Update(k, Some(v)) if rows.contains_key(&k) => (k, k, v),
+                Act::Rekey(a, b, Some(v)) if rows.contains_key(&a) && !rows.contains_key(&b) => {
+                    (a, b, v)
+                }
+                Act::Delete(k) => {
+                    rows.remove(&k);
+                    kept.push(act);
+                    continue;
+                }
+                _ => continue,
+            };
+            // Few values, so that they are met again.
+            let value = value % 8;
+            if rows.iter().any(|(k, v)| *k != key && *v == value) {
+                continue;
+            }
+            rows.remove(&key);
+            rows.insert(to, value);
+            kept.push(match act {
+                Act::Insert(k, _) => Act::Insert(k, value),
+                Act::Rekey(a, b, _) => Act::Rekey(a, b, Some(value)),
+                _ => Act::Update(key, Some(value)),
+            });
+        }
+        kept
+    })
 }
 
 /// Turns wishes into a history that a source could have had, applying it to `rows`.
@@ -152,6 +190,8 @@ struct Model<'a> {
     batch: &'a Batch,
     effect: &'a NetEffect,
     rows: BTreeMap<u8, u8>,
+    /// No two rows may hold one value, at any time.
+    is_unique: bool,
 }
 
 impl Model<'_> {
@@ -167,9 +207,12 @@ impl Model<'_> {
         (byte(0).unwrap(), byte(1))
     }
 
+    /// An update that sent no old key has kept it.
     fn old_key(&self, item: u32) -> u8 {
-        let old = self.batch.row(item).unwrap().1.old_tuple().unwrap();
-        bytes_of(old.tuple().value(0).unwrap()).unwrap()[0]
+        let change = self.batch.row(item).unwrap().1;
+        let old = change.old_tuple().map(OldTuple::tuple);
+        let with_key = old.or(change.new_tuple()).unwrap();
+        bytes_of(with_key.value(0).unwrap()).unwrap()[0]
     }
 
     fn update(&mut self, item: u32, found_by: u8) {
@@ -178,12 +221,17 @@ impl Model<'_> {
             .rows
             .remove(&found_by)
             .expect("an update must find its row");
+        assert!(!self.is_unique, "rows are deleted and inserted");
         assert!(self.rows.insert(key, value.unwrap_or(kept)).is_none());
     }
 
     fn insert(&mut self, item: u32) {
         let (key, value) = self.row(item);
         let value = value.expect("an insert must be whole");
+        assert!(
+            !self.is_unique || self.rows.values().all(|other| *other != value),
+            "a value is there once"
+        );
         assert!(
             self.rows.insert(key, value).is_none(),
             "an insert must be new"
@@ -232,7 +280,7 @@ impl Model<'_> {
     }
 }
 
-fn check(before: &[Act], acts: &[Act], plan: impl Fn(&Batch) -> NetEffect) {
+fn check(before: &[Act], acts: &[Act], is_unique: bool, plan: impl Fn(&Batch) -> NetEffect) {
     let mut source = BTreeMap::new();
     history(before, &mut source);
     let replica = source.clone();
@@ -242,6 +290,7 @@ fn check(before: &[Act], acts: &[Act], plan: impl Fn(&Batch) -> NetEffect) {
         batch: &batch,
         effect: &effect,
         rows: replica,
+        is_unique,
     };
     for stage in &effect.stages {
         model.carry_out(stage);
@@ -252,8 +301,20 @@ fn check(before: &[Act], acts: &[Act], plan: impl Fn(&Batch) -> NetEffect) {
 proptest! {
     #[test]
     fn the_net_effect_ends_where_the_history_ends(before in acts(), acts in acts()) {
-        check(&before, &acts, |batch| net_effect(batch, true));
-        check(&before, &acts, NetEffect::in_source_order);
+        let mut moving = MovingValues::default();
+        check(&before, &acts, false, |batch| net_effect(batch, true, &moving));
+        check(&before, &acts, false, |batch| net_effect(batch, false, &moving));
+        check(&before, &acts, false, NetEffect::in_source_order);
+        moving.seen_in(&mapping().replica);
+        check(&before, &acts, false, |batch| net_effect(batch, true, &moving));
+    }
+
+    #[test]
+    fn moving_values_meet_no_other_row(acts in swaps(), part in 0.0..1.0) {
+        let mut moving = MovingValues::default();
+        moving.seen_in(&mapping().replica);
+        let (before, acts) = acts.split_at((acts.len() as f64 * part) as usize);
+        check(before, acts, true, |batch| net_effect(batch, true, &moving));
     }
 }
 
@@ -268,7 +329,7 @@ fn a_hot_row_is_written_once() {
         ],
         &mut rows,
     );
-    let effect = net_effect(&batch, true);
+    let effect = net_effect(&batch, true, &MovingValues::default());
     let net = TableNet {
         table: 0,
         updates: vec![2],
@@ -286,7 +347,10 @@ fn what_came_and_went_may_still_be_there_from_before() {
         possible_deletes: vec![1],
         ..TableNet::default()
     };
-    assert_eq!(net_effect(&batch, true).stages, [Stage::Net(vec![net])]);
+    assert_eq!(
+        net_effect(&batch, true, &MovingValues::default()).stages,
+        [Stage::Net(vec![net])]
+    );
 }
 
 #[test]
@@ -296,14 +360,21 @@ fn triggers_that_fire_see_every_change_in_its_order() {
     let ordinary = Triggers {
         ordinary: true,
         as_replica: false,
+        foreign_keys_as_replica: false,
     };
     batch.tables[0] = Arc::new(TableMapping {
         triggers: ordinary,
         ..TableMapping::clone(&batch.tables[0])
     });
     let in_order = [Stage::Ordered(vec![0, 1, 2])];
-    assert_eq!(net_effect(&batch, false).stages, in_order);
-    assert_ne!(net_effect(&batch, true).stages, in_order);
+    assert_eq!(
+        net_effect(&batch, false, &MovingValues::default()).stages,
+        in_order
+    );
+    assert_ne!(
+        net_effect(&batch, true, &MovingValues::default()).stages,
+        in_order
+    );
 }
 
 #[test]
@@ -353,7 +424,7 @@ fn many_rows_in_binary_are_copied_where_copy_does_what_insert_does() {
             row_type,
             ..TableMapping::clone(&batch.tables[0])
         });
-        let effect = net_effect(&batch, true);
+        let effect = net_effect(&batch, true, &MovingValues::default());
         let context = StageContext {
             format,
             batch: &batch,

@@ -92,17 +92,20 @@ pub struct UniqueKey {
     pub is_immediate: bool,
 }
 
-/// The sessions for which a table's own triggers fire; those of constraints are not meant.
+/// The sessions for which a table's triggers fire: its own, and apart from them those of its
+/// foreign keys and of those that refer to it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Triggers {
     /// For an ordinary session: enabled, or `ENABLE ALWAYS`.
     pub ordinary: bool,
     /// Under `session_replication_role = replica`: `ENABLE REPLICA`, or `ENABLE ALWAYS`.
     pub as_replica: bool,
+    /// Foreign keys are looked at, and act, under that role: `ENABLE ALWAYS TRIGGER ALL`.
+    pub foreign_keys_as_replica: bool,
 }
 
 impl Triggers {
-    /// Whether any fires, in a session with or without `session_replication_role = replica`.
+    /// Whether any of its own fires, in a session with or without `session_replication_role = replica`.
     #[must_use]
     pub fn fire(self, is_replica_role: bool) -> bool {
         if is_replica_role {
@@ -230,11 +233,11 @@ WITH RECURSIVE rows_of(root, oid) AS (
   SELECT r.root, c.oid FROM rows_of r
   JOIN pg_catalog.pg_inherits i ON i.inhparent = r.oid
   JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid AND c.relispartition)
-SELECT r.root, pg_catalog.bool_or(g.tgenabled IN ('O', 'A')),
-       pg_catalog.bool_or(g.tgenabled IN ('R', 'A'))
+SELECT r.root, pg_catalog.bool_or(g.tgenabled IN ('O', 'A') AND NOT g.tgisinternal),
+       pg_catalog.bool_or(g.tgenabled IN ('R', 'A') AND NOT g.tgisinternal),
+       pg_catalog.bool_or(g.tgenabled IN ('R', 'A') AND g.tgisinternal)
 FROM rows_of r
 JOIN pg_catalog.pg_trigger g ON g.tgrelid = r.oid
-WHERE NOT g.tgisinternal
 GROUP BY r.root";
 
 /// Describes the tables of these names; those that do not exist are left out.
@@ -281,6 +284,7 @@ pub async fn fetch_tables(
             table.triggers = Triggers {
                 ordinary: row.get(1),
                 as_replica: row.get(2),
+                foreign_keys_as_replica: row.get(3),
             };
         }
     }

@@ -272,6 +272,7 @@ mod tests {
             }),
             on_conflict: ConflictPolicy::SourceWins,
             row_type: None,
+            may_reinsert: true,
         }
     }
 

@@ -1,0 +1,193 @@
+//! The ways a batch is written, the cheapest first.
+//!
+//! ```text
+//!  sets of rows, the net effect of the batch
+//!      │ a unique index refuses: roll back to where the batch began
+//!  the same, rows of that table deleted and inserted (`moving.rs`)
+//!      │ the replica objects still, or to a row count: roll back
+//!  source order, one statement a change, sent ahead
+//!      │ it objects still: roll back
+//!  one change at a time, conflicts resolved by policy
+//! ```
+//!
+//! All end in the same rows where source and replica agree; only the last one can end well
+//! where they do not.
+
+use super::batch::{Batch, BatchItem};
+use super::error::ApplyError;
+use super::net_effect::{self, NetEffect};
+use super::plan::StageContext;
+use super::resolve::{Conflicts, Resolver};
+use super::stage::Balance;
+use super::{Applier, Outcome, Transaction};
+use crate::faults;
+use crate::mapping::TableMapping;
+use std::sync::Arc;
+
+/// Deferrable constraints wait for the end, as they may have done on the source.
+const DEFER: &str = "SET CONSTRAINTS ALL DEFERRED";
+
+impl Applier {
+    /// Writes a batch in the cheapest way that passes.
+    pub(super) async fn write_in_order_of_cost(
+        &mut self,
+        batch: &Batch,
+    ) -> Result<Outcome, ApplyError> {
+        faults::at("apply.begun").await?;
+        let is_part = self.transaction == Transaction::Open;
+        let begin = match (is_part, self.is_replica_role) {
+            (true, _) => "SAVEPOINT part",
+            (false, true) => "BEGIN",
+            (false, false) => "BEGIN; SET CONSTRAINTS ALL DEFERRED",
+        };
+        self.failed_key = None;
+        self.session.wrote_in_source_order = false;
+        let mut done = self.run_sets(batch, begin).await;
+        if self.session.is_out_of_step {
+            return done;
+        }
+        while let Err(error) = &done
+            && self.moves_values(batch, error)
+        {
+            self.undo(is_part).await?;
+            done = self.run_sets(batch, DEFER).await;
+        }
+        if done
+            .as_ref()
+            .is_err_and(ApplyError::may_pass_in_source_order)
+        {
+            self.undo(is_part).await?;
+            self.session.wrote_in_source_order = true;
+            let ordered = NetEffect::in_source_order(batch);
+            done = self.run_stages(batch, &ordered, DEFER).await;
+        }
+        // One by one, conflicts are resolved, and the row that stands in the way is found.
+        if done
+            .as_ref()
+            .is_err_and(|error| error.may_pass_in_source_order() || error.is_about_a_row())
+            // What failed before the savepoint cannot be undone, and stands as it is.
+            && self.undo(is_part).await.is_ok()
+        {
+            done = self.run_resolving(batch).await;
+        }
+        let outcome = done?;
+        self.moving.batch_written();
+        self.store.keep(&*self.session.client, &batch.kept).await?;
+        if is_part {
+            let release = "RELEASE SAVEPOINT part";
+            let released = self.session.client.batch_execute(release).await;
+            released.map_err(ApplyError::transaction("release a savepoint"))?;
+        }
+        Ok(outcome)
+    }
+
+    /// Sets of rows, `first` before them.
+    async fn run_sets(&mut self, batch: &Batch, first: &str) -> Result<Outcome, ApplyError> {
+        let effect = net_effect::net_effect(batch, self.is_replica_role, &self.moving);
+        if !effect.stages.is_empty() {
+            return self.run_stages(batch, &effect, first).await;
+        }
+        // Rows may have come and gone.
+        let begun = self.session.client.batch_execute(first).await;
+        begun.map_err(ApplyError::transaction("begin a transaction"))?;
+        Ok(Outcome::default())
+    }
+
+    /// Whether a unique index refused rows that may well be deleted and inserted instead, and have
+    /// not been yet.
+    fn moves_values(&mut self, batch: &Batch, error: &ApplyError) -> bool {
+        let Some(table) = error.refused_by_unique_index() else {
+            return false;
+        };
+        let mut mappings = batch.tables.iter();
+        self.is_replica_role
+            && mappings.any(|mapping| mapping.may_reinsert && mapping.replica == *table)
+            && self.moving.seen_in(table)
+    }
+
+    /// Back to where the batch began, ready to write it again.
+    async fn undo(&mut self, is_part: bool) -> Result<(), ApplyError> {
+        let sql = if is_part {
+            "ROLLBACK TO SAVEPOINT part"
+        } else {
+            "ROLLBACK; BEGIN"
+        };
+        let undone = self.session.client.batch_execute(sql).await;
+        undone.map_err(ApplyError::transaction("roll back"))
+    }
+
+    async fn run_stages(
+        &mut self,
+        batch: &Batch,
+        effect: &NetEffect,
+        first: &str,
+    ) -> Result<Outcome, ApplyError> {
+        let parents_first = self.places(batch);
+        let context = StageContext {
+            batch,
+            format: self.session.format(),
+            effect,
+            parents_first: &parents_first,
+        };
+        let mut balance = Balance::new();
+        let mut first = Some(first);
+        for stage in &effect.stages {
+            context
+                .run(&mut self.session, stage, first.take(), &mut balance)
+                .await?;
+        }
+        let filtered = balance
+            .into_iter()
+            .filter(|(table, _)| context.is_filtered(*table))
+            .filter_map(|(table, rows)| Some((table, u64::try_from(rows).ok()?)))
+            .collect();
+        Ok(Outcome {
+            conflicts: Conflicts::new(),
+            filtered,
+        })
+    }
+
+    async fn run_resolving(&mut self, batch: &Batch) -> Result<Outcome, ApplyError> {
+        let deferred = self.session.client.batch_execute(DEFER).await;
+        deferred.map_err(ApplyError::transaction("defer constraints"))?;
+        let parents_first = self.places(batch);
+        let effect = NetEffect::default();
+        let context = StageContext {
+            batch,
+            format: self.session.format(),
+            effect: &effect,
+            parents_first: &parents_first,
+        };
+        let mut outcome = Outcome::default();
+        for (place, item) in (0u32..).zip(&batch.items) {
+            if let BatchItem::Truncate { .. } = item {
+                let stage = net_effect::Stage::Truncate(place);
+                context
+                    .run(&mut self.session, &stage, None, &mut Balance::new())
+                    .await?;
+                continue;
+            }
+            let mut resolver = Resolver {
+                context: &context,
+                session: &mut self.session,
+                conflicts: &mut outcome.conflicts,
+                filtered: &mut outcome.filtered,
+            };
+            if let Err(error) = resolver.resolve(place).await {
+                let row = batch.row(place).zip(batch.row_mapping(place));
+                self.failed_key = row.and_then(|((_, change), to)| change.key_hash(to));
+                return Err(error);
+            }
+        }
+        Ok(outcome)
+    }
+
+    fn places(&self, batch: &Batch) -> Vec<u32> {
+        let place = |table: &Arc<TableMapping>| self.parents_first.get(&table.replica).copied();
+        batch
+            .tables
+            .iter()
+            .map(|table| place(table).unwrap_or_default())
+            .collect()
+    }
+}
