@@ -2,7 +2,6 @@
 
 use crate::apply::batch::{Batch, RowChange};
 use crate::apply::model::{ModelTable, ModelTables, Row, Taken, run_stages, write};
-use crate::apply::moving::MovingValues;
 use crate::apply::net_effect::{NetEffect, Stage, TableNet, net_effect};
 use crate::catalog::Triggers;
 use crate::mapping::{
@@ -100,7 +99,7 @@ fn batch_of(mapping: TableMapping, changes: &str) -> Batch {
 /// What remains of changes: for each update, the change that says what the row was.
 fn net(changes: &str) -> (TableNet, HashMap<u32, u32>) {
     let batch = batch_of(mapping(), changes);
-    let mut effect = net_effect(&batch, true, &MovingValues::default());
+    let mut effect = net_effect(&batch, true, None);
     let first = std::mem::take(&mut effect.first);
     match effect.stages.pop() {
         Some(Stage::Net(mut nets)) if effect.stages.is_empty() => (nets.remove(0), first),
@@ -150,23 +149,13 @@ fn what_is_not_mapped_tells_no_rows_apart() {
     mapping.inputs.pop();
     mapping.columns.pop();
     let batch = batch_of(mapping, "+a1 a2>b= -b3");
-    assert_eq!(
-        net_effect(&batch, true, &MovingValues::default()).stages,
-        []
-    );
+    assert_eq!(net_effect(&batch, true, None).stages, []);
 }
 
 #[test]
 fn source_order_is_kept_where_rows_are_not_told_apart() {
     let ordered = [Stage::Ordered(vec![0, 1])];
-    let stages = |mapping| {
-        net_effect(
-            &batch_of(mapping, "aa>bb -bb"),
-            true,
-            &MovingValues::default(),
-        )
-        .stages
-    };
+    let stages = |mapping| net_effect(&batch_of(mapping, "aa>bb -bb"), true, None).stages;
     let expression = |sql: &str| Expression::new(sql, ["a", "b"].into_iter());
     let filtered = TableMapping {
         filter: Some(expression("a > 'b'")),
@@ -190,14 +179,14 @@ fn source_order_is_kept_where_rows_are_not_told_apart() {
     assert_eq!(stages(triggered), ordered);
     // The stream does not hold the row.
     let batch = batch_of(mapping(), "a=>bb -bb");
-    let stages = net_effect(&batch, true, &MovingValues::default()).stages;
+    let stages = net_effect(&batch, true, None).stages;
     assert_eq!(stages[0], Stage::Ordered(vec![0]));
     let mut batch = Batch::default();
     let table = batch.table(&Arc::new(mapping()));
     let old = OldTuple::Key(row("aa"));
     batch.push_row(table, RowChange::Delete { old });
     assert_eq!(
-        net_effect(&batch, true, &MovingValues::default()).stages,
+        net_effect(&batch, true, None).stages,
         [Stage::Ordered(vec![0])]
     );
 }
@@ -304,7 +293,7 @@ proptest! {
         let batch = history(&acts, &mut source);
         let source_order = NetEffect::in_source_order(&batch);
         let is_met = run_stages(&mut ordered, &batch, &source_order).is_ok();
-        let taken = run_stages(&mut merged, &batch, &net_effect(&batch, true, &MovingValues::default()));
+        let taken = run_stages(&mut merged, &batch, &net_effect(&batch, true, None));
         prop_assert_eq!(taken.is_ok(), is_met);
         if is_met {
             prop_assert_eq!(sorted(&merged), sorted(&ordered));

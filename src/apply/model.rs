@@ -46,7 +46,7 @@ pub(crate) fn write(
     let before = tables.clone();
     let mut taken = Taken::NetEffect;
     let mut moving = MovingValues::default();
-    let mut done = run_stages(tables, batch, &net_effect(batch, true, &moving));
+    let mut done = run_stages(tables, batch, &net_effect(batch, true, Some(&moving)));
     while let Err(error) = &done
         && error
             .refused_by_unique_index()
@@ -54,7 +54,7 @@ pub(crate) fn write(
     {
         tables.clone_from(&before);
         taken = Taken::Moving;
-        done = run_stages(tables, batch, &net_effect(batch, true, &moving));
+        done = run_stages(tables, batch, &net_effect(batch, true, Some(&moving)));
     }
     let objects = |done: &Result<Outcome, ApplyError>| {
         done.as_ref()
@@ -84,7 +84,7 @@ pub(crate) fn plan(batch: &Batch) -> Result<usize, ApplyError> {
     let mut statements = 0;
     let moving = MovingValues::default();
     for effect in [
-        net_effect(batch, true, &moving),
+        net_effect(batch, true, Some(&moving)),
         NetEffect::in_source_order(batch),
     ] {
         let context = StageContext {

@@ -105,7 +105,12 @@ impl NetEffect {
 }
 
 /// Computes the net effect, for a session with or without `session_replication_role = replica`.
-pub(crate) fn net_effect(batch: &Batch, is_replica_role: bool, moving: &MovingValues) -> NetEffect {
+/// Without `moving` no row is deleted and inserted anew.
+pub(crate) fn net_effect(
+    batch: &Batch,
+    is_replica_role: bool,
+    moving: Option<&MovingValues>,
+) -> NetEffect {
     let mut planner = Planner {
         batch,
         is_replica_role,
@@ -139,7 +144,7 @@ struct OpenTable<'b> {
 struct Planner<'b> {
     batch: &'b Batch,
     is_replica_role: bool,
-    moving: &'b MovingValues,
+    moving: Option<&'b MovingValues>,
     effect: NetEffect,
     open: Open<'b>,
 }
@@ -195,9 +200,8 @@ impl<'b> Planner<'b> {
         self.open_table(table, mapping).keyed_rows.add(place, keys);
     }
 
-    /// Foreign keys would act upon the DELETE, were it not for the role.
     fn may_reinsert(&self, mapping: &TableMapping) -> bool {
-        self.is_replica_role && mapping.may_reinsert
+        self.moving.is_some() && mapping.may_reinsert
     }
 
     /// Whether a change, with the one of the same row before it, says all of the row.
@@ -254,8 +258,10 @@ impl<'b> Planner<'b> {
 
     fn close_table(&mut self, open: OpenTable<'b>) -> TableNet {
         let mapping = self.batch.mapping(open.table);
-        let moving = mapping
-            .filter(|mapping| self.may_reinsert(mapping) && self.moving.are_in(&mapping.replica));
+        let moving = mapping.filter(|mapping| {
+            let are_in = |moving: &MovingValues| moving.are_in(&mapping.replica);
+            mapping.may_reinsert && self.moving.is_some_and(are_in)
+        });
         let keyed = open.keyed_rows.close(|last| {
             let row = moving.zip(self.batch.row(last));
             row.is_some_and(|(mapping, (_, change))| {

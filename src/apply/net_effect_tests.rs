@@ -302,11 +302,11 @@ proptest! {
     #[test]
     fn the_net_effect_ends_where_the_history_ends(before in acts(), acts in acts()) {
         let mut moving = MovingValues::default();
-        check(&before, &acts, false, |batch| net_effect(batch, true, &moving));
-        check(&before, &acts, false, |batch| net_effect(batch, false, &moving));
+        check(&before, &acts, false, |batch| net_effect(batch, true, Some(&moving)));
+        check(&before, &acts, false, |batch| net_effect(batch, false, None));
         check(&before, &acts, false, NetEffect::in_source_order);
         moving.seen_in(&mapping().replica);
-        check(&before, &acts, false, |batch| net_effect(batch, true, &moving));
+        check(&before, &acts, false, |batch| net_effect(batch, true, Some(&moving)));
     }
 
     #[test]
@@ -314,7 +314,7 @@ proptest! {
         let mut moving = MovingValues::default();
         moving.seen_in(&mapping().replica);
         let (before, acts) = acts.split_at((acts.len() as f64 * part) as usize);
-        check(before, acts, true, |batch| net_effect(batch, true, &moving));
+        check(before, acts, true, |batch| net_effect(batch, true, Some(&moving)));
     }
 }
 
@@ -329,7 +329,7 @@ fn a_hot_row_is_written_once() {
         ],
         &mut rows,
     );
-    let effect = net_effect(&batch, true, &MovingValues::default());
+    let effect = net_effect(&batch, true, None);
     let net = TableNet {
         table: 0,
         updates: vec![2],
@@ -348,7 +348,7 @@ fn what_came_and_went_may_still_be_there_from_before() {
         ..TableNet::default()
     };
     assert_eq!(
-        net_effect(&batch, true, &MovingValues::default()).stages,
+        net_effect(&batch, true, None).stages,
         [Stage::Net(vec![net])]
     );
 }
@@ -367,14 +367,8 @@ fn triggers_that_fire_see_every_change_in_its_order() {
         ..TableMapping::clone(&batch.tables[0])
     });
     let in_order = [Stage::Ordered(vec![0, 1, 2])];
-    assert_eq!(
-        net_effect(&batch, false, &MovingValues::default()).stages,
-        in_order
-    );
-    assert_ne!(
-        net_effect(&batch, true, &MovingValues::default()).stages,
-        in_order
-    );
+    assert_eq!(net_effect(&batch, false, None).stages, in_order);
+    assert_ne!(net_effect(&batch, true, None).stages, in_order);
 }
 
 #[test]
@@ -424,7 +418,7 @@ fn many_rows_in_binary_are_copied_where_copy_does_what_insert_does() {
             row_type,
             ..TableMapping::clone(&batch.tables[0])
         });
-        let effect = net_effect(&batch, true, &MovingValues::default());
+        let effect = net_effect(&batch, true, None);
         let context = StageContext {
             format,
             batch: &batch,

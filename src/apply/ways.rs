@@ -15,6 +15,7 @@
 
 use super::batch::{Batch, BatchItem};
 use super::error::ApplyError;
+use super::moving::MovingValues;
 use super::net_effect::{self, NetEffect};
 use super::plan::StageContext;
 use super::resolve::{Conflicts, Resolver};
@@ -22,6 +23,7 @@ use super::stage::Balance;
 use super::{Applier, Outcome, Transaction};
 use crate::faults;
 use crate::mapping::TableMapping;
+use crate::pg::ValueFormat;
 use std::sync::Arc;
 
 /// Deferrable constraints wait for the end, as they may have done on the source.
@@ -83,7 +85,7 @@ impl Applier {
 
     /// Sets of rows, `first` before them.
     async fn run_sets(&mut self, batch: &Batch, first: &str) -> Result<Outcome, ApplyError> {
-        let effect = net_effect::net_effect(batch, self.is_replica_role, &self.moving);
+        let effect = net_effect::net_effect(batch, self.is_replica_role, self.moving());
         if !effect.stages.is_empty() {
             return self.run_stages(batch, &effect, first).await;
         }
@@ -93,6 +95,14 @@ impl Applier {
         Ok(Outcome::default())
     }
 
+    /// Rows may be deleted and inserted where no foreign key acts upon the DELETE, and where the
+    /// server would refuse a row that lacks a column which the table was given since: as values of
+    /// the table's own type.
+    fn moving(&self) -> Option<&MovingValues> {
+        let is_safe = self.is_replica_role && self.session.format() == ValueFormat::Binary;
+        is_safe.then_some(&self.moving)
+    }
+
     /// Whether a unique index refused rows that may well be deleted and inserted instead, and have
     /// not been yet.
     fn moves_values(&mut self, batch: &Batch, error: &ApplyError) -> bool {
@@ -100,7 +110,7 @@ impl Applier {
             return false;
         };
         let mut mappings = batch.tables.iter();
-        self.is_replica_role
+        self.moving().is_some()
             && mappings.any(|mapping| mapping.may_reinsert && mapping.replica == *table)
             && self.moving.seen_in(table)
     }

@@ -100,7 +100,7 @@ pub struct Triggers {
     pub ordinary: bool,
     /// Under `session_replication_role = replica`: `ENABLE REPLICA`, or `ENABLE ALWAYS`.
     pub as_replica: bool,
-    /// Foreign keys are looked at, and act, under that role: `ENABLE ALWAYS TRIGGER ALL`.
+    /// Foreign keys are looked at, and act, under that role: an internal trigger that was told to `ENABLE ALWAYS`.
     pub foreign_keys_as_replica: bool,
 }
 

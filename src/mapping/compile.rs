@@ -102,7 +102,8 @@ impl<'a> Compiler<'a> {
         self.check_policy(&columns);
         let is_plain = filter.is_none() && columns.len() == plain.len();
         let row_type = row_type(self.replica, &plain, |position| self.type_at(position));
-        let may_reinsert = filter.is_none() && self.may_reinsert(&columns);
+        let row_type = row_type.filter(|_| is_plain);
+        let may_reinsert = row_type.is_some() && self.may_reinsert(&columns);
         TableMapping {
             relation: self.relation.clone(),
             replica: self.replica.name.clone(),
@@ -113,7 +114,7 @@ impl<'a> Compiler<'a> {
             identity,
             filter,
             on_conflict: self.rule.on_conflict.clone(),
-            row_type: row_type.filter(|_| is_plain),
+            row_type,
             may_reinsert,
         }
     }

@@ -80,8 +80,9 @@ pub struct TableMapping {
     pub on_conflict: ConflictPolicy,
     /// The replica's row type, where it takes the source's binary values as they are.
     pub row_type: Option<RowType>,
-    /// A row that changes may be deleted and inserted anew: the mapping fills every column that the
-    /// table does not compute, and nothing there takes the one for something else than the other.
+    /// A row that changes may be deleted and inserted anew, as a value of the row type: the mapping
+    /// fills every column that the table does not compute itself, and nothing there takes the one
+    /// for something else than the other.
     pub may_reinsert: bool,
 }
 

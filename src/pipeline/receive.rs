@@ -209,6 +209,14 @@ impl Gathered {
     fn is_full(&self) -> bool {
         self.bytes >= CHUNK_BYTES || self.events.len() >= CHUNK_EVENTS
     }
+
+    fn into_chunk(self, room: OwnedSemaphorePermit) -> Chunk {
+        Chunk {
+            events: self.events,
+            bytes: self.bytes,
+            _room: Some(room),
+        }
+    }
 }
 
 impl Receiver {
@@ -243,8 +251,8 @@ impl Receiver {
                 // Reading stops while a chunk waits for room; answering does not.
                 place = place_for(self.chunks.clone(), Arc::clone(&self.room), self.room_for(gathered)), if is_due => {
                     let Some((place, room)) = place else { return Ok(()) };
-                    if let Some(Gathered { events, bytes, .. }) = gathered.take() {
-                        place.send(Chunk { events, bytes, _room: Some(room) });
+                    if let Some(gathered) = gathered.take() {
+                        place.send(gathered.into_chunk(room));
                     }
                     faults::at("receive.queued").await?;
                 }
@@ -262,14 +270,9 @@ impl Receiver {
     fn hand_on_what_fits(&mut self, gathered: Option<Gathered>) {
         let permits = self.room_for(&gathered);
         let room = Arc::clone(&self.room).try_acquire_many_owned(permits);
-        if let (Some(Gathered { events, bytes, .. }), Ok(room)) = (gathered, room) {
-            let chunk = Chunk {
-                events,
-                bytes,
-                _room: Some(room),
-            };
+        if let (Some(gathered), Ok(room)) = (gathered, room) {
             // Nobody may be there to take it.
-            let _ = self.chunks.try_send(chunk);
+            let _ = self.chunks.try_send(gathered.into_chunk(room));
         }
     }
 

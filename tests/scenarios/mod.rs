@@ -18,6 +18,7 @@ mod identity;
 mod indexes;
 mod lost_slots;
 mod mapping;
+mod moving;
 mod names;
 mod old_books;
 mod plain_role;
