@@ -80,7 +80,11 @@ pub(crate) async fn start<'a>(
     trouble: Option<Trouble>,
     memory: &'a Memory,
 ) -> Result<Follower<'a>, PipelineError> {
-    let writer = config.replica.connect(Session::ReplicaWrite).await?;
+    // The session that applies is outside the pool.
+    let pooled = config.replica_pool_max.saturating_sub(1);
+    let replica_pool = config.replica.pool(Session::ReplicaWrite, pooled)?;
+    let writer = config.replica.connect(Session::ReplicaWrite);
+    let (writer, second) = tokio::try_join!(writer, replica_pool.get())?;
     telemetry.set_connection(Side::Replica, ConnectionState::Connected, None);
     let replica_server = fetch_server(&writer).await?;
     if replica_server.in_recovery {
@@ -88,11 +92,7 @@ pub(crate) async fn start<'a>(
             "the replica is a standby and cannot be written".into(),
         ));
     }
-    // The session that applies is outside the pool.
-    let pooled = config.replica_pool_max.saturating_sub(1);
-    let replica_pool = config.replica.pool(Session::ReplicaWrite, pooled)?;
     // Before a lock is taken, which a pooler would keep.
-    let second = replica_pool.get().await?;
     config.replica.refuse_pooler(&writer, &second).await?;
     drop(second);
     queue(&writer, &config.name, telemetry, memory).await?;
@@ -100,8 +100,7 @@ pub(crate) async fn start<'a>(
     let source_pool = config
         .source
         .pool(Session::SourceRead, config.copy.workers + 2)?;
-    let source = source_pool.get().await?;
-    let second = source_pool.get().await?;
+    let (source, second) = tokio::try_join!(source_pool.get(), source_pool.get())?;
     config.source.refuse_pooler(&source, &second).await?;
     drop(second);
     telemetry.set_connection(Side::Source, ConnectionState::Connected, None);
