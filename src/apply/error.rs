@@ -215,12 +215,14 @@ impl ApplyError {
         }
     }
 
-    /// The table one of whose unique or exclusion constraints stood in the way.
-    pub(crate) fn refused_by_unique_index(&self) -> Option<&QualifiedName> {
+    /// The table of which an update was refused by a unique or an exclusion constraint.
+    pub(crate) fn update_refused_by_index(&self) -> Option<&QualifiedName> {
         match self {
-            Self::Statement { table, source, .. } => {
-                matches!(source.sqlstate(), Some("23505" | "23P01")).then_some(table)
-            }
+            Self::Statement {
+                table,
+                what: "update",
+                source,
+            } => matches!(source.sqlstate(), Some("23505" | "23P01")).then_some(table),
             _ => None,
         }
     }

@@ -13,9 +13,14 @@
 //! ```
 //!
 //! Where a row leaves a slot that nobody was seen to clear before, an earlier row may be there
-//! on the replica, of which the source knows nothing: it is deleted, if there.
+//! on the replica, of which the source knows nothing: that must not be so, and is looked at.
 //!
-//! "Impossible" means that the keys' bytes cannot tell what the source's index could (two
+//! All this holds where no two rows of the source have one key at any time: where its own index
+//! on the key is the identity. Where the whole old row is (REPLICA IDENTITY FULL), its key may be
+//! deferrable or none at all: no row is followed to another key, and a change of a row that is
+//! not the one which was seen last (`net_effect.rs` compares them) is impossible.
+//!
+//! "Impossible" also means that the keys' bytes cannot tell what the source's index could (two
 //! texts of one number, say).
 
 use super::batch::RowChange;
@@ -63,7 +68,7 @@ struct Row {
 
 /// What became of a change.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Taken {
+pub(super) enum Placed {
     Done,
     /// The change builds on the one at this place.
     Onto(u32),
@@ -77,14 +82,15 @@ pub(super) struct KeyedRows<'b> {
     slots: Vec<Slot>,
     /// In order of first appearance.
     rows: Vec<Row>,
-    possible_deletes: Vec<u32>,
+    /// Changes that took a row from a key that nobody had when the stage began.
+    came_and_went: Vec<u32>,
 }
 
 /// What remains, each in order of first appearance.
 #[derive(Default)]
 pub(super) struct Remaining {
     pub(super) deletes: Vec<u32>,
-    pub(super) possible_deletes: Vec<u32>,
+    pub(super) came_and_went: Vec<u32>,
     pub(super) updates: Vec<u32>,
     pub(super) inserts: Vec<u32>,
 }
@@ -97,37 +103,37 @@ impl<'b> KeyedRows<'b> {
     }
 
     /// Takes a change in. What is impossible changes nothing; into an empty stage everything goes.
-    pub(super) fn add(&mut self, place: u32, change: KeyChange<'b>) -> Taken {
+    pub(super) fn add(&mut self, place: u32, change: KeyChange<'b>) -> Placed {
         match change {
             KeyChange::Comes(key) => {
                 let slot = self.slot(key);
                 if self.slots[slot as usize].row.is_some() {
-                    return Taken::Impossible;
+                    return Placed::Impossible;
                 }
                 self.stand(slot, None, place);
-                Taken::Done
+                Placed::Done
             }
             KeyChange::Stays(key) => {
                 let Some(row) = self.row_at(key, place) else {
-                    return Taken::Impossible;
+                    return Placed::Impossible;
                 };
                 self.write(row, place)
             }
             KeyChange::Goes(key) => {
                 let Some(row) = self.row_at(key, place) else {
-                    return Taken::Impossible;
+                    return Placed::Impossible;
                 };
                 self.leave(row, place);
                 self.rows[row as usize].last = None;
-                Taken::Done
+                Placed::Done
             }
             KeyChange::Moves { from, to } => {
                 let to = self.slot(to);
                 if self.slots[to as usize].row.is_some() {
-                    return Taken::Impossible;
+                    return Placed::Impossible;
                 }
                 let Some(row) = self.row_at(from, place) else {
-                    return Taken::Impossible;
+                    return Placed::Impossible;
                 };
                 self.leave(row, place);
                 self.slots[to as usize].row = Some(row);
@@ -141,7 +147,7 @@ impl<'b> KeyedRows<'b> {
     /// anew though its key is the same.
     pub(super) fn close(self, is_rewritten: impl Fn(u32) -> bool) -> Remaining {
         let mut remaining = Remaining {
-            possible_deletes: self.possible_deletes,
+            came_and_went: self.came_and_went,
             ..Remaining::default()
         };
         for row in self.rows {
@@ -202,18 +208,18 @@ impl<'b> KeyedRows<'b> {
         if row.home == Some(row.slot) {
             row.left_home.get_or_insert(place);
         } else if !slot.is_cleared {
-            self.possible_deletes.push(place);
+            self.came_and_went.push(place);
         }
         slot.is_cleared = true;
     }
 
-    fn write(&mut self, row: u32, place: u32) -> Taken {
+    fn write(&mut self, row: u32, place: u32) -> Placed {
         let row = &mut self.rows[row as usize];
         if planted(Bug::KeepFirstUpdate) && row.home.is_some() && row.last.is_some() {
-            return Taken::Done;
+            return Placed::Done;
         }
         let last = row.last.replace(place);
-        last.map_or(Taken::Done, Taken::Onto)
+        last.map_or(Placed::Done, Placed::Onto)
     }
 }
 

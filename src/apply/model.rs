@@ -49,7 +49,7 @@ pub(crate) fn write(
     let mut done = run_stages(tables, batch, &net_effect(batch, true, Some(&moving)));
     while let Err(error) = &done
         && error
-            .refused_by_unique_index()
+            .update_refused_by_index()
             .is_some_and(|table| moving.seen_in(table))
     {
         tables.clone_from(&before);
@@ -300,16 +300,17 @@ fn hold_unique(
             .any(|p| row[*p].is_some() && other[*p] == row[*p])
     };
     if others().any(|(_, other)| same_key(other) || same_value(other)) {
-        return Err(refused(mapping, "23505"));
+        let what = if own.is_some() { "update" } else { "insert" };
+        return Err(refused(mapping, what, "23505"));
     }
     Ok(())
 }
 
 /// What the server would say.
-pub(crate) fn refused(mapping: &TableMapping, sqlstate: &str) -> ApplyError {
+pub(crate) fn refused(mapping: &TableMapping, what: &'static str, sqlstate: &str) -> ApplyError {
     ApplyError::Statement {
         table: mapping.replica.clone(),
-        what: "write",
+        what,
         source: ServerError::Refused(Box::new(Refusal {
             sqlstate: sqlstate.to_owned(),
             message: "simulated".to_owned(),

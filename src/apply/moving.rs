@@ -29,6 +29,11 @@ impl MovingValues {
         self.0.insert(table.clone(), BATCHES).is_none()
     }
 
+    /// It was something else.
+    pub(super) fn not_in(&mut self, table: &QualifiedName) {
+        self.0.remove(table);
+    }
+
     /// A batch was written.
     pub(super) fn batch_written(&mut self) {
         self.0.retain(|_, batches| {
@@ -57,5 +62,7 @@ mod tests {
         moving.batch_written();
         assert!(!moving.are_in(&table));
         assert!(moving.seen_in(&table));
+        moving.not_in(&table);
+        assert!(!moving.are_in(&table));
     }
 }

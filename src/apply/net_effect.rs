@@ -13,12 +13,13 @@
 
 use super::batch::{Batch, BatchItem, RowChange};
 use super::full_rows::FullRows;
-use super::keyed_rows::{KeyChange, KeyedRows, Taken, key_change};
+use super::keyed_rows::{KeyChange, KeyedRows, Placed, key_change};
 use super::moving::MovingValues;
 use crate::faults::{Bug, planted};
 use crate::mapping::{RowIdentity, TableMapping};
-use crate::pg::{OldTuple, Tuple, TupleValue};
+use crate::pg::{OldTuple, ReplicaIdentity, Tuple, TupleValue};
 use foldhash::HashMap;
+use std::sync::Arc;
 
 /// What is left to do for one table in one stage; numbers are places in [`Batch::items`].
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -27,8 +28,8 @@ pub(crate) struct TableNet {
     pub(crate) table: u32,
     /// Rows that must be there and go.
     pub(crate) deletes: Vec<u32>,
-    /// Rows that came and went within the batch; an earlier one may be there.
-    pub(crate) possible_deletes: Vec<u32>,
+    /// Rows that came and went within the batch: none may be there from before.
+    pub(crate) came_and_went: Vec<u32>,
     /// Rows that must be there and change.
     pub(crate) updates: Vec<u32>,
     /// Rows that come.
@@ -173,19 +174,26 @@ impl<'b> Planner<'b> {
         let Some(keys) = key_change(change, &open.key_positions) else {
             return self.add_ordered(place);
         };
-        if let KeyChange::Moves { from, .. } = &keys {
-            let before = open.keyed_rows.last_of(from);
-            if !self.may_reinsert(mapping) || !self.is_whole(mapping, change, before) {
-                return self.add_ordered(place);
-            }
+        let (is_moving, from) = match &keys {
+            KeyChange::Moves { from, .. } => (true, Some(from)),
+            KeyChange::Stays(key) | KeyChange::Goes(key) => (false, Some(key)),
+            KeyChange::Comes(_) => (false, None),
+        };
+        let before = from.and_then(|key| open.keyed_rows.last_of(key));
+        let may_follow = self.moving.is_some() && mapping.may_reinsert;
+        if is_moving && !(may_follow && self.is_whole(mapping, change, before)) {
+            return self.add_ordered(place);
+        }
+        if !is_held_at_once(Some(mapping)) && !self.is_seen_last(mapping, change, before) {
+            return self.add_to_next(place, *table, mapping, keys);
         }
         let open = self.open_table(*table, mapping);
         match open.keyed_rows.add(place, keys.clone()) {
-            Taken::Done => {}
-            Taken::Onto(earlier) => {
+            Placed::Done => {}
+            Placed::Onto(earlier) => {
                 self.effect.earlier.insert(place, earlier);
             }
-            Taken::Impossible => self.add_to_next(place, *table, mapping, keys),
+            Placed::Impossible => self.add_to_next(place, *table, mapping, keys),
         }
     }
 
@@ -200,8 +208,22 @@ impl<'b> Planner<'b> {
         self.open_table(table, mapping).keyed_rows.add(place, keys);
     }
 
-    fn may_reinsert(&self, mapping: &TableMapping) -> bool {
-        self.moving.is_some() && mapping.may_reinsert
+    /// Whether the row as it was is the one that the change before has left.
+    fn is_seen_last(
+        &self,
+        mapping: &TableMapping,
+        change: &RowChange,
+        before: Option<u32>,
+    ) -> bool {
+        let (Some(before), Some(old)) = (before, change.old_tuple()) else {
+            return true;
+        };
+        mapping.inputs.iter().all(|input| {
+            let position = input.position;
+            let is_key = mapping.iter_key_positions().any(|key| key == position);
+            let left = self.effect.new_value(self.batch, before, position, is_key);
+            left == old.tuple().value(position)
+        })
     }
 
     /// Whether a change, with the one of the same row before it, says all of the row.
@@ -275,7 +297,10 @@ impl<'b> Planner<'b> {
         TableNet {
             table: open.table,
             deletes: keyed.deletes,
-            possible_deletes: keyed.possible_deletes,
+            came_and_went: match is_held_at_once(mapping) {
+                true => keyed.came_and_went,
+                false => Vec::new(),
+            },
             updates: keyed.updates,
             inserts,
             full_deletes: full.deletes,
@@ -284,10 +309,16 @@ impl<'b> Planner<'b> {
     }
 }
 
+/// Whether no two rows of the source have one key at any time: an index that holds at once is
+/// its identity. Where the whole old row is, any key of the replica's may be ours.
+fn is_held_at_once(mapping: Option<&Arc<TableMapping>>) -> bool {
+    mapping.is_some_and(|m| m.relation.replica_identity != ReplicaIdentity::Full)
+}
+
 impl TableNet {
     fn is_empty(&self) -> bool {
         self.deletes.is_empty()
-            && self.possible_deletes.is_empty()
+            && self.came_and_went.is_empty()
             && self.updates.is_empty()
             && self.inserts.is_empty()
             && self.full_deletes.is_empty()

@@ -250,9 +250,9 @@ impl Model<'_> {
                             "a delete must find its row"
                         );
                     }
-                    for item in &net.possible_deletes {
+                    for item in &net.came_and_went {
                         let key = self.old_key(*item);
-                        self.rows.remove(&key);
+                        assert!(!self.rows.contains_key(&key), "none may be there");
                     }
                     for item in &net.updates {
                         let key = self.row(*item).0;
@@ -339,12 +339,12 @@ fn a_hot_row_is_written_once() {
 }
 
 #[test]
-fn what_came_and_went_may_still_be_there_from_before() {
+fn what_came_and_went_must_not_be_there_from_before() {
     let mut rows = BTreeMap::new();
     let batch = history(&[Act::Insert(1, 1), Act::Delete(1)], &mut rows);
     let net = TableNet {
         table: 0,
-        possible_deletes: vec![1],
+        came_and_went: vec![1],
         ..TableNet::default()
     };
     assert_eq!(
@@ -360,7 +360,6 @@ fn triggers_that_fire_see_every_change_in_its_order() {
     let ordinary = Triggers {
         ordinary: true,
         as_replica: false,
-        foreign_keys_as_replica: false,
     };
     batch.tables[0] = Arc::new(TableMapping {
         triggers: ordinary,

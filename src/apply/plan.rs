@@ -102,7 +102,8 @@ impl<'a> StageContext<'a> {
             } else {
                 self.plan_possible(net.table, &net.deletes, &mut steps);
             }
-            self.plan_possible(net.table, &net.possible_deletes, &mut steps);
+            let (gone, none) = (&net.came_and_went, Expected::Exactly(0));
+            self.plan_expecting(net.table, Shape::Delete, gone, none, &mut steps);
             let shape = match net.full_deletes.len() {
                 FULL_ROWS_MIN.. => Shape::DeleteFullRows,
                 _ => Shape::DeleteFull,

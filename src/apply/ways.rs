@@ -23,7 +23,7 @@ use super::stage::Balance;
 use super::{Applier, Outcome, Transaction};
 use crate::faults;
 use crate::mapping::TableMapping;
-use crate::pg::ValueFormat;
+use crate::pg::{QualifiedName, ValueFormat};
 use std::sync::Arc;
 
 /// Deferrable constraints wait for the end, as they may have done on the source.
@@ -45,14 +45,20 @@ impl Applier {
         self.failed_key = None;
         self.session.wrote_in_source_order = false;
         let mut done = self.run_sets(batch, begin).await;
+        let mut noted = Vec::new();
+        while !self.session.is_out_of_step
+            && let Err(error) = &done
+            && let Some(table) = self.note_moving(batch, error)
+        {
+            noted.push(table);
+            self.undo(is_part).await?;
+            done = self.run_sets(batch, DEFER).await;
+        }
         if self.session.is_out_of_step {
             return done;
         }
-        while let Err(error) = &done
-            && self.moves_values(batch, error)
-        {
-            self.undo(is_part).await?;
-            done = self.run_sets(batch, DEFER).await;
+        if done.is_err() {
+            noted.iter().for_each(|table| self.moving.not_in(table));
         }
         if done
             .as_ref()
@@ -103,16 +109,14 @@ impl Applier {
         is_safe.then_some(&self.moving)
     }
 
-    /// Whether a unique index refused rows that may well be deleted and inserted instead, and have
-    /// not been yet.
-    fn moves_values(&mut self, batch: &Batch, error: &ApplyError) -> bool {
-        let Some(table) = error.refused_by_unique_index() else {
-            return false;
-        };
+    /// Where a unique index refused an update of rows that may as well be deleted and inserted, and
+    /// have not been yet: remembers the table, and returns it.
+    fn note_moving(&mut self, batch: &Batch, error: &ApplyError) -> Option<QualifiedName> {
+        let table = error.update_refused_by_index()?;
         let mut mappings = batch.tables.iter();
-        self.moving().is_some()
-            && mappings.any(|mapping| mapping.may_reinsert && mapping.replica == *table)
-            && self.moving.seen_in(table)
+        let may_reinsert = self.moving().is_some()
+            && mappings.any(|mapping| mapping.may_reinsert && mapping.replica == *table);
+        (may_reinsert && self.moving.seen_in(table)).then(|| table.clone())
     }
 
     /// Back to where the batch began, ready to write it again.

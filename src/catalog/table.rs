@@ -92,20 +92,17 @@ pub struct UniqueKey {
     pub is_immediate: bool,
 }
 
-/// The sessions for which a table's triggers fire: its own, and apart from them those of its
-/// foreign keys and of those that refer to it.
+/// The sessions for which a table's own triggers fire; those of constraints are not meant.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Triggers {
     /// For an ordinary session: enabled, or `ENABLE ALWAYS`.
     pub ordinary: bool,
     /// Under `session_replication_role = replica`: `ENABLE REPLICA`, or `ENABLE ALWAYS`.
     pub as_replica: bool,
-    /// Foreign keys are looked at, and act, under that role: an internal trigger that was told to `ENABLE ALWAYS`.
-    pub foreign_keys_as_replica: bool,
 }
 
 impl Triggers {
-    /// Whether any of its own fires, in a session with or without `session_replication_role = replica`.
+    /// Whether any fires, in a session with or without `session_replication_role = replica`.
     #[must_use]
     pub fn fire(self, is_replica_role: bool) -> bool {
         if is_replica_role {
@@ -133,6 +130,8 @@ pub struct Table {
     pub row_security: bool,
     /// Rules may rewrite what is done to it.
     pub has_rules: bool,
+    /// Foreign keys refer to it, or to a partition of it.
+    pub is_referred_to: bool,
     /// When its users' triggers fire, those of its partitions among them.
     pub triggers: Triggers,
     /// Columns in table order, dropped ones left out.
@@ -235,9 +234,10 @@ WITH RECURSIVE rows_of(root, oid) AS (
   JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid AND c.relispartition)
 SELECT r.root, pg_catalog.bool_or(g.tgenabled IN ('O', 'A') AND NOT g.tgisinternal),
        pg_catalog.bool_or(g.tgenabled IN ('R', 'A') AND NOT g.tgisinternal),
-       pg_catalog.bool_or(g.tgenabled IN ('R', 'A') AND g.tgisinternal)
+       pg_catalog.bool_or(k.oid IS NOT NULL)
 FROM rows_of r
 JOIN pg_catalog.pg_trigger g ON g.tgrelid = r.oid
+LEFT JOIN pg_catalog.pg_constraint k ON k.oid = g.tgconstraint AND k.contype = 'f' AND k.confrelid = r.oid
 GROUP BY r.root";
 
 /// Describes the tables of these names; those that do not exist are left out.
@@ -284,8 +284,8 @@ pub async fn fetch_tables(
             table.triggers = Triggers {
                 ordinary: row.get(1),
                 as_replica: row.get(2),
-                foreign_keys_as_replica: row.get(3),
             };
+            table.is_referred_to = row.get(3);
         }
     }
     Ok(tables)
@@ -309,6 +309,7 @@ fn table_of(row: &Row) -> Table {
             .unwrap_or(ReplicaIdentity::Nothing),
         row_security: row.get(6),
         has_rules: row.get(7),
+        is_referred_to: false,
         triggers: Triggers::default(),
         columns: Vec::new(),
         unique_keys: Vec::new(),

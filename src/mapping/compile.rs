@@ -103,7 +103,7 @@ impl<'a> Compiler<'a> {
         let is_plain = filter.is_none() && columns.len() == plain.len();
         let row_type = row_type(self.replica, &plain, |position| self.type_at(position));
         let row_type = row_type.filter(|_| is_plain);
-        let may_reinsert = row_type.is_some() && self.may_reinsert(&columns);
+        let may_reinsert = row_type.is_some() && self.may_reinsert(&columns, &identity);
         TableMapping {
             relation: self.relation.clone(),
             replica: self.replica.name.clone(),
@@ -119,16 +119,19 @@ impl<'a> Compiler<'a> {
         }
     }
 
-    /// Whether a DELETE and an INSERT leave what an UPDATE leaves: no column keeps a value of the
-    /// replica's own, no policy compares old with new, no rule rewrites the one or the other, no
-    /// foreign key acts upon the DELETE.
-    fn may_reinsert(&self, columns: &[ColumnMapping]) -> bool {
+    /// Whether a DELETE and an INSERT leave what an UPDATE leaves: the key is one that the source
+    /// holds at once, no column keeps a value of the replica's own, no policy compares old with new,
+    /// no rule rewrites the one or the other, and no other row refers to this one: a foreign key
+    /// would act upon the DELETE, or refuse whoever refers to the row meanwhile.
+    fn may_reinsert(&self, columns: &[ColumnMapping], identity: &RowIdentity) -> bool {
         let is_filled = |column: &TableColumn| {
             column.is_generated || columns.iter().any(|c| c.name == column.name)
         };
-        !matches!(self.rule.on_conflict, ConflictPolicy::NewestWins { .. })
+        matches!(identity, RowIdentity::Key(_))
+            && self.relation.replica_identity != ReplicaIdentity::Full
+            && !matches!(self.rule.on_conflict, ConflictPolicy::NewestWins { .. })
             && !self.replica.has_rules
-            && !self.replica.triggers.foreign_keys_as_replica
+            && !self.replica.is_referred_to
             && self.replica.columns.iter().all(is_filled)
     }
 

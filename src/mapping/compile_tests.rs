@@ -73,6 +73,7 @@ fn replica() -> Table {
         replica_identity: ReplicaIdentity::Default,
         row_security: false,
         has_rules: false,
+        is_referred_to: false,
         triggers: Triggers::default(),
         columns: vec![
             replica_column("contact_id", builtin("int8")),
@@ -191,4 +192,43 @@ fn a_required_column_that_nothing_fills_is_refused() {
     table.columns[3].not_null = true;
     let error = compiled(&relation(ReplicaIdentity::Default), &table);
     assert!(error.unwrap_err().to_string().contains("local is NOT NULL"));
+}
+
+/// What each needs that is not so here, an update leaves otherwise than a delete and an insert.
+#[test]
+fn rows_are_inserted_anew_only_where_that_leaves_what_an_update_leaves() {
+    type Change = fn(&mut Relation, &mut Table, &mut TableRule);
+    let may_reinsert = |change: Change| {
+        let (mut from, mut to) = (relation(ReplicaIdentity::Default), replica());
+        to.columns.retain(|column| column.name != "local");
+        let mut resolved = resolved(|rule| {
+            rule.set.clear();
+            rule.filter = None;
+        });
+        change(&mut from, &mut to, &mut resolved.rule);
+        compile(&from, &types(), &resolved, &to)
+            .unwrap()
+            .may_reinsert
+    };
+    assert!(may_reinsert(|_, _, _| ()));
+    let keeps: [Change; 7] = [
+        |from, _, _| *from = relation(ReplicaIdentity::Full),
+        |_, to, _| to.has_rules = true,
+        |_, to, _| to.is_referred_to = true,
+        |_, to, _| to.columns = replica().columns,
+        |_, _, rule| rule.filter = Some("id > 0".into()),
+        |_, _, rule| rule.set = [("email".to_owned(), "'x'".to_owned())].into(),
+        |_, _, rule| {
+            rule.on_conflict = ConflictPolicy::NewestWins {
+                column: "email".into(),
+            }
+        },
+    ];
+    for (number, keep) in keeps.into_iter().enumerate() {
+        assert!(!may_reinsert(keep), "{number}");
+    }
+    assert!(may_reinsert(|_, to, _| {
+        to.columns = replica().columns;
+        to.columns[3].is_generated = true;
+    }));
 }

@@ -41,6 +41,7 @@ mod tests {
             replica_identity: ReplicaIdentity::Nothing,
             row_security: false,
             has_rules: false,
+            is_referred_to: false,
             triggers: Triggers::default(),
             columns: vec![TableColumn {
                 name: "id".into(),

@@ -281,7 +281,7 @@ impl ReplicaWriter for Writer {
         self.round_trip().await?;
         if self.is_transient_failure() {
             self.end();
-            let deadlock = model::refused(batch.mapping(0).unwrap(), "40P01");
+            let deadlock = model::refused(batch.mapping(0).unwrap(), "write", "40P01");
             return Err(deadlock);
         }
         self.world.replica.borrow_mut().parts += u64::from(self.open.is_some());
