@@ -10,9 +10,10 @@ use crate::conn::Endpoint;
 use crate::faults;
 use crate::http::{self, BindError};
 use crate::pg::Side;
-use crate::pipeline::{PipelineConfig, PipelineError, supervise};
+use crate::pipeline::{PipelineConfig, PipelineError, cuts, supervise};
 use crate::reactor::Reactor;
 use crate::telemetry::{self, PipelineState, Telemetry};
+use crate::verify;
 use sd_notify::NotifyState;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -126,13 +127,16 @@ async fn run_pipeline(
         tell_endpoints(config, &pipeline, telemetry);
         Ok(pipeline)
     };
-    let pipeline = supervise(configure, config.retry, telemetry, shutdown);
+    let (asker, cuts) = cuts();
+    let pipeline = supervise(configure, config.retry, telemetry, shutdown, cuts);
+    let verifying = verify::serve(|| pipeline_config(config).ok(), &asker, telemetry);
     let overdue = async {
         shutdown.cancelled().await;
         tokio::time::sleep(FINISH_WITHIN).await;
     };
     tokio::select! {
         done = pipeline => done,
+        () = verifying => Err(PipelineError::Waiting("nobody compares any more".to_owned())),
         () = overdue => {
             tracing::warn!(
                 waited_seconds = FINISH_WITHIN.as_secs(),

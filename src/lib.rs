@@ -61,6 +61,8 @@ pub mod snapshot;
 pub mod apply;
 /// The one owner of a running pipeline: receives, batches, applies, retries.
 pub mod pipeline;
+/// Compares source and replica at a cut, table by table.
+pub mod verify;
 /// Checks that yield findings with remedies.
 pub mod preflight;
 /// Endpoints: they read, and hold no logic.

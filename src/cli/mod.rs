@@ -18,6 +18,7 @@ mod settings;
 mod setup;
 mod status;
 mod teardown;
+mod verify;
 
 use crate::config::{Config, ConfigError};
 use crate::telemetry::{FILTER_VARIABLE, LogFormat, LoggingError, init_logging};
@@ -88,6 +89,8 @@ enum Verb {
     Setup(setup::Args),
     /// Shows positions, lag, tables, slot and the last error of the running daemon.
     Status(status::Args),
+    /// Compares source and replica at one position, while the daemon runs or without it.
+    Verify(verify::Args),
     /// What becomes of the source's tables.
     Mapping(mapping::Args),
     /// Changes that could not be applied, and what becomes of them.
@@ -115,6 +118,7 @@ impl Verb {
             Self::Check(args) => check::run(load()?, args).await,
             Self::Setup(args) => setup::run(load()?, args).await,
             Self::Status(args) => status::run(load()?, args).await,
+            Self::Verify(args) => verify::run(load()?, args).await,
             Self::Mapping(args) => mapping::run(load()?, args).await,
             Self::Errors(args) => errors::run(load()?, args).await,
             Self::Resync(args) => resync::run(load()?, args).await,
@@ -207,6 +211,7 @@ mod tests {
             (&["check", "--json"], None),
             (&["setup", "--apply", "--source-admin-url", "x"], None),
             (&["mapping", "explain", "public.leads"], None),
+            (&["verify", "public.leads", "--counts", "--json"], None),
             (&["mapping"], Some(Outcome::Misused)),
             (&["errors", "skip", "3", "--reason", "a test row"], None),
             (&["errors", "skip", "3"], Some(Outcome::Misused)),

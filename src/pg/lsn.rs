@@ -60,6 +60,13 @@ impl serde::Serialize for Lsn {
     }
 }
 
+impl<'de> serde::Deserialize<'de> for Lsn {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
 /// The text is not two hexadecimal halves around a slash, or it is 0/0.
 #[derive(Debug, thiserror::Error)]
 #[error("not a log position: expected two hexadecimal numbers around a slash, such as 0/16B3748")]

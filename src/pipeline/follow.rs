@@ -13,15 +13,18 @@
 //!
 //! What the source sends of transactions that have not committed goes another way: `segments.rs`.
 
+mod cutting;
 mod disk;
 mod segments;
 mod taking;
 mod telling;
 
+use self::cutting::PendingCut;
 use self::disk::Disk;
 use self::segments::Segments;
 use super::PipelineError;
 use super::batch_size::BatchSize;
+use super::cut::Cuts;
 use super::durability::DurabilityClock;
 use super::in_hand::{Committed, InHand, Received, WholeBatch};
 use super::lag::seconds_since;
@@ -74,6 +77,7 @@ pub(crate) struct Follower<'a, W: ReplicaWriter = Applier> {
     trouble: Option<Trouble>,
     state: State,
     disk: Disk<W::Flush>,
+    cut: Option<PendingCut>,
 }
 
 /// Why a stream ended, other than by an error.
@@ -139,6 +143,7 @@ impl<'a, W: ReplicaWriter> Follower<'a, W> {
             trouble: None,
             state,
             disk: Disk::new(clock),
+            cut: None,
         }
     }
 
@@ -148,8 +153,12 @@ impl<'a, W: ReplicaWriter> Follower<'a, W> {
     }
 
     /// Runs until shut down, or until something fails.
-    pub(crate) async fn run(mut self, shutdown: &CancellationToken) -> Result<(), PipelineError> {
-        let ended = self.follow(shutdown).await;
+    pub(crate) async fn run(
+        mut self,
+        shutdown: &CancellationToken,
+        cuts: &mut Cuts,
+    ) -> Result<(), PipelineError> {
+        let ended = self.follow(shutdown, cuts).await;
         // A transaction that is half written goes: its end has not been seen.
         self.applier.rollback().await;
         self.segments.rollback().await;
@@ -203,7 +212,11 @@ impl<'a, W: ReplicaWriter> Follower<'a, W> {
         error
     }
 
-    async fn follow(&mut self, shutdown: &CancellationToken) -> Result<Ended, PipelineError> {
+    async fn follow(
+        &mut self,
+        shutdown: &CancellationToken,
+        cuts: &mut Cuts,
+    ) -> Result<Ended, PipelineError> {
         self.tell_positions();
         let mut tick = interval(Duration::from_secs(1));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -223,6 +236,7 @@ impl<'a, W: ReplicaWriter> Follower<'a, W> {
                     self.telemetry.set_pool(self.relations.pool_health());
                     self.advance_idle().await?;
                 }
+                request = cuts.next(), if self.cut.is_none() => self.hold(request).await?,
                 chunk = self.inbox.chunks.recv() => match chunk {
                     Some(chunk) => self.take_all(chunk).await?,
                     None => return Ok(Ended::NothingMoreComes),
@@ -242,6 +256,7 @@ impl<'a, W: ReplicaWriter> Follower<'a, W> {
             self.state.in_hand.hold(chunk.bytes);
             self.segments.known.hold(chunk.bytes);
             for event in chunk.events {
+                self.cut_before(&event).await?;
                 if let Some(errand) = self.take(event)? {
                     self.run_errand(errand).await?;
                 }
@@ -257,7 +272,9 @@ impl<'a, W: ReplicaWriter> Follower<'a, W> {
             };
         }
         self.commit_whole().await?;
-        self.advance_idle().await
+        self.advance_idle().await?;
+        self.cut_where_all_is_applied().await;
+        Ok(())
     }
 
     /// In the middle of a transaction: commits what came before it, or writes a part of it.

@@ -184,7 +184,8 @@ impl Bench {
         };
         let at = Lsn::from_wire(1).unwrap();
         let follower = Follower::new(streams, at, &self.config.apply, &self.telemetry);
-        let ended = Box::pin(follower.run(&CancellationToken::new())).await;
+        let ended =
+            Box::pin(follower.run(&CancellationToken::new(), &mut crate::pipeline::cuts().1)).await;
         match ended.unwrap_err() {
             PipelineError::Replication(ReplicationError::Ended) if is_decoded => Outcome::Taken,
             PipelineError::Replication(ReplicationError::Ended) => Outcome::NotDecoded,

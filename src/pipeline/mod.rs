@@ -14,6 +14,7 @@
 mod batch_size;
 mod copy_watch;
 mod copying;
+mod cut;
 mod delivery;
 mod door;
 mod durability;
@@ -50,6 +51,7 @@ mod tables;
 mod trouble;
 mod watch;
 
+pub use cut::{Cut, CutAsker, CutError, Cuts, cuts};
 pub use error::PipelineError;
 pub use lacks::{Lack, replica_lacks, source_lacks};
 pub use look::partial_publication;

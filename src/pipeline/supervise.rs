@@ -5,6 +5,7 @@
 //! definite one later leaves it `failed`, with its reason in every endpoint, and it is tried
 //! again at the longest delay: what was wrong may be put right at any time.
 
+use super::cut::Cuts;
 use super::memory::Memory;
 use super::slot_watch::watch_slot;
 use super::start::start;
@@ -41,6 +42,7 @@ pub async fn supervise(
     retry: RetrySettings,
     telemetry: &Telemetry,
     shutdown: &CancellationToken,
+    mut cuts: Cuts,
 ) -> Result<(), PipelineError> {
     let memory = Memory::default();
     let mut has_run = false;
@@ -50,7 +52,7 @@ pub async fn supervise(
             retry,
             telemetry,
             shutdown,
-            (&memory, &mut has_run),
+            (&memory, &mut has_run, &mut cuts),
         );
         tokio::select! {
             done = Box::pin(trying) => return done,
@@ -81,7 +83,7 @@ async fn try_again(
     retry: RetrySettings,
     telemetry: &Telemetry,
     shutdown: &CancellationToken,
-    (memory, has_run): (&Memory, &mut bool),
+    (memory, has_run, cuts): (&Memory, &mut bool, &mut Cuts),
 ) -> Result<(), PipelineError> {
     let delays = ExponentialBuilder::default()
         .with_min_delay(retry.delay_min)
@@ -97,7 +99,8 @@ async fn try_again(
         let outcome = match configure() {
             Ok(config) => {
                 let before = (trouble, memory);
-                let attempt = attempt(&config, telemetry, shutdown, before, &mut has_streamed);
+                let own = (&mut has_streamed, &mut *cuts);
+                let attempt = attempt(&config, telemetry, shutdown, before, own);
                 // All that it held goes with it, as after any error.
                 let ended = AssertUnwindSafe(attempt).catch_unwind().await;
                 ended.unwrap_or_else(|_| Err(panicked()))
@@ -162,7 +165,7 @@ async fn attempt(
     telemetry: &Telemetry,
     shutdown: &CancellationToken,
     (trouble, memory): (Option<Trouble>, &Memory),
-    has_streamed: &mut bool,
+    (has_streamed, cuts): (&mut bool, &mut Cuts),
 ) -> Result<(), PipelineError> {
     // Before the stream there is nothing to finish: a start is dropped where it stands.
     let follower = tokio::select! {
@@ -170,7 +173,7 @@ async fn attempt(
         () = shutdown.cancelled() => return Ok(()),
     };
     *has_streamed = true;
-    Box::pin(follower.run(shutdown)).await
+    Box::pin(follower.run(shutdown, cuts)).await
 }
 
 /// The log says where. Libraries panic at answers of a server that have another form than was asked

@@ -30,6 +30,7 @@ mod schema;
 mod set_aside;
 mod store;
 mod table_state;
+mod verifications;
 
 pub use door::Holder;
 pub use errors::{BookedError, ErrorState, Failure, Request};
@@ -40,3 +41,4 @@ pub use schema::{BOOKKEEPING_SCHEMA, BOOKKEEPING_TABLES, LAST_ADDITION, bookkeep
 pub use set_aside::SetAside;
 pub use store::{PipelineIdentity, PipelineRecord, ProgressError, Store};
 pub use table_state::{TableRecord, TableState};
+pub use verifications::{Verification, VerificationRequest};

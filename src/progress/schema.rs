@@ -75,17 +75,36 @@ CREATE TABLE IF NOT EXISTS "pglockstep"."set_aside" (
   definition text NOT NULL,
   PRIMARY KEY (pipeline, replica_schema, replica_table, is_foreign_key, name)
 );
+CREATE TABLE IF NOT EXISTS "pglockstep"."verifications" (
+  id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+  pipeline text NOT NULL REFERENCES "pglockstep"."pipelines" ON DELETE CASCADE,
+  source_schemas text[] NOT NULL,
+  source_tables text[] NOT NULL,
+  counts_only boolean NOT NULL,
+  state text NOT NULL DEFAULT 'requested',
+  progress text,
+  report text,
+  error text,
+  requested_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
+  ended_at timestamptz
+);
 -- What books of an older version lack.
 ALTER TABLE "pglockstep"."pipelines" ADD COLUMN IF NOT EXISTS given_up text;
 ALTER TABLE "pglockstep"."pipelines" ADD COLUMN IF NOT EXISTS rebasing boolean NOT NULL DEFAULT false;
 "#;
 
 /// The tables of the bookkeeping schema; those that refer to others first.
-pub const BOOKKEEPING_TABLES: [&str; 5] =
-    ["set_aside", "kept_changes", "errors", "tables", "pipelines"];
+pub const BOOKKEEPING_TABLES: [&str; 6] = [
+    "verifications",
+    "set_aside",
+    "kept_changes",
+    "errors",
+    "tables",
+    "pipelines",
+];
 
 /// Table and column of the last addition: they stand for all that books of an older version lack.
-pub const LAST_ADDITION: (&str, &str) = ("set_aside", "definition");
+pub const LAST_ADDITION: (&str, &str) = ("verifications", "report");
 
 /// The SQL that makes the bookkeeping schema; with `owner`, as an administrator for the daemon's role.
 #[must_use]

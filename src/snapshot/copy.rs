@@ -26,12 +26,11 @@ use tokio_postgres::Client;
 
 const TELL_EVERY: Duration = Duration::from_secs(5);
 
-/// Tables of ours whose rows have moved since the snapshot: what it now finds in them is
+/// Asks whether the rows of a table, or of a part of it, have moved since the snapshot: what it now finds there is
 /// nothing. `pg_class` is read as of the snapshot, the function as of now. The COPY's lock, held
 /// to the end of the transaction, lets nobody move them from here on.
 /// (Manual, 13.6 "Caveats": a rewriting ALTER TABLE and TRUNCATE are not MVCC-safe.)
-fn rewritten_sql(table: &CopyTable) -> String {
-    let has_parts = table.source_kind == TableKind::Partitioned;
+pub(crate) fn rewritten_sql(table_oid: u32, has_parts: bool) -> String {
     format!(
         "WITH RECURSIVE parts AS (
   SELECT {}::pg_catalog.oid AS oid
@@ -41,7 +40,7 @@ fn rewritten_sql(table: &CopyTable) -> String {
 SELECT 1 FROM parts AS p JOIN pg_catalog.pg_class AS c ON c.oid = p.oid
 WHERE NULLIF(c.relfilenode, 0::pg_catalog.oid)
   IS DISTINCT FROM pg_catalog.pg_relation_filenode(c.oid)",
-        table.mapping.relation.id
+        table_oid
     )
 }
 
@@ -162,7 +161,8 @@ impl Pipe {
 
     fn ask_source(&mut self, table: &CopyTable, copy_out: &str) -> Result<(), SnapshotError> {
         let [begin, import] = enter_sql(&self.snapshot);
-        let rewritten = rewritten_sql(table);
+        let has_parts = table.source_kind == TableKind::Partitioned;
+        let rewritten = rewritten_sql(table.mapping.relation.id, has_parts);
         for sql in [&begin, &import, copy_out, &rewritten, "COMMIT"] {
             let asked = self.source.ask(sql);
             asked.map_err(SnapshotError::copy_out(&table.mapping.relation.name))?;

@@ -20,10 +20,11 @@ mod plan;
 mod settings;
 mod statement;
 
-pub(crate) use copy::enter_snapshot;
+pub(crate) use copy::{enter_snapshot, rewritten_sql};
 pub use error::SnapshotError;
 pub use indexes::{make_constraints_again, make_left_overs};
 pub use settings::{Indexes, Settings};
+pub(crate) use statement::source_rows;
 pub use statement::{CopyFormat, CopyStatements, CtidRange, copy_statements};
 
 use crate::catalog::TableKind;

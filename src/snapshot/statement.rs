@@ -56,11 +56,45 @@ pub fn copy_statements(
     into: &QualifiedName,
 ) -> CopyStatements {
     let format = format_of(mapping, types);
-    let values: Vec<String> = mapping
+    let rows = source_rows(mapping, types, source_is_partitioned, row_filter, range);
+    let select = format!("SELECT {} FROM {}", rows.values.join(", "), rows.from);
+    let names: Vec<String> = mapping
         .columns
         .iter()
-        .map(|c| value(mapping, c, types))
+        .map(|c| quote_ident(&c.name))
         .collect();
+    let names = if names.is_empty() {
+        String::new()
+    } else {
+        format!(" ({})", names.join(", "))
+    };
+    CopyStatements {
+        copy_out: format!("COPY ({select}) TO STDOUT {}", format.option()),
+        copy_in: format!(
+            "COPY {}{names} FROM STDIN {}",
+            into.quoted(),
+            format.option()
+        ),
+        select,
+    }
+}
+
+/// Rows of a source table as the mapping has them, for a SELECT.
+pub(crate) struct SourceRows {
+    /// By the mapping's columns.
+    pub(crate) values: Vec<String>,
+    /// The FROM item, with WHERE.
+    pub(crate) from: String,
+}
+
+/// What the source has of the rows that belong on the replica.
+pub(crate) fn source_rows(
+    mapping: &TableMapping,
+    types: &TypeNames,
+    source_is_partitioned: bool,
+    row_filter: Option<&str>,
+    range: Option<CtidRange>,
+) -> SourceRows {
     // Partitions hold the rows of a partitioned table; an ordinary one's children are tables
     // of their own.
     let only = if source_is_partitioned { "" } else { "ONLY " };
@@ -80,29 +114,11 @@ pub fn copy_statements(
             .as_ref()
             .map(|filter| format!("({}\n)", filter.sql)),
     );
-    let select = format!(
-        "SELECT {} FROM {from}{}",
-        values.join(", "),
-        where_all(&conditions)
-    );
-    let names: Vec<String> = mapping
-        .columns
-        .iter()
-        .map(|c| quote_ident(&c.name))
-        .collect();
-    let names = if names.is_empty() {
-        String::new()
-    } else {
-        format!(" ({})", names.join(", "))
-    };
-    CopyStatements {
-        copy_out: format!("COPY ({select}) TO STDOUT {}", format.option()),
-        copy_in: format!(
-            "COPY {}{names} FROM STDIN {}",
-            into.quoted(),
-            format.option()
-        ),
-        select,
+    from.push_str(&where_all(&conditions));
+    let columns = mapping.columns.iter();
+    SourceRows {
+        values: columns.map(|c| value(mapping, c, types)).collect(),
+        from,
     }
 }
 

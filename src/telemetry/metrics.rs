@@ -5,6 +5,7 @@
 
 use super::facts::{Facts, FactsCollector};
 use super::labels::{ErrorCategory, Severity, StreamedOutcome};
+use super::proof::ProofCollector;
 use super::table::{TableCollector, Tables};
 use crate::pg::Side;
 use prometheus::core::Collector;
@@ -105,6 +106,9 @@ impl Metrics {
         metrics
             .registry
             .register(Box::new(FactsCollector::new(facts)?))?;
+        metrics
+            .registry
+            .register(Box::new(ProofCollector::new(tables.clone())?))?;
         metrics
             .registry
             .register(Box::new(TableCollector::new(tables)?))?;

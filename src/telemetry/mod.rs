@@ -17,6 +17,7 @@ mod labels;
 mod logging;
 mod metrics;
 mod progress_clock;
+mod proof;
 mod status;
 mod table;
 
@@ -28,6 +29,7 @@ pub use labels::{
     ConnectionState, ErrorCategory, Op, PipelineState, Severity, StreamedOutcome, TableStateLabel,
 };
 pub use logging::{Chain, FILTER_VARIABLE, LogFormat, LoggingError, init_logging};
+pub use proof::Verified;
 pub use status::{EndpointStatus, Status, TableStatus};
 pub use table::TableTelemetry;
 

@@ -6,6 +6,7 @@
 use super::family::{Family, Sample};
 use super::labels::{Op, TableStateLabel};
 use super::progress_clock::ProgressClock;
+use super::proof::{Proof, Verified};
 use crate::pg::{ConflictKind, QualifiedName};
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
@@ -62,6 +63,16 @@ impl TableTelemetry {
         self.clock.mark();
     }
 
+    /// What a comparison found.
+    pub fn verified(&self, found: &Verified) {
+        let mut proof = self
+            .facts
+            .proof
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        proof.take(found);
+    }
+
     /// How far the first copy is, 0 to 1.
     pub fn set_copy_progress(&self, ratio: f64) {
         *self
@@ -84,6 +95,7 @@ pub(super) struct TableFacts {
     conflicts: [AtomicU64; ConflictKind::ALL.len()],
     copied_rows: AtomicU64,
     copy_progress: Mutex<Option<f64>>,
+    proof: Mutex<Proof>,
     /// Place in [`TableStateLabel::ALL`].
     state: AtomicU8,
 }
@@ -117,6 +129,13 @@ impl TableFacts {
             .copy_progress
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn proof(&self) -> Proof {
+        self.proof
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     pub(super) fn received(&self) -> u64 {

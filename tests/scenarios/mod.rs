@@ -33,3 +33,4 @@ mod standby;
 mod streamed;
 mod timelines;
 mod types;
+mod verify;

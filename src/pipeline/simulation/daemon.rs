@@ -85,7 +85,7 @@ pub(super) async fn live(
         in_progress_max,
     };
     let follower = Follower::new(streams, from, &settings, &plan.telemetry);
-    let ended = Box::pin(follower.run(&shutdown)).await;
+    let ended = Box::pin(follower.run(&shutdown, &mut crate::pipeline::cuts().1)).await;
     // Whoever was superseded may stumble over rows that another wrote before it learns, at the
     // position, that it was; it wrote nothing.
     if ended.is_err() && world.replica.borrow().visible.epoch != epoch {

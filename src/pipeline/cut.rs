@@ -1,0 +1,219 @@
+//! A cut: source and replica at one position, each held by a snapshot, while the apply goes on.
+//!
+//! ```text
+//!  asker                                   follower
+//!  replica: BEGIN (has not looked yet)
+//!  "hold" ────────────────────────────────▶ commits nothing from here on
+//!  source: slot, snapshot as of L  ◀──────  held
+//!  "at L" ────────────────────────────────▶ commits all before L, nothing from L on
+//!                                           replica: pg_export_snapshot()
+//!  both snapshots ◀───────────────────────  goes on
+//! ```
+//!
+//! The hold comes first, since the source says where its snapshot is only when it has one: by then
+//! the stream might have brought what is beyond. It lasts as long as the slot takes to be made: the
+//! source waits for each transaction that runs, so with short ones it is milliseconds. Longer than
+//! [`HOLD_MAX`] nobody is held up: then there is no cut, and the asker tries again.
+//!
+//! A transaction is before L if its commit record is: that is how the slot tells those that are
+//! in its snapshot from those that it would send (snapbuild.c, `SnapBuildXactNeedsSkip`).
+
+use super::PipelineConfig;
+use crate::conn::{ConnError, Session};
+use crate::pg::{Lsn, ServerError};
+use crate::replication::{
+    ReplicationConnection, ReplicationError, SlotName, SlotNameError, SlotOptions, create_slot,
+};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{sleep, timeout};
+use tokio_postgres::Client;
+
+/// The apply is held up no longer than this.
+pub(super) const HOLD_MAX: Duration = Duration::from_millis(80);
+/// The slot waits for each transaction of the source no longer than this.
+const SLOT_LOCK_TIMEOUT_MS: u32 = 60;
+/// A follower that is in the middle of something comes to the request within this.
+const HELD_WITHIN: Duration = Duration::from_secs(10);
+/// What lies before the cut is applied within this.
+const REACHED_WITHIN: Duration = Duration::from_secs(60);
+/// Tries, and the wait after the first; each of the others is twice as long.
+const TRIES: u32 = 6;
+const FIRST_WAIT: Duration = Duration::from_millis(200);
+
+/// There is no cut.
+#[derive(Debug, thiserror::Error)]
+pub enum CutError {
+    /// Nobody takes requests.
+    #[error("the pipeline does not stream")]
+    NotStreaming,
+    /// The slot would have had to wait for it.
+    #[error("a transaction of the source runs for long, and a slot waits for it")]
+    SourceBusy,
+    /// What lies before the cut was not applied in time.
+    #[error("the replica was not at {0} within a minute")]
+    NotReached(Lsn),
+    /// The pipeline's slot has none.
+    #[error(transparent)]
+    SlotName(#[from] SlotNameError),
+    /// No session.
+    #[error(transparent)]
+    Conn(#[from] ConnError),
+    /// No slot.
+    #[error(transparent)]
+    Replication(#[from] ReplicationError),
+    /// The replica gave no snapshot.
+    #[error("the replica gives no snapshot")]
+    Replica(#[source] ServerError),
+}
+
+/// Both sides at one position, for as long as this is kept.
+pub struct Cut {
+    /// The position.
+    pub at: Lsn,
+    /// For `SET TRANSACTION SNAPSHOT` on the source.
+    pub source_snapshot: String,
+    /// The same on the replica.
+    pub replica_snapshot: String,
+    _source: ReplicationConnection,
+    _replica: Arc<Client>,
+}
+
+/// Asks the follower for cuts.
+#[derive(Clone, Debug)]
+pub struct CutAsker(mpsc::Sender<CutRequest>);
+
+/// The follower's end, which outlives its attempts.
+#[derive(Debug)]
+pub struct Cuts(mpsc::Receiver<CutRequest>);
+
+/// A way to ask, and the end where requests arrive.
+#[must_use]
+pub fn cuts() -> (CutAsker, Cuts) {
+    let (asker, requests) = mpsc::channel(1);
+    (CutAsker(asker), Cuts(requests))
+}
+
+/// What the follower is asked.
+#[derive(Debug)]
+pub(super) struct CutRequest {
+    pub(super) held: oneshot::Sender<()>,
+    /// Where the cut is to be; closed: there is none.
+    pub(super) at: oneshot::Receiver<Lsn>,
+    /// In a transaction that has not looked yet.
+    pub(super) replica: Arc<Client>,
+    pub(super) done: oneshot::Sender<Result<String, ServerError>>,
+}
+
+impl Cuts {
+    /// The next request that somebody still waits for; without askers, never.
+    pub(super) async fn next(&mut self) -> CutRequest {
+        loop {
+            match self.0.recv().await {
+                Some(request) if request.held.is_closed() => {}
+                Some(request) => return request,
+                None => return std::future::pending().await,
+            }
+        }
+    }
+}
+
+impl CutAsker {
+    /// Makes a cut; tries again for some seconds where the source's transactions are in the way.
+    ///
+    /// # Errors
+    /// [`CutError`].
+    pub async fn cut(&self, config: &PipelineConfig) -> Result<Cut, CutError> {
+        let mut wait = FIRST_WAIT;
+        for _ in 1..TRIES {
+            match self.try_cut(config).await {
+                Err(CutError::SourceBusy) => sleep(wait).await,
+                done => return done,
+            }
+            wait *= 2;
+        }
+        self.try_cut(config).await
+    }
+
+    async fn try_cut(&self, config: &PipelineConfig) -> Result<Cut, CutError> {
+        // All that takes long comes before the hold.
+        let refused = |error: tokio_postgres::Error| CutError::Replica(error.into());
+        let replica = Arc::new(config.replica.connect(Session::ReplicaWrite).await?);
+        let pid = replica
+            .query_one("SELECT pg_catalog.pg_backend_pid()", &[])
+            .await;
+        let name = slot_name(&config.slot.parse()?, pid.map_err(refused)?.get(0))?;
+        let begun = replica.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY");
+        begun.await.map_err(refused)?;
+        let mut source = ReplicationConnection::connect(&config.source).await?;
+        let options = SlotOptions {
+            temporary: true,
+            failover: false,
+            lock_timeout_ms: SLOT_LOCK_TIMEOUT_MS,
+        };
+
+        let (held, is_held) = oneshot::channel();
+        let (tell, at) = oneshot::channel();
+        let (done, is_done) = oneshot::channel();
+        let request = CutRequest {
+            held,
+            at,
+            replica: Arc::clone(&replica),
+            done,
+        };
+        let asked = async {
+            let sent = self.0.send(request).await;
+            sent.map_err(|_| CutError::NotStreaming)?;
+            is_held.await.map_err(|_| CutError::NotStreaming)
+        };
+        let asked = timeout(HELD_WITHIN, asked).await;
+        asked.map_err(|_| CutError::NotStreaming)??;
+        let made = timeout(HOLD_MAX, create_slot(&mut source, &name, options)).await;
+        let made = match made {
+            Ok(Err(error)) if error.code() == Some("55P03") => return Err(CutError::SourceBusy),
+            Err(_) => return Err(CutError::SourceBusy),
+            Ok(made) => made?,
+        };
+        let at = made.consistent_point;
+        // Closed where the hold was over before: the follower may be beyond.
+        tell.send(at).map_err(|_| CutError::SourceBusy)?;
+        let exported = match timeout(REACHED_WITHIN, is_done).await {
+            Ok(Ok(exported)) => exported.map_err(CutError::Replica)?,
+            Ok(Err(_)) => return Err(CutError::NotStreaming),
+            Err(_) => return Err(CutError::NotReached(at)),
+        };
+        Ok(Cut {
+            at,
+            source_snapshot: made.name,
+            replica_snapshot: exported,
+            _source: source,
+            _replica: replica,
+        })
+    }
+}
+
+/// A name of its own, by the session of the replica that the cut has, so that two cuts are not in
+/// each other's way.
+fn slot_name(slot: &SlotName, replica_pid: i32) -> Result<SlotName, SlotNameError> {
+    let own = format!("_cut_{replica_pid}");
+    let kept = slot.as_str();
+    let kept = kept.get(..63 - own.len()).unwrap_or(kept);
+    format!("{kept}{own}").parse()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slot_for_a_cut_has_a_name_whatever_the_pipelines_is() {
+        let name = |slot: &str| slot_name(&slot.parse().unwrap(), i32::MAX).unwrap();
+        assert_eq!(name("crm").as_str(), "crm_cut_2147483647");
+        let long = "a".repeat(63);
+        assert_eq!(
+            name(&long).as_str(),
+            format!("{}_cut_2147483647", &long[..48])
+        );
+    }
+}

@@ -1,0 +1,146 @@
+//! Compares source and replica at one position, while the apply goes on.
+//!
+//! ```text
+//!  cut at L ─▶ table by table: blocks of both sides ─ alike ─▶ in sync at L
+//!                                     └ unlike ─▶ their rows ─▶ missing, extra, different
+//! ```
+//!
+//! Both snapshots are of the same position, so that a difference is one: there is no waiting for
+//! quiet and no second look. A table that cannot be compared is said to be so, and never to be in
+//! sync.
+
+mod compare;
+mod error;
+mod report;
+mod requests;
+mod statement;
+mod table;
+
+pub use compare::DriftKind;
+pub use error::VerifyError;
+pub use report::{NotCompared, PassedBy, Report, TableReport};
+pub use requests::serve;
+
+use crate::catalog::TableKind;
+use crate::conn::Session;
+use crate::pg::{Lsn, QualifiedName};
+use crate::pipeline::{Cut, CutAsker, PipelineConfig, PlannedTable, TablePlan, fetch_plan};
+use crate::progress::{Store, TableRecord, TableState};
+use crate::snapshot::enter_snapshot;
+use std::collections::HashMap;
+use table::{Compared, Sessions, compare_table};
+use tokio_postgres::Client;
+
+/// What is to be compared.
+#[derive(Clone, Debug, Default)]
+pub struct Wanted {
+    /// Source tables; empty: all.
+    pub tables: Vec<QualifiedName>,
+    /// Rows are counted, and not compared.
+    pub counts_only: bool,
+}
+
+/// Makes a cut and compares the tables there, one after the other; `tell` hears of each.
+///
+/// # Errors
+/// [`VerifyError`]: no cut, or none of the sides can be read. What concerns one table is in the
+/// report.
+pub async fn verify(
+    config: &PipelineConfig,
+    cuts: &CutAsker,
+    wanted: &Wanted,
+    mut tell: impl FnMut(Progress<'_>),
+) -> Result<Report, VerifyError> {
+    let cut = cuts.cut(config).await?;
+    let source = config.source.connect(Session::SourceRead).await?;
+    let replica = config.replica.connect(Session::ReplicaWrite).await?;
+    // What takes part, and how far each table was, is looked at after the cut: what was copied
+    // or set aside since is then known to be so.
+    let plan = fetch_plan(&source, &replica, &config.publication, &config.mapping).await?;
+    let records = Store::fetch_tables(&replica, &config.name).await?;
+    let sessions = enter(source, replica, &cut).await?;
+    let mut report = Report::new(cut.at);
+    let tables = named(&plan, wanted)?;
+    for (number, planned) in tables.iter().enumerate() {
+        tell(Progress {
+            table: &planned.source.name,
+            number,
+            of: tables.len(),
+        });
+        match obstacle(planned, &records, cut.at) {
+            Some(reason) => report.pass_by(planned, reason),
+            None => {
+                let compared = compare_table(&sessions, planned, &plan.types, wanted).await?;
+                match compared {
+                    Compared::Fully(table) => report.add(*table),
+                    Compared::Not(reason) => report.pass_by(planned, reason),
+                }
+            }
+        }
+    }
+    Ok(report)
+}
+
+/// Which table is compared now.
+#[derive(Clone, Copy, Debug)]
+pub struct Progress<'a> {
+    /// The source table.
+    pub table: &'a QualifiedName,
+    /// How many were before it.
+    pub number: usize,
+    /// How many there are.
+    pub of: usize,
+}
+
+impl std::fmt::Display for Progress<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}, {} of {}", self.table, self.number + 1, self.of)
+    }
+}
+
+async fn enter(source: Client, replica: Client, cut: &Cut) -> Result<Sessions, VerifyError> {
+    // One process for each side: what is compared is not to take the servers from others.
+    const SETTINGS: &str = "SET max_parallel_workers_per_gather = 0; SET jit = off";
+    for (client, snapshot) in [
+        (&source, &cut.source_snapshot),
+        (&replica, &cut.replica_snapshot),
+    ] {
+        let set = client.batch_execute(SETTINGS).await;
+        set.map_err(VerifyError::reading)?;
+        enter_snapshot(client, snapshot).await?;
+    }
+    Ok(Sessions { source, replica })
+}
+
+fn named<'p>(plan: &'p TablePlan, wanted: &Wanted) -> Result<Vec<&'p PlannedTable>, VerifyError> {
+    if wanted.tables.is_empty() {
+        return Ok(plan.tables.values().collect());
+    }
+    let by_name: HashMap<&QualifiedName, &PlannedTable> =
+        plan.tables.values().map(|t| (&t.source.name, t)).collect();
+    let find = |name: &QualifiedName| {
+        let found = by_name.get(name).copied();
+        found.ok_or_else(|| VerifyError::UnknownTable(name.clone()))
+    };
+    wanted.tables.iter().map(find).collect()
+}
+
+/// Why a table is not to be compared at `at`.
+fn obstacle(planned: &PlannedTable, records: &[TableRecord], at: Lsn) -> Option<NotCompared> {
+    let record = records.iter().find(|record| planned.is_of(record));
+    match record.map(|record| record.state) {
+        Some(TableState::Copied { at: copied }) if copied <= at => None,
+        Some(TableState::Quarantined { .. }) => Some(NotCompared::Quarantined),
+        _ => Some(NotCompared::NotCopied),
+    }
+}
+
+impl PlannedTable {
+    fn source_has_parts(&self) -> bool {
+        self.source.kind == TableKind::Partitioned
+    }
+
+    fn replica_has_parts(&self) -> bool {
+        self.replica.kind == TableKind::Partitioned
+    }
+}

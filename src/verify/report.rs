@@ -1,0 +1,141 @@
+//! What a comparison came to. The JSON form is an interface.
+
+use super::compare::{DriftKind, Key};
+use crate::pg::{Lsn, QualifiedName};
+use crate::pipeline::PlannedTable;
+use crate::telemetry::{Telemetry, Verified};
+use serde::{Deserialize, Serialize};
+
+/// Source and replica at one position.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Report {
+    /// All tables were compared, and are the same.
+    pub in_sync: bool,
+    /// The position.
+    pub lsn: Lsn,
+    /// Those that were compared.
+    pub tables: Vec<TableReport>,
+    /// Those that were not.
+    pub not_compared: Vec<PassedBy>,
+}
+
+/// One table.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TableReport {
+    /// The source table.
+    pub table: String,
+    /// The replica table.
+    pub replica_table: String,
+    /// It has the same rows on both sides; of counts only, as many.
+    pub in_sync: bool,
+    /// Rows that belong on the replica.
+    pub source_rows: u64,
+    /// Rows that are there.
+    pub replica_rows: u64,
+    /// Rows that only the source has.
+    pub missing: u64,
+    /// Rows that only the replica has.
+    pub extra: u64,
+    /// Rows of one key that are not the same.
+    pub different: u64,
+    /// They were only counted.
+    #[serde(skip)]
+    pub counts_only: bool,
+    /// The two tables; of a report that was kept, none.
+    #[serde(skip)]
+    pub names: Option<(QualifiedName, QualifiedName)>,
+    /// What they are: for repair, and for nobody's eyes.
+    #[serde(skip)]
+    pub differences: Vec<(DriftKind, Key)>,
+}
+
+/// A table that was not compared.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PassedBy {
+    /// The source table.
+    pub table: String,
+    /// Why.
+    pub reason: NotCompared,
+}
+
+/// Why a table was not compared.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NotCompared {
+    /// Its copy is not whole yet, or is newer than the cut.
+    NotCopied,
+    /// It is set aside.
+    Quarantined,
+    /// It was emptied or rewritten after the cut: what was there cannot be read any more.
+    Rewritten,
+    /// A server refuses.
+    Refused(String),
+}
+
+impl std::fmt::Display for NotCompared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::NotCopied => f.write_str("its copy is not whole yet"),
+            Self::Quarantined => f.write_str("it is set aside: `pglockstep errors list`"),
+            Self::Rewritten => f.write_str(
+                "it was emptied or rewritten after the comparison had begun: compare it again",
+            ),
+            Self::Refused(why) => write!(f, "it cannot be read: {why}"),
+        }
+    }
+}
+
+impl Report {
+    pub(super) fn new(lsn: Lsn) -> Self {
+        Self {
+            in_sync: true,
+            lsn,
+            tables: Vec::new(),
+            not_compared: Vec::new(),
+        }
+    }
+
+    /// The form that is an interface.
+    #[must_use]
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).unwrap_or_else(|_| unreachable!("names and numbers only"))
+    }
+
+    /// A report that was kept.
+    ///
+    /// # Errors
+    /// It was kept by another version, in another form.
+    pub fn from_json(text: &str) -> serde_json::Result<Self> {
+        serde_json::from_str(text)
+    }
+
+    /// Has the metrics say it.
+    pub(super) fn tell(&self, telemetry: &Telemetry) {
+        for table in &self.tables {
+            let drift = [table.missing, table.extra, table.different];
+            let found = Verified {
+                at: self.lsn,
+                source_rows: table.source_rows,
+                replica_rows: table.replica_rows,
+                drift: (!table.counts_only).then_some(drift),
+                in_sync: table.in_sync,
+            };
+            if let Some((source, replica)) = &table.names {
+                telemetry.table(source, replica).verified(&found);
+            }
+        }
+    }
+
+    pub(super) fn add(&mut self, table: TableReport) {
+        self.in_sync &= table.in_sync;
+        self.tables.push(table);
+    }
+
+    pub(super) fn pass_by(&mut self, planned: &PlannedTable, reason: NotCompared) {
+        self.in_sync = false;
+        self.not_compared.push(PassedBy {
+            table: planned.source.name.to_string(),
+            reason,
+        });
+    }
+}

@@ -1,0 +1,177 @@
+//! The SQL that makes the rows of two tables comparable; pure.
+//!
+//! ```text
+//!  source:   FROM ONLY public.leads WHERE …   ─▶ v0, v1 … as the replica keeps them ─┐
+//!  replica:  FROM ONLY crm.leads              ─▶ v0, v1 …                            ├─▶ a hash a row,
+//!                                                                                    ┘   a sum a block
+//! ```
+//!
+//! Equal is what is the same data, not what `=` calls equal: 1.0 is not 1.00, -0 not 0, '1 mon'
+//! not '30 days'. So a value is hashed by its type where that hash tells all of those apart; by the
+//! bytes that the type sends where it does not; and by its text (the settings that shape it are
+//! pinned) where those bytes say more than the value, such as the number of a type.
+//!
+//! The sum of hashes has no order, so that nothing is sorted; it tells two equal rows from none,
+//! which an exclusive or does not.
+
+use crate::mapping::{ColumnMapping, RowIdentity, TableMapping};
+use crate::pg::{TypeName, TypeNames, quote_ident};
+use crate::snapshot::source_rows;
+
+/// Blocks of a table: rows are dealt out to them by a hash of their key.
+pub(crate) const BLOCKS: u32 = 1_024;
+
+/// What one side is asked of one table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SideQueries {
+    /// Of each block that has rows: its number, how many, the sum of their hashes as text.
+    pub(crate) blocks: String,
+    /// The same of all rows as one block, without their hashes.
+    pub(crate) count: String,
+    /// Of the rows of the blocks `$1`: their key as an array of texts, and their hash. Without a
+    /// key each row's hash stands for the key as well.
+    pub(crate) rows: String,
+}
+
+/// What both sides are asked of one table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct TableQueries {
+    pub(crate) source: SideQueries,
+    pub(crate) replica: SideQueries,
+}
+
+/// The queries of one table; `row_filter` is the publication's.
+pub(crate) fn table_queries(
+    mapping: &TableMapping,
+    types: &TypeNames,
+    source_is_partitioned: bool,
+    row_filter: Option<&str>,
+) -> TableQueries {
+    let source = source_rows(mapping, types, source_is_partitioned, row_filter, None);
+    let kept = mapping.columns.iter().zip(source.values);
+    let values = kept.map(|(column, value)| as_kept(column, value));
+    let key = key_of(mapping);
+    let forms: Vec<Form> = mapping.columns.iter().map(Form::of).collect();
+    let replica = mapping
+        .columns
+        .iter()
+        .map(|column| quote_ident(&column.name));
+    TableQueries {
+        source: side_queries(values, &source.from, &forms, &key),
+        replica: side_queries(replica, &mapping.replica_rows(), &forms, &key),
+    }
+}
+
+/// Places of the key's columns among the mapping's.
+fn key_of(mapping: &TableMapping) -> Vec<usize> {
+    match &mapping.identity {
+        RowIdentity::Key(key) => key.clone(),
+        RowIdentity::FullRow | RowIdentity::InsertsOnly => Vec::new(),
+    }
+}
+
+/// A source value as the replica's column keeps it: rounded and padded as by an assignment.
+fn as_kept(column: &ColumnMapping, value: String) -> String {
+    let has_modifier = column.cast_to.is_builtin() && column.stored_as.contains('(');
+    match has_modifier {
+        true => format!("({value})::{}", column.stored_as),
+        false => value,
+    }
+}
+
+fn side_queries(
+    values: impl Iterator<Item = String>,
+    from: &str,
+    forms: &[Form],
+    key: &[usize],
+) -> SideQueries {
+    let values: Vec<String> = values
+        .enumerate()
+        .map(|(place, value)| format!("{value} AS v{place}"))
+        .collect();
+    let hashed = |places: &mut dyn Iterator<Item = usize>| {
+        let parts: Vec<String> = places
+            .filter_map(|place| Some(forms.get(place)?.hashable(&format!("r.v{place}"))))
+            .collect();
+        match parts.is_empty() {
+            // Rows without columns are only counted.
+            true => "0::pg_catalog.int8".to_owned(),
+            false => format!(
+                "pg_catalog.hash_record_extended(ROW({}), 0)",
+                parts.join(", ")
+            ),
+        }
+    };
+    let row_hash = hashed(&mut (0..forms.len()));
+    let (key_hash, key_texts) = match key.is_empty() {
+        true => (
+            row_hash.clone(),
+            format!("ARRAY[({row_hash})::pg_catalog.text]"),
+        ),
+        false => {
+            let texts = key
+                .iter()
+                .map(|place| format!("r.v{place}::pg_catalog.text"));
+            let texts: Vec<String> = texts.collect();
+            (
+                hashed(&mut key.iter().copied()),
+                format!("ARRAY[{}]", texts.join(", ")),
+            )
+        }
+    };
+    let block = format!("({key_hash} & {})::pg_catalog.int4", BLOCKS - 1);
+    let rows = format!("(SELECT {} FROM {from}) AS r", values.join(", "));
+    SideQueries {
+        blocks: format!(
+            "SELECT b.block, pg_catalog.count(*), pg_catalog.sum(b.hash)::pg_catalog.text \
+             FROM (SELECT {block} AS block, {row_hash} AS hash FROM {rows}) AS b GROUP BY b.block"
+        ),
+        count: format!("SELECT 0, pg_catalog.count(*), '' FROM {from}"),
+        rows: format!("SELECT {key_texts}, {row_hash} FROM {rows} WHERE {block} = ANY ($1)"),
+    }
+}
+
+/// What of a value is hashed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    /// Its type's hash tells apart whatever is not the same.
+    Itself,
+    /// The same, under the order of bytes: a collation may call different texts equal.
+    ByBytes,
+    /// What this function sends: all of the value and nothing else.
+    Sent(&'static str),
+    Text,
+}
+
+impl Form {
+    fn of(column: &ColumnMapping) -> Self {
+        Self::of_type(&column.cast_to)
+    }
+
+    fn of_type(name: &TypeName) -> Self {
+        if !name.is_builtin() {
+            return Self::Text;
+        }
+        match name.0.name.as_str() {
+            "bool" | "int2" | "int4" | "int8" | "oid" | "date" | "time" | "timestamp"
+            | "timestamptz" | "uuid" | "bytea" | "macaddr" | "macaddr8" => Self::Itself,
+            "text" | "varchar" => Self::ByBytes,
+            "float4" => Self::Sent("float4send"),
+            "float8" => Self::Sent("float8send"),
+            "numeric" => Self::Sent("numeric_send"),
+            "interval" => Self::Sent("interval_send"),
+            "timetz" => Self::Sent("timetz_send"),
+            "jsonb" => Self::Sent("jsonb_send"),
+            _ => Self::Text,
+        }
+    }
+
+    fn hashable(self, value: &str) -> String {
+        match self {
+            Self::Itself => value.to_owned(),
+            Self::ByBytes => format!("{value} COLLATE pg_catalog.\"C\""),
+            Self::Sent(send) => format!("pg_catalog.{send}({value})"),
+            Self::Text => format!("{value}::pg_catalog.text COLLATE pg_catalog.\"C\""),
+        }
+    }
+}

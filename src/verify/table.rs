@@ -1,0 +1,143 @@
+//! Compares one table at the cut.
+//!
+//! A TRUNCATE or a rewrite that comes after the cut leaves a snapshot nothing to read. So the
+//! first query's locks are kept, and then it is asked whether the rows have moved since the cut.
+
+use super::compare::{Block, Blocks, DriftKind, Key, Rows, rows_of, unlike};
+use super::report::{NotCompared, TableReport};
+use super::statement::{SideQueries, table_queries};
+use super::{VerifyError, Wanted};
+use crate::pg::{ServerError, TypeNames};
+use crate::pipeline::PlannedTable;
+use crate::snapshot::rewritten_sql;
+use crate::telemetry::Chain;
+use futures_util::TryStreamExt;
+use std::pin::pin;
+use tokio_postgres::Client;
+
+/// Rows of one side that are held in memory at once.
+const ROWS_MAX: u64 = 100_000;
+
+/// One session on each side, in the snapshots of the cut.
+pub(super) struct Sessions {
+    pub(super) source: Client,
+    pub(super) replica: Client,
+}
+
+pub(super) enum Compared {
+    Fully(Box<TableReport>),
+    Not(NotCompared),
+}
+
+/// Compares one table. What a server refuses of it is its own affair; a lost session is not.
+pub(super) async fn compare_table(
+    sessions: &Sessions,
+    planned: &PlannedTable,
+    types: &TypeNames,
+    wanted: &Wanted,
+) -> Result<Compared, VerifyError> {
+    let begun = in_both(sessions, "SAVEPOINT before_table").await;
+    begun.map_err(VerifyError::Reading)?;
+    let compared = compare(sessions, planned, types, wanted).await;
+    match compared {
+        Err(error) if error.is_session_lost() => Err(VerifyError::Reading(error)),
+        compared => {
+            // The locks of this table go as well.
+            let ended = in_both(sessions, "ROLLBACK TO before_table; RELEASE before_table").await;
+            ended.map_err(VerifyError::Reading)?;
+            Ok(compared.unwrap_or_else(|error| {
+                Compared::Not(NotCompared::Refused(Chain(&error).to_string()))
+            }))
+        }
+    }
+}
+
+async fn in_both(sessions: &Sessions, sql: &str) -> Result<(), ServerError> {
+    tokio::try_join!(
+        sessions.source.batch_execute(sql),
+        sessions.replica.batch_execute(sql)
+    )?;
+    Ok(())
+}
+
+async fn compare(
+    sessions: &Sessions,
+    planned: &PlannedTable,
+    types: &TypeNames,
+    wanted: &Wanted,
+) -> Result<Compared, ServerError> {
+    let mapping = &planned.mapping;
+    let filter = planned.published.row_filter.as_deref();
+    let queries = table_queries(mapping, types, planned.source_has_parts(), filter);
+    let (source, replica) = tokio::try_join!(
+        fetch_blocks(&sessions.source, &queries.source, wanted),
+        fetch_blocks(&sessions.replica, &queries.replica, wanted)
+    )?;
+    let of_source = rewritten_sql(planned.source.oid, planned.source_has_parts());
+    let of_replica = rewritten_sql(planned.replica.oid, planned.replica_has_parts());
+    let (source_moved, replica_moved) = tokio::try_join!(
+        sessions.source.query_opt(&of_source, &[]),
+        sessions.replica.query_opt(&of_replica, &[])
+    )?;
+    if source_moved.is_some() || replica_moved.is_some() {
+        return Ok(Compared::Not(NotCompared::Rewritten));
+    }
+    let mut differences = Vec::new();
+    if !wanted.counts_only {
+        for group in unlike(&source, &replica, ROWS_MAX) {
+            let mut rows = Rows::default();
+            let add = |rows: &mut Rows, key, hash| rows.source(key, hash);
+            fetch_rows(&sessions.source, &queries.source, &group, &mut rows, add).await?;
+            let add = |rows: &mut Rows, key, hash| rows.replica(key, hash);
+            fetch_rows(&sessions.replica, &queries.replica, &group, &mut rows, add).await?;
+            differences.extend(rows.differences());
+        }
+    }
+    let count = |kind| differences.iter().filter(|(k, _)| *k == kind).count() as u64;
+    let (source_rows, replica_rows) = (rows_of(&source), rows_of(&replica));
+    Ok(Compared::Fully(Box::new(TableReport {
+        table: planned.source.name.to_string(),
+        replica_table: mapping.replica.to_string(),
+        in_sync: source == replica,
+        source_rows,
+        replica_rows,
+        missing: count(DriftKind::Missing),
+        extra: count(DriftKind::Extra),
+        different: count(DriftKind::Different),
+        counts_only: wanted.counts_only,
+        names: Some((planned.source.name.clone(), mapping.replica.clone())),
+        differences,
+    })))
+}
+
+async fn fetch_blocks(
+    client: &Client,
+    side: &SideQueries,
+    wanted: &Wanted,
+) -> Result<Blocks, tokio_postgres::Error> {
+    let sql = match wanted.counts_only {
+        true => &side.count,
+        false => &side.blocks,
+    };
+    let rows = client.query(sql, &[]).await?;
+    let block = |row: &tokio_postgres::Row| {
+        let rows = u64::try_from(row.get::<_, i64>(1)).unwrap_or_default();
+        let sum = row.get(2);
+        (row.get(0), Block { rows, sum })
+    };
+    Ok(rows.iter().map(block).collect())
+}
+
+async fn fetch_rows(
+    client: &Client,
+    side: &SideQueries,
+    group: &[i32],
+    rows: &mut Rows,
+    mut add: impl FnMut(&mut Rows, Key, i64),
+) -> Result<(), tokio_postgres::Error> {
+    let mut stream = pin!(client.query_raw(&side.rows, [group]).await?);
+    while let Some(row) = stream.try_next().await? {
+        add(rows, row.get(0), row.get(1));
+    }
+    Ok(())
+}
