@@ -129,7 +129,11 @@ async fn run_pipeline(
     };
     let (asker, cuts) = cuts();
     let pipeline = supervise(configure, config.retry, telemetry, shutdown, cuts);
-    let verifying = verify::serve(|| pipeline_config(config).ok(), &asker, telemetry);
+    let verifying = Box::pin(verify::serve(
+        || pipeline_config(config).ok(),
+        &asker,
+        telemetry,
+    ));
     let overdue = async {
         shutdown.cancelled().await;
         tokio::time::sleep(FINISH_WITHIN).await;

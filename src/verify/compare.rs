@@ -162,8 +162,12 @@ mod tests {
     #[test]
     fn rows_are_missing_extra_or_different() {
         let mut rows = Rows::default();
-        [(1, 10), (2, 20), (3, 30)].map(|(k, hash)| rows.source(key(k), hash));
-        [(2, 20), (3, 31), (4, 40)].map(|(k, hash)| rows.replica(key(k), hash));
+        for (k, hash) in [(1, 10), (2, 20), (3, 30)] {
+            rows.source(key(k), hash);
+        }
+        for (k, hash) in [(2, 20), (3, 31), (4, 40)] {
+            rows.replica(key(k), hash);
+        }
         assert_eq!(
             rows.differences(),
             [
