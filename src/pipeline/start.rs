@@ -85,6 +85,9 @@ pub(crate) async fn start<'a>(
     let replica_pool = config.replica.pool(Session::ReplicaWrite, pooled)?;
     let writer = config.replica.connect(Session::ReplicaWrite);
     let (writer, second) = tokio::try_join!(writer, replica_pool.get())?;
+    // Before a lock is taken, which a pooler would keep.
+    config.replica.refuse_pooler(&writer, &second).await?;
+    drop(second);
     telemetry.set_connection(Side::Replica, ConnectionState::Connected, None);
     let replica_server = fetch_server(&writer).await?;
     if replica_server.in_recovery {
@@ -92,9 +95,6 @@ pub(crate) async fn start<'a>(
             "the replica is a standby and cannot be written".into(),
         ));
     }
-    // Before a lock is taken, which a pooler would keep.
-    config.replica.refuse_pooler(&writer, &second).await?;
-    drop(second);
     queue(&writer, &config.name, telemetry, memory).await?;
     faults::at("start.locked").await?;
     let source_pool = config
