@@ -129,18 +129,31 @@ async fn run_pipeline(
     };
     let (asker, cuts) = cuts();
     let pipeline = supervise(configure, config.retry, telemetry, shutdown, cuts);
-    let verifying = Box::pin(verify::serve(
-        || pipeline_config(config).ok(),
-        &asker,
-        telemetry,
+    let comparing = Reactor::start("verify").map_err(|error| {
+        PipelineError::Waiting(format!(
+            "the thread that compares cannot be started: {error}"
+        ))
+    })?;
+    let of_verify = config.clone();
+    let verifying = comparing.spawn(verify::serve(
+        move || pipeline_config(&of_verify).ok(),
+        asker,
+        telemetry.clone(),
     ));
+    let verifying = async {
+        // It ends by a panic only, and the pipeline does not end with it.
+        if let Err(error) = verifying.await {
+            tracing::error!(%error, "nothing is compared any more: a bug, the log says where; report it");
+        }
+        std::future::pending::<()>().await;
+    };
     let overdue = async {
         shutdown.cancelled().await;
         tokio::time::sleep(FINISH_WITHIN).await;
     };
     tokio::select! {
         done = pipeline => done,
-        () = verifying => Err(PipelineError::Waiting("nobody compares any more".to_owned())),
+        () = verifying => Ok(()),
         () = overdue => {
             tracing::warn!(
                 waited_seconds = FINISH_WITHIN.as_secs(),

@@ -3,6 +3,7 @@
 //! ```text
 //!  main        the pipeline: an answer of the replica wakes nobody but who waits for it
 //!  listener    the stream; it stops as a whole while frames gather
+//!  verify      comparisons, which sort and count
 //!  copy        one for each session of a first copy
 //!  endpoints   scrapes, and the service manager's watchdog
 //! ```

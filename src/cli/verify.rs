@@ -14,13 +14,14 @@ use crate::verify::{Progress, Report, TableReport, Wanted, verify};
 use anyhow::{Context, anyhow, bail};
 use std::pin::pin;
 use std::time::Duration;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// A daemon that streams takes a request sooner.
 const TAKEN_WITHIN: Duration = Duration::from_secs(30);
+const ENDED_AFTER: Duration = Duration::from_secs(15);
 
 /// The arguments.
 #[derive(Debug, clap::Args)]
@@ -72,7 +73,15 @@ async fn by_the_daemon(
 ) -> anyhow::Result<Report> {
     let (tables, counts_only) = (&wanted.tables, wanted.counts_only);
     let id = Store::request_verification(books, &pipeline.name, tables, counts_only).await?;
-    let asked = tokio::time::Instant::now();
+    let waited = wait_for(books, pipeline, id).await;
+    if waited.is_err() {
+        Store::withdraw_verification(books, id).await?;
+    }
+    waited
+}
+
+async fn wait_for(books: &Client, pipeline: &PipelineConfig, id: i64) -> anyhow::Result<Report> {
+    let (mut asked, mut held) = (Instant::now(), Instant::now());
     let mut told = None;
     loop {
         match Store::fetch_verification(books, id).await? {
@@ -80,22 +89,25 @@ async fn by_the_daemon(
                 return Report::from_json(&report).context("the daemon is of another version");
             }
             Some(Verification::Failed(why)) => bail!("nothing was compared: {why}"),
-            Some(Verification::Running(progress)) if progress != told => {
-                if let Some(progress) = &progress {
+            Some(Verification::Running(progress)) => {
+                if progress != told
+                    && let Some(progress) = &progress
+                {
                     output::complain(&format!("comparing {progress}"));
                 }
                 told = progress;
             }
-            Some(Verification::Running(_)) => {}
-            Some(Verification::Requested) if asked.elapsed() < TAKEN_WITHIN => {}
-            Some(Verification::Requested) => {
-                let unasked = Err("the daemon did not stream");
-                Store::end_verification(books, &pipeline.name, id, unasked).await?;
+            Some(Verification::Requested { is_behind: true }) => asked = Instant::now(),
+            Some(Verification::Requested { .. }) if asked.elapsed() < TAKEN_WITHIN => {}
+            Some(Verification::Requested { .. }) => {
                 bail!("the daemon does not stream: see `pglockstep status`");
             }
             None => bail!("the request is gone from the books"),
         }
-        if Store::fetch_holder(books, &pipeline.name).await?.is_none() {
+        // Between two attempts of a daemon nobody holds the pipeline.
+        if Store::fetch_holder(books, &pipeline.name).await?.is_some() {
+            held = Instant::now();
+        } else if held.elapsed() >= ENDED_AFTER {
             bail!("the daemon has ended meanwhile");
         }
         sleep(LOOK_EVERY).await;
@@ -122,11 +134,21 @@ async fn here(
         cuts
     ));
     let mut comparing = pin!(async {
-        while telemetry.status().state != PipelineState::Streaming {
-            sleep(LOOK_EVERY).await;
+        loop {
+            let status = telemetry.status();
+            match status.state {
+                PipelineState::Streaming => break,
+                PipelineState::Failed | PipelineState::Standby => {
+                    bail!(
+                        "the pipeline does not run: {}",
+                        status.reason.unwrap_or_default()
+                    );
+                }
+                _ => sleep(LOOK_EVERY).await,
+            }
         }
         let say = |progress: Progress<'_>| output::complain(&format!("comparing {progress}"));
-        verify(pipeline, &asker, wanted, say).await
+        Ok(verify(pipeline, &asker, wanted, say).await?)
     });
     tokio::select! {
         ended = &mut running => {
@@ -137,7 +159,7 @@ async fn here(
             shutdown.cancel();
             // What was compared stands, however the pipeline ends.
             let _ = running.await;
-            Ok(compared?)
+            compared
         }
     }
 }

@@ -46,10 +46,12 @@ const FIRST_WAIT: Duration = Duration::from_millis(200);
 #[derive(Debug, thiserror::Error)]
 pub enum CutError {
     /// Nobody takes requests.
-    #[error("the pipeline does not stream")]
+    #[error("the pipeline does not stream, or is busy with one large transaction")]
     NotStreaming,
     /// The slot would have had to wait for it.
-    #[error("a transaction of the source runs for long, and a slot waits for it")]
+    #[error(
+        "a slot waits for each transaction of the source that is open, and one was open for longer than the apply can be held up, at each of some tries"
+    )]
     SourceBusy,
     /// What lies before the cut was not applied in time.
     #[error("the replica was not at {0} within a minute")]
@@ -180,7 +182,8 @@ impl CutAsker {
         tell.send(at).map_err(|_| CutError::SourceBusy)?;
         let exported = match timeout(REACHED_WITHIN, is_done).await {
             Ok(Ok(exported)) => exported.map_err(CutError::Replica)?,
-            Ok(Err(_)) => return Err(CutError::NotStreaming),
+            // The hold was over in the same moment; or the pipeline is, and the next try says so.
+            Ok(Err(_)) => return Err(CutError::SourceBusy),
             Err(_) => return Err(CutError::NotReached(at)),
         };
         Ok(Cut {

@@ -236,7 +236,7 @@ impl<'a, W: ReplicaWriter> Follower<'a, W> {
                     self.telemetry.set_pool(self.relations.pool_health());
                     self.advance_idle().await?;
                 }
-                request = cuts.next(), if self.cut.is_none() => self.hold(request).await?,
+                request = cuts.next(), if self.may_cut() => self.hold(request).await?,
                 chunk = self.inbox.chunks.recv() => match chunk {
                     Some(chunk) => self.take_all(chunk).await?,
                     None => return Ok(Ended::NothingMoreComes),

@@ -26,8 +26,11 @@ pub struct VerificationRequest {
 /// How far one is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verification {
-    /// Nobody has begun.
-    Requested,
+    /// Nobody has begun; another one may run meanwhile.
+    Requested {
+        /// It does.
+        is_behind: bool,
+    },
     /// Which table is compared now.
     Running(Option<String>),
     /// The report, as JSON.
@@ -84,7 +87,7 @@ impl Store {
     ) -> Result<Option<VerificationRequest>, ProgressError> {
         let sql = "UPDATE pglockstep.verifications SET state = 'running' WHERE id = (\
                    SELECT min(id) FROM pglockstep.verifications WHERE pipeline = $1 AND state = 'requested') \
-                   RETURNING id, source_schemas, source_tables, counts_only";
+                   AND state = 'requested' RETURNING id, source_schemas, source_tables, counts_only";
         let row = client
             .query_opt(sql, &[&pipeline])
             .await
@@ -127,7 +130,7 @@ impl Store {
         outcome: Result<&str, &str>,
     ) -> Result<(), ProgressError> {
         let sql = "UPDATE pglockstep.verifications SET state = $2, report = $3, error = $4, \
-                   ended_at = pg_catalog.now() WHERE id = $1";
+                   ended_at = pg_catalog.now() WHERE id = $1 AND state = 'running'";
         let state = if outcome.is_ok() { "done" } else { "failed" };
         let ended = client
             .execute(sql, &[&id, &state, &outcome.ok(), &outcome.err()])
@@ -142,6 +145,17 @@ impl Store {
             .map_err(ProgressError::doing("forget old comparisons"))
     }
 
+    /// Nobody waits for it any more, if it has not begun.
+    ///
+    /// # Errors
+    /// When the statement fails.
+    pub async fn withdraw_verification(client: &Client, id: i64) -> Result<(), ProgressError> {
+        let sql = "DELETE FROM pglockstep.verifications WHERE id = $1 AND state = 'requested'";
+        let done = client.execute(sql, &[&id]).await;
+        done.map(drop)
+            .map_err(ProgressError::doing("withdraw a comparison"))
+    }
+
     /// How far one is; `None` where there is none of that number.
     ///
     /// # Errors
@@ -150,14 +164,17 @@ impl Store {
         client: &Client,
         id: i64,
     ) -> Result<Option<Verification>, ProgressError> {
-        let sql =
-            "SELECT state, progress, report, error FROM pglockstep.verifications WHERE id = $1";
+        let sql = "SELECT v.state, v.progress, v.report, v.error, EXISTS (SELECT 1 FROM \
+                   pglockstep.verifications AS o WHERE o.pipeline = v.pipeline AND o.state = 'running') \
+                   FROM pglockstep.verifications AS v WHERE v.id = $1";
         let row = client
             .query_opt(sql, &[&id])
             .await
             .map_err(ProgressError::doing("look for a comparison"))?;
         Ok(row.map(|row| match row.get(0) {
-            "requested" => Verification::Requested,
+            "requested" => Verification::Requested {
+                is_behind: row.get(4),
+            },
             "running" => Verification::Running(row.get(1)),
             "done" => Verification::Done(row.get::<_, Option<String>>(2).unwrap_or_default()),
             _ => Verification::Failed(row.get::<_, Option<String>>(3).unwrap_or_default()),

@@ -54,12 +54,13 @@ pub async fn verify(
     let cut = cuts.cut(config).await?;
     let source = config.source.connect(Session::SourceRead).await?;
     let replica = config.replica.connect(Session::ReplicaWrite).await?;
-    // What takes part, and how far each table was, is looked at after the cut: what was copied
-    // or set aside since is then known to be so.
     let plan = fetch_plan(&source, &replica, &config.publication, &config.mapping).await?;
-    let records = Store::fetch_tables(&replica, &config.name).await?;
-    let sessions = enter(source, replica, &cut).await?;
-    let mut report = Report::new(cut.at);
+    let at = cut.at;
+    // The slot that was made for it would hold the source's log.
+    let sessions = enter(source, replica, cut).await?;
+    // How far each table was at the cut.
+    let records = Store::fetch_tables(&sessions.replica, &config.name).await?;
+    let mut report = Report::new(at);
     let tables = named(&plan, wanted)?;
     for (number, planned) in tables.iter().enumerate() {
         tell(Progress {
@@ -67,7 +68,7 @@ pub async fn verify(
             number,
             of: tables.len(),
         });
-        match obstacle(planned, &records, cut.at) {
+        match obstacle(planned, &records, at) {
             Some(reason) => report.pass_by(planned, reason),
             None => {
                 let compared = compare_table(&sessions, planned, &plan.types, wanted).await?;
@@ -98,7 +99,7 @@ impl std::fmt::Display for Progress<'_> {
     }
 }
 
-async fn enter(source: Client, replica: Client, cut: &Cut) -> Result<Sessions, VerifyError> {
+async fn enter(source: Client, replica: Client, cut: Cut) -> Result<Sessions, VerifyError> {
     // One process for each side: what is compared is not to take the servers from others.
     const SETTINGS: &str = "SET max_parallel_workers_per_gather = 0; SET jit = off";
     for (client, snapshot) in [

@@ -1,6 +1,5 @@
 //! What a comparison came to. The JSON form is an interface.
 
-use super::compare::{DriftKind, Key};
 use crate::pg::{Lsn, QualifiedName};
 use crate::pipeline::PlannedTable;
 use crate::telemetry::{Telemetry, Verified};
@@ -44,9 +43,6 @@ pub struct TableReport {
     /// The two tables; of a report that was kept, none.
     #[serde(skip)]
     pub names: Option<(QualifiedName, QualifiedName)>,
-    /// What they are: for repair, and for nobody's eyes.
-    #[serde(skip)]
-    pub differences: Vec<(DriftKind, Key)>,
 }
 
 /// A table that was not compared.

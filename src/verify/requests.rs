@@ -17,16 +17,16 @@ const TRY_AGAIN_AFTER: Duration = Duration::from_secs(5);
 /// Looks for requests while the pipeline streams; never ends.
 pub async fn serve(
     configure: impl Fn() -> Option<PipelineConfig>,
-    cuts: &CutAsker,
-    telemetry: &Telemetry,
+    cuts: CutAsker,
+    telemetry: Telemetry,
 ) {
     loop {
-        if is_streaming(telemetry)
+        if is_streaming(&telemetry)
             && let Some(config) = configure()
             && let Ok(books) = config.replica.connect(Session::ReplicaWrite).await
         {
             // The next attempt has another session.
-            let _ = serve_by(&books, &config, cuts, telemetry).await;
+            let _ = serve_by(&books, &config, &cuts, &telemetry).await;
         }
         sleep(TRY_AGAIN_AFTER).await;
     }

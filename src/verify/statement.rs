@@ -7,19 +7,22 @@
 //! ```
 //!
 //! Equal is what is the same data, not what `=` calls equal: 1.0 is not 1.00, -0 not 0, '1 mon'
-//! not '30 days'. So a value is hashed by its type where that hash tells all of those apart; by the
-//! bytes that the type sends where it does not; and by its text (the settings that shape it are
-//! pinned) where those bytes say more than the value, such as the number of a type.
+//! not '30 days'. So a value is hashed by its type only where that hash tells all of those apart,
+//! and by the bytes that it is sent as where it does not: `hashint8extended` folds 64 bits into 32,
+//! and 1 is 4294967296 to it. What is sent is in one encoding, whatever the servers have. Where
+//! those bytes say more than the value, such as the number of a type, its text is sent instead;
+//! the settings that shape it are pinned.
 //!
 //! The sum of hashes has no order, so that nothing is sorted; it tells two equal rows from none,
-//! which an exclusive or does not.
+//! which an exclusive or does not. The hash of a record is a sum as well, by column: over all rows it
+//! would not matter which row has which value. So it is hashed once more.
 
 use crate::mapping::{ColumnMapping, RowIdentity, TableMapping};
 use crate::pg::{TypeName, TypeNames, quote_ident};
 use crate::snapshot::source_rows;
 
 /// Blocks of a table: rows are dealt out to them by a hash of their key.
-pub(crate) const BLOCKS: u32 = 1_024;
+pub(crate) const BLOCKS: u32 = 16_384;
 
 /// What one side is asked of one table.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,8 +75,7 @@ fn key_of(mapping: &TableMapping) -> Vec<usize> {
 
 /// A source value as the replica's column keeps it: rounded and padded as by an assignment.
 fn as_kept(column: &ColumnMapping, value: String) -> String {
-    let has_modifier = column.cast_to.is_builtin() && column.stored_as.contains('(');
-    match has_modifier {
+    match column.cast_to.is_builtin() {
         true => format!("({value})::{}", column.stored_as),
         false => value,
     }
@@ -96,10 +98,13 @@ fn side_queries(
         match parts.is_empty() {
             // Rows without columns are only counted.
             true => "0::pg_catalog.int8".to_owned(),
-            false => format!(
-                "pg_catalog.hash_record_extended(ROW({}), 0)",
-                parts.join(", ")
-            ),
+            false => {
+                let sum = format!(
+                    "pg_catalog.hash_record_extended(ROW({}), 0)",
+                    parts.join(", ")
+                );
+                format!("pg_catalog.hash_record_extended(ROW(pg_catalog.int8send({sum})), 0)")
+            }
         }
     };
     let row_hash = hashed(&mut (0..forms.len()));
@@ -136,10 +141,14 @@ fn side_queries(
 enum Form {
     /// Its type's hash tells apart whatever is not the same.
     Itself,
-    /// The same, under the order of bytes: a collation may call different texts equal.
-    ByBytes,
     /// What this function sends: all of the value and nothing else.
     Sent(&'static str),
+    /// The same of a floating-point number, whose NaN may have a sign here and none there.
+    SentNumber {
+        send: &'static str,
+        name: &'static str,
+    },
+    /// Its text, as it is sent.
     Text,
 }
 
@@ -153,15 +162,26 @@ impl Form {
             return Self::Text;
         }
         match name.0.name.as_str() {
-            "bool" | "int2" | "int4" | "int8" | "oid" | "date" | "time" | "timestamp"
-            | "timestamptz" | "uuid" | "bytea" | "macaddr" | "macaddr8" => Self::Itself,
-            "text" | "varchar" => Self::ByBytes,
-            "float4" => Self::Sent("float4send"),
-            "float8" => Self::Sent("float8send"),
-            "numeric" => Self::Sent("numeric_send"),
-            "interval" => Self::Sent("interval_send"),
+            "bool" | "int2" | "int4" | "oid" | "date" | "uuid" | "bytea" | "macaddr" => {
+                Self::Itself
+            }
+            "int8" => Self::Sent("int8send"),
+            "time" => Self::Sent("time_send"),
+            "timestamp" => Self::Sent("timestamp_send"),
+            "timestamptz" => Self::Sent("timestamptz_send"),
             "timetz" => Self::Sent("timetz_send"),
+            "interval" => Self::Sent("interval_send"),
+            "numeric" => Self::Sent("numeric_send"),
             "jsonb" => Self::Sent("jsonb_send"),
+            "text" | "varchar" => Self::Sent("textsend"),
+            "float4" => Self::SentNumber {
+                send: "float4send",
+                name: "float4",
+            },
+            "float8" => Self::SentNumber {
+                send: "float8send",
+                name: "float8",
+            },
             _ => Self::Text,
         }
     }
@@ -169,9 +189,14 @@ impl Form {
     fn hashable(self, value: &str) -> String {
         match self {
             Self::Itself => value.to_owned(),
-            Self::ByBytes => format!("{value} COLLATE pg_catalog.\"C\""),
             Self::Sent(send) => format!("pg_catalog.{send}({value})"),
-            Self::Text => format!("{value}::pg_catalog.text COLLATE pg_catalog.\"C\""),
+            Self::SentNumber { send, name } => {
+                let nan = format!("'NaN'::pg_catalog.{name}");
+                format!(
+                    "pg_catalog.{send}(CASE WHEN {value} OPERATOR(pg_catalog.=) {nan} THEN {nan} ELSE {value} END)"
+                )
+            }
+            Self::Text => format!("pg_catalog.textsend({value}::pg_catalog.text)"),
         }
     }
 }

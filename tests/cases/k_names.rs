@@ -2,7 +2,7 @@
 
 use super::ground::{Ground, each, same};
 use super::runner::{Case, case};
-use crate::support::{Daemon, Scenario, run_verb};
+use crate::support::{Daemon, Scenario, run_verb, verb};
 
 pub const CASES: &[Case] = &[
     case!(k1_names_that_break_tools, Crossing),
@@ -93,11 +93,13 @@ async fn k6_from_latin1_to_utf8_and_back(g: Ground<'_>) {
             &[
                 "INSERT INTO t VALUES ('ÿ', 'streamed ÷', '{\"ü, ö\"}'); INSERT INTO \"größe\" VALUES ('¡', '¿'); INSERT INTO e VALUES ('ß')",
                 "UPDATE t SET v = v || 'Ä' WHERE k = 'é'; UPDATE \"größe\" SET \"é\" = 'Ð'",
-                "DELETE FROM t WHERE k = 'ÿ'; DELETE FROM e",
+                "DELETE FROM t WHERE k = 'ÿ'; DELETE FROM e; INSERT INTO e VALUES ('ß')",
             ],
         )
         .await;
         assert!(daemon.terminate().success());
+        let (code, said) = verb(&s, "", &["verify"]);
+        assert_eq!(code, Some(0), "{said}");
         g.clear(s).await;
     }
 }

@@ -12,9 +12,13 @@ use crate::pipeline::PipelineError;
 use crate::pipeline::cut::{CutRequest, HOLD_MAX};
 use crate::pipeline::receive::Event;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tokio_postgres::Client;
+
+/// One statement that looks at nothing.
+const EXPORTED_WITHIN: Duration = Duration::from_secs(1);
 
 /// A cut that is to be made, and is not yet.
 pub(super) struct PendingCut {
@@ -36,6 +40,11 @@ impl PendingCut {
 }
 
 impl<W: ReplicaWriter> Follower<'_, W> {
+    /// Whether nobody waits for a cut.
+    pub(super) fn may_cut(&self) -> bool {
+        self.cut.as_ref().is_none_or(|cut| cut.done.is_closed())
+    }
+
     /// Between transactions' commits: nothing is committed until it is said where the cut is, or
     /// until that takes too long.
     pub(super) async fn hold(&mut self, request: CutRequest) -> Result<(), PipelineError> {
@@ -74,10 +83,13 @@ impl<W: ReplicaWriter> Follower<'_, W> {
         let Some(cut) = self.cut.take() else {
             return;
         };
-        let exported = cut
+        let export = cut
             .replica
-            .query_one("SELECT pg_catalog.pg_export_snapshot()", &[])
-            .await;
+            .query_one("SELECT pg_catalog.pg_export_snapshot()", &[]);
+        // A session that does not answer is not waited for: `done` goes unsaid.
+        let Ok(exported) = timeout(EXPORTED_WITHIN, export).await else {
+            return;
+        };
         let exported = exported.map(|row| row.get(0)).map_err(ServerError::from);
         // Whoever asked may have given up.
         let _ = cut.done.send(exported);
