@@ -9,13 +9,14 @@ use super::{Outcome, human, output, settings};
 use crate::catalog::fetch_server;
 use crate::config::Config;
 use crate::conn::{Endpoint, Session};
-use crate::pg::{ServerError, quote_ident, quote_literal};
+use crate::pg::quote_literal;
 use crate::pipeline::{
     PipelineConfig, PipelineError, PlannedTable, TablePlan, ask_history, fetch_plan,
     resume_position,
 };
 use crate::progress::{PipelineIdentity, Store};
 use crate::replication::{ReplicationConnection, ReplicationSlot, SlotName, drop_slot, fetch_slot};
+use crate::verify::compare_now;
 use anyhow::{Context, bail};
 use std::time::{Duration, Instant};
 use tokio_postgres::Client;
@@ -58,9 +59,9 @@ struct Report {
 struct Compared {
     table: String,
     replica_table: String,
-    source_rows: i64,
-    replica_rows: i64,
-    /// All rows, by a hash of their text.
+    source_rows: u64,
+    replica_rows: u64,
+    /// All rows, by their hashes.
     same: bool,
 }
 
@@ -204,38 +205,15 @@ impl Sides {
         Ok((report, old_slot))
     }
 
-    /// Counts and hashes, whatever the order of the rows.
     async fn compare(&self, plan: &TablePlan, table: &PlannedTable) -> anyhow::Result<Compared> {
-        const SUM: &str = "SELECT pg_catalog.count(*), COALESCE(pg_catalog.sum(\
-                           pg_catalog.hashtextextended(s::pg_catalog.text, 0)), 0)::text";
-        let on_source = format!(
-            "{SUM} FROM ({}) AS s",
-            table.copy_statements(&plan.types).select
-        );
-        let mapping = &table.mapping;
-        let names: Vec<String> = mapping
-            .columns
-            .iter()
-            .map(|column| quote_ident(&column.name))
-            .collect();
-        let on_replica = format!(
-            "{SUM} FROM (SELECT {} FROM {}) AS s",
-            names.join(", "),
-            mapping.replica_rows()
-        );
-        let fetch = async |client: &Client, sql: &str| {
-            let row = client.query_one(sql, &[]).await.map_err(ServerError::from);
-            let row = row.with_context(|| format!("cannot compare {}", table.source.name))?;
-            Ok::<(i64, String), anyhow::Error>((row.get(0), row.get(1)))
-        };
-        let source = fetch(&self.source, &on_source).await?;
-        let replica = fetch(&self.replica, &on_replica).await?;
+        let compared = compare_now(&self.source, &self.replica, table, &plan.types).await;
+        let compared = compared.with_context(|| format!("cannot compare {}", table.source.name))?;
         Ok(Compared {
-            table: table.source.name.to_string(),
-            replica_table: mapping.replica.to_string(),
-            source_rows: source.0,
-            replica_rows: replica.0,
-            same: source == replica,
+            table: compared.table,
+            replica_table: compared.replica_table,
+            source_rows: compared.source_rows,
+            replica_rows: compared.replica_rows,
+            same: compared.in_sync,
         })
     }
 

@@ -20,6 +20,7 @@ pub use compare::DriftKind;
 pub use error::VerifyError;
 pub use report::{NotCompared, PassedBy, Report, TableReport};
 pub use requests::serve;
+pub use table::compare_now;
 
 use crate::catalog::TableKind;
 use crate::conn::Session;
