@@ -29,7 +29,7 @@ use crate::pipeline::{Cut, CutAsker, PipelineConfig, PlannedTable, TablePlan, fe
 use crate::progress::{Store, TableRecord, TableState};
 use crate::snapshot::enter_snapshot;
 use std::collections::HashMap;
-use table::{Compared, Sessions, compare_table};
+use table::{Compared, Sessions, compare_table, settle};
 use tokio_postgres::Client;
 
 /// What is to be compared.
@@ -101,14 +101,11 @@ impl std::fmt::Display for Progress<'_> {
 }
 
 async fn enter(source: Client, replica: Client, cut: Cut) -> Result<Sessions, VerifyError> {
-    // One process for each side: what is compared is not to take the servers from others.
-    const SETTINGS: &str = "SET max_parallel_workers_per_gather = 0; SET jit = off";
     for (client, snapshot) in [
         (&source, &cut.source_snapshot),
         (&replica, &cut.replica_snapshot),
     ] {
-        let set = client.batch_execute(SETTINGS).await;
-        set.map_err(VerifyError::reading)?;
+        settle(client).await?;
         enter_snapshot(client, snapshot).await?;
     }
     Ok(Sessions { source, replica })

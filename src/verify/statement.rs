@@ -91,23 +91,23 @@ fn side_queries(
         .enumerate()
         .map(|(place, value)| format!("{value} AS v{place}"))
         .collect();
-    let hashed = |places: &mut dyn Iterator<Item = usize>| {
+    let sum = |places: &mut dyn Iterator<Item = usize>| {
         let parts: Vec<String> = places
             .filter_map(|place| Some(forms.get(place)?.hashable(&format!("r.v{place}"))))
             .collect();
         match parts.is_empty() {
             // Rows without columns are only counted.
             true => "0::pg_catalog.int8".to_owned(),
-            false => {
-                let sum = format!(
-                    "pg_catalog.hash_record_extended(ROW({}), 0)",
-                    parts.join(", ")
-                );
-                format!("pg_catalog.hash_record_extended(ROW(pg_catalog.int8send({sum})), 0)")
-            }
+            false => format!(
+                "pg_catalog.hash_record_extended(ROW({}), 0)",
+                parts.join(", ")
+            ),
         }
     };
-    let row_hash = hashed(&mut (0..forms.len()));
+    let row_hash = format!(
+        "pg_catalog.hash_record_extended(ROW(pg_catalog.int8send({})), 0)",
+        sum(&mut (0..forms.len()))
+    );
     let (key_hash, key_texts) = match key.is_empty() {
         true => (
             row_hash.clone(),
@@ -119,7 +119,7 @@ fn side_queries(
                 .map(|place| format!("r.v{place}::pg_catalog.text"));
             let texts: Vec<String> = texts.collect();
             (
-                hashed(&mut key.iter().copied()),
+                sum(&mut key.iter().copied()),
                 format!("ARRAY[{}]", texts.join(", ")),
             )
         }

@@ -24,6 +24,17 @@ pub(super) struct Sessions {
     pub(super) replica: Client,
 }
 
+/// One process for each side, so that a comparison does not take the servers from others. The
+/// blocks are few, which the planner cannot know: it would sort all rows to group them.
+const SETTINGS: &str =
+    "SET max_parallel_workers_per_gather = 0; SET jit = off; SET enable_sort = off";
+
+/// Makes a session ready to compare.
+pub(super) async fn settle(client: &Client) -> Result<(), VerifyError> {
+    let set = client.batch_execute(SETTINGS).await;
+    set.map_err(VerifyError::reading)
+}
+
 pub(super) enum Compared {
     Fully(Box<TableReport>),
     Not(NotCompared),
@@ -69,6 +80,8 @@ pub async fn compare_now(
     );
     let queries = table_queries(&planned.mapping, types, has_parts, filter);
     let wanted = Wanted::default();
+    settle(source).await?;
+    settle(replica).await?;
     let (source, replica) = tokio::try_join!(
         fetch_blocks(source, &queries.source, &wanted),
         fetch_blocks(replica, &queries.replica, &wanted)
