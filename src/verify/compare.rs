@@ -23,30 +23,14 @@ pub(crate) struct Block {
 pub(crate) type Blocks = BTreeMap<i32, Block>;
 
 /// How a row of the replica is not what the source has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum DriftKind {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum DriftKind {
     /// The source has it, the replica has not.
     Missing,
     /// The replica has it, the source has not.
     Extra,
     /// Both have a row of that key, with other values.
     Different,
-}
-
-impl DriftKind {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::Missing, Self::Extra, Self::Different];
-
-    /// As metrics and results call it.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Missing => "missing",
-            Self::Extra => "extra",
-            Self::Different => "different",
-        }
-    }
 }
 
 /// How many rows one side has.

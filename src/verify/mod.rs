@@ -16,7 +16,6 @@ mod requests;
 mod statement;
 mod table;
 
-pub use compare::DriftKind;
 pub use error::VerifyError;
 pub use report::{NotCompared, PassedBy, Report, TableReport};
 pub use requests::serve;

@@ -1,7 +1,5 @@
 //! Tables without a key: many rows found by one look at the table, whatever their columns are.
 
-use rustix::process::Signal;
-
 use crate::support::{Daemon, Family, Scenario, fetch_rows, row, samples};
 
 static FAMILY: Family = Family::const_new();
@@ -26,22 +24,9 @@ async fn with(
     (s, daemon)
 }
 
-/// `times` small transactions while the daemon stands still.
-async fn in_one_backlog(s: &Scenario<'_>, daemon: &mut Daemon, times: usize, sql: &str) {
-    daemon.signal(Signal::STOP);
-    s.on_source(&format!(
-        "DO $$ BEGIN FOR i IN 1..{times} LOOP {sql}; COMMIT; END LOOP; END $$"
-    ))
-    .await;
-    daemon.signal(Signal::CONT);
-}
-
 /// How often the replica's tables were looked through; a session tells of it when it ends.
-async fn looks_after_the_end(s: &Scenario<'_>, mut daemon: Daemon) -> u32 {
-    daemon.terminate();
-    let ours = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
-                AND application_name LIKE 'pglockstep%'";
-    s.replica_eventually(ours, "0").await;
+async fn looks_after_the_end(s: &Scenario<'_>, daemon: Daemon) -> u32 {
+    s.end(daemon).await;
     let looks = s
         .replica_one("SELECT sum(seq_scan) FROM pg_stat_user_tables")
         .await;
@@ -80,7 +65,7 @@ async fn of_equal_rows_as_many_change_as_on_the_source() {
          WHEN 6 THEN UPDATE t SET v = v WHERE {any};
          ELSE INSERT INTO t SELECT * FROM t WHERE {any}; DELETE FROM t WHERE {any}; END CASE"
     );
-    in_one_backlog(&s, &mut daemon, 400, &work).await;
+    s.in_one_backlog(&mut daemon, 400, &work).await;
     s.in_step(&daemon, &[ALL]).await;
     let conflicts = samples(&daemon, "pglockstep_conflicts_total").await;
     assert_eq!(conflicts.values().sum::<f64>(), 0.0, "{conflicts:?}");
@@ -107,7 +92,7 @@ async fn rows_are_found_as_the_replica_keeps_them() {
     // Merged or not, an update keeps what only the replica has in its row.
     let twice =
         "UPDATE t SET n = n + 1 WHERE secret = i; UPDATE t SET n = n + 1 WHERE secret = i + 1";
-    in_one_backlog(&s, &mut daemon, 30, twice).await;
+    s.in_one_backlog(&mut daemon, 30, twice).await;
     let same = (
         "SELECT n::numeric(10, 2), c::char(5), at::timestamptz(0), d::numeric(8, 1), lower(e), lower(c || e) FROM t",
         "SELECT n, c, at, d, feeling, low FROM t",
@@ -124,7 +109,7 @@ async fn rows_are_found_as_the_replica_keeps_them() {
          ELSIF i % 3 = 1 THEN UPDATE t SET c = 'new', n = n + 1 WHERE {any};
          ELSE UPDATE t SET c = 'c7', e = 'Sad', secret = i WHERE {any}; END IF"
     );
-    in_one_backlog(&s, &mut daemon, 200, &work).await;
+    s.in_one_backlog(&mut daemon, 200, &work).await;
     s.in_step_mapped(&daemon, &[same]).await;
     let doubled = "SELECT own FROM t GROUP BY own HAVING count(*) > 1";
     assert_eq!(fetch_rows(&s.replica, doubled).await.len(), 0);
@@ -144,7 +129,7 @@ async fn source_order_where_the_set_is_refused() {
                 SELECT w INTO a FROM t WHERE id = 1; SELECT w INTO b FROM t WHERE id = 2;
                 UPDATE t SET w = NULL WHERE id = 1; UPDATE t SET w = a WHERE id = 2;
                 UPDATE t SET w = b WHERE id = 1; UPDATE t SET v = v || '!' WHERE id BETWEEN 3 AND 9; END";
-    in_one_backlog(&s, &mut daemon, 5, exchange).await;
+    s.in_one_backlog(&mut daemon, 5, exchange).await;
     s.in_step(&daemon, &[ALL]).await;
     let logs = s.pair.logs();
     assert!(logs.contains("t_w_key"), "no swap was refused: {logs}");
@@ -156,8 +141,7 @@ async fn rows_that_the_replica_lacks() {
     let fill = "INSERT INTO t SELECT g, 'v' FROM generate_series(1, 40) g";
     let (s, mut daemon) = with("lacks", table, table, fill, "").await;
     s.on_replica("DELETE FROM t WHERE id IN (3, 17)").await;
-    in_one_backlog(
-        &s,
+    s.in_one_backlog(
         &mut daemon,
         20,
         "DELETE FROM t WHERE id = i; UPDATE t SET v = v || i WHERE id > 30",

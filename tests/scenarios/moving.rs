@@ -1,8 +1,6 @@
 //! Unique values that move between rows that stay, and keys that change: rows that are deleted and
 //! inserted anew where that leaves what an update leaves, and updated one by one elsewhere.
 
-use rustix::process::Signal;
-
 use crate::support::{Daemon, Family, Scenario};
 
 static FAMILY: Family = Family::const_new();
@@ -27,16 +25,6 @@ async fn seats(name: &str, on_replica: &str, more: &str) -> (Scenario<'static>, 
     (s, daemon)
 }
 
-/// `times` small transactions while the daemon stands still.
-async fn in_one_backlog(s: &Scenario<'_>, daemon: &mut Daemon, times: usize, sql: &str) {
-    daemon.signal(Signal::STOP);
-    s.on_source(&format!(
-        "DO $$ BEGIN FOR i IN 1..{times} LOOP {sql}; COMMIT; END LOOP; END $$"
-    ))
-    .await;
-    daemon.signal(Signal::CONT);
-}
-
 /// Seats `a` and `b` change places.
 fn swap(a: &str, b: &str) -> String {
     format!(
@@ -48,11 +36,8 @@ fn swap(a: &str, b: &str) -> String {
 }
 
 /// Rows that the apply's session updated and deleted; it tells of them when it ends.
-async fn updated_and_deleted(s: &Scenario<'_>, mut daemon: Daemon) -> (u32, u32) {
-    daemon.terminate();
-    let ours = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
-                AND application_name LIKE 'pglockstep%'";
-    s.replica_eventually(ours, "0").await;
+async fn updated_and_deleted(s: &Scenario<'_>, daemon: Daemon) -> (u32, u32) {
+    s.end(daemon).await;
     let count = async |column: &str| {
         let sql = format!("SELECT {column} FROM pg_stat_user_tables WHERE relname = 't'");
         s.replica_one(&sql).await.parse().unwrap()
@@ -64,18 +49,12 @@ async fn updated_and_deleted(s: &Scenario<'_>, mut daemon: Daemon) -> (u32, u32)
 async fn swaps_and_changes_of_key_pass_as_sets() {
     let (s, mut daemon) = seats("sets", "", "").await;
     let swap = swap("1 + i % 97", "99 + i % 100");
-    in_one_backlog(&s, &mut daemon, 200, &swap).await;
+    s.in_one_backlog(&mut daemon, 200, &swap).await;
     s.in_step(&daemon, &[ALL]).await;
     // A note of which the stream says nothing goes along with its row.
-    in_one_backlog(
-        &s,
-        &mut daemon,
-        40,
-        "UPDATE t SET id = id + 1000 WHERE id = i",
-    )
-    .await;
-    in_one_backlog(
-        &s,
+    s.in_one_backlog(&mut daemon, 40, "UPDATE t SET id = id + 1000 WHERE id = i")
+        .await;
+    s.in_one_backlog(
         &mut daemon,
         40,
         "UPDATE t SET id = -id; UPDATE t SET id = -id, note = note || '!' WHERE id % 2 = 0",
@@ -92,7 +71,8 @@ async fn swaps_and_changes_of_key_pass_as_sets() {
 async fn what_only_the_replica_has_stays_with_its_row() {
     let (s, mut daemon) = seats("own", "ALTER TABLE t ADD own text", "").await;
     s.on_replica("UPDATE t SET own = 'of ' || id").await;
-    in_one_backlog(&s, &mut daemon, 20, &swap("1 + i % 97", "99 + i % 100")).await;
+    s.in_one_backlog(&mut daemon, 20, &swap("1 + i % 97", "99 + i % 100"))
+        .await;
     s.in_step(&daemon, &[ALL]).await;
     let own = s
         .replica_one("SELECT count(*) FROM t WHERE own = 'of ' || id")
@@ -112,11 +92,11 @@ async fn what_only_the_replica_has_stays_with_its_row() {
 async fn a_column_that_the_replica_was_given_since_keeps_its_values() {
     let (s, mut daemon) = seats("since", "", "").await;
     let swap = swap("1 + i % 97", "99 + i % 100");
-    in_one_backlog(&s, &mut daemon, 20, &swap).await;
+    s.in_one_backlog(&mut daemon, 20, &swap).await;
     s.in_step(&daemon, &[ALL]).await;
     s.on_replica("ALTER TABLE t ADD own text; UPDATE t SET own = 'of ' || id")
         .await;
-    in_one_backlog(&s, &mut daemon, 20, &swap).await;
+    s.in_one_backlog(&mut daemon, 20, &swap).await;
     s.in_step(&daemon, &[ALL]).await;
     let own = s
         .replica_one("SELECT count(*) FROM t WHERE own = 'of ' || id")
@@ -134,7 +114,8 @@ async fn no_foreign_key_takes_it_for_a_delete() {
     let (s, mut daemon) = seats("cascade", children, "").await;
     s.on_replica("INSERT INTO c SELECT g, g FROM generate_series(1, 200) g")
         .await;
-    in_one_backlog(&s, &mut daemon, 20, &swap("1 + i % 97", "99 + i % 100")).await;
+    s.in_one_backlog(&mut daemon, 20, &swap("1 + i % 97", "99 + i % 100"))
+        .await;
     s.in_step(&daemon, &[ALL]).await;
     assert_eq!(s.replica_one("SELECT count(*) FROM c").await, "200");
     let (_, deleted) = updated_and_deleted(&s, daemon).await;
@@ -160,14 +141,14 @@ async fn swaps_in_parts_of_one_transaction() {
 async fn batches_stay_small_while_the_order_is_needed() {
     let (s, mut daemon) = seats("small", "ALTER TABLE t ADD own text", "").await;
     let swap = swap("1 + i % 97", "99 + i % 100");
-    in_one_backlog(&s, &mut daemon, 10, &swap).await;
+    s.in_one_backlog(&mut daemon, 10, &swap).await;
     s.in_step(&daemon, &[ALL]).await;
     let batches = async |daemon: &Daemon| {
         let count = "pglockstep_apply_batch_seconds_count";
         daemon.metric(count).await.unwrap_or_default()
     };
     let before = batches(&daemon).await;
-    in_one_backlog(&s, &mut daemon, 2_000, &swap).await;
+    s.in_one_backlog(&mut daemon, 2_000, &swap).await;
     s.in_step(&daemon, &[ALL]).await;
     let more = batches(&daemon).await - before;
     // 6,000 changes, of which no batch takes many more than 256.

@@ -3,6 +3,7 @@
 //!
 //! Slots belong to a whole cluster, so everything is named after the scenario.
 
+use rustix::process::Signal;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
@@ -247,6 +248,24 @@ impl<'a> Scenario<'a> {
             self.on_source(sql).await;
             self.in_step_mapped(daemon, &[same]).await;
         }
+    }
+
+    /// `times` small transactions of PL/pgSQL while the daemon stands still.
+    pub async fn in_one_backlog(&self, daemon: &mut Daemon, times: usize, sql: &str) {
+        daemon.signal(Signal::STOP);
+        self.on_source(&format!(
+            "DO $$ BEGIN FOR i IN 1..{times} LOOP {sql}; COMMIT; END LOOP; END $$"
+        ))
+        .await;
+        daemon.signal(Signal::CONT);
+    }
+
+    /// Ends the daemon and waits for its sessions: what they did to the replica is told when they end.
+    pub async fn end(&self, mut daemon: Daemon) {
+        daemon.terminate();
+        let ours = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+                    AND application_name LIKE 'pglockstep%'";
+        self.replica_eventually(ours, "0").await;
     }
 
     /// Rows of a query on the replica, ordered as text.
