@@ -42,7 +42,7 @@ pub use error::ApplyError;
 pub use preview::{TableStatement, table_statements, try_statements};
 pub use settings::{OnError, Settings};
 pub use statement::ShapeError;
-pub use witness::Flush;
+pub use witness::{ConnectingWitness, Flush, connecting_witness};
 pub(crate) use writer::ReplicaWriter;
 
 use crate::conn::Endpoint;

@@ -14,10 +14,11 @@
 
 use super::sibling::server_start;
 use super::{Applier, ApplyError};
-use crate::conn::{Endpoint, Session};
+use crate::conn::{ConnError, Endpoint, Session};
 use crate::telemetry::Chain;
 use std::pin::Pin;
 use std::sync::Arc;
+use tokio::task::JoinHandle;
 use tokio_postgres::Client;
 
 /// Ends when what was committed before it was first polled is durable. `Sync`, for whoever holds it
@@ -28,11 +29,20 @@ pub type Flush = Pin<Box<dyn Future<Output = Result<(), ApplyError>> + Send + Sy
 const FLUSH: &str =
     "SELECT pg_catalog.pg_logical_emit_message(true, 'pglockstep', ''::pg_catalog.text)";
 
+/// A session that is being opened.
+pub type ConnectingWitness = JoinHandle<Result<Client, ConnError>>;
+
+/// Begins to open the witness's session.
+pub fn connecting_witness(replica: &Endpoint) -> ConnectingWitness {
+    let replica = replica.clone();
+    tokio::spawn(async move { replica.connect(Session::ReplicaWrite).await })
+}
+
 impl Applier {
-    /// Opens the witness. Where there can be none, commits wait themselves every now and then.
+    /// Takes the witness. Where there can be none, commits wait themselves every now and then.
     #[must_use]
-    pub async fn with_witness(self, replica: &Endpoint) -> Self {
-        match self.open_witness(replica).await {
+    pub async fn with_witness(self, connecting: ConnectingWitness) -> Self {
+        match self.introduce_witness(connecting).await {
             Ok(witness) => Self {
                 witness: Some(Arc::new(witness)),
                 ..self
@@ -47,8 +57,8 @@ impl Applier {
         }
     }
 
-    async fn open_witness(&self, replica: &Endpoint) -> Result<Client, String> {
-        let witness = replica.connect(Session::ReplicaWrite).await;
+    async fn introduce_witness(&self, connecting: ConnectingWitness) -> Result<Client, String> {
+        let witness = connecting.await.map_err(|error| error.to_string())?;
         let witness = witness.map_err(|error| Chain(&error).to_string())?;
         let told = |error: ApplyError| Chain(&error).to_string();
         // Both are open at this time: a crash in between would have ended the older one.

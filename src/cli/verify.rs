@@ -53,7 +53,7 @@ pub(super) async fn run(config: Config, args: Args) -> anyhow::Result<Outcome> {
     }
     let report = match Store::fetch_holder(&replica, &pipeline.name).await? {
         Some(_) => by_the_daemon(&replica, &pipeline, &wanted).await?,
-        None => here(&config, &pipeline, &wanted).await?,
+        None => Box::pin(here(&config, &pipeline, &wanted)).await?,
     };
     if args.json {
         output::line(&report.to_json())?;

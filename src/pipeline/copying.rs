@@ -23,6 +23,7 @@ impl Start<'_> {
         &self,
         slot_name: &SlotName,
         found: Option<ReplicationSlot>,
+        mut connection: ReplicationConnection,
     ) -> Result<(ReplicationConnection, Lsn), PipelineError> {
         let intended = Store::fetch_record(&self.control, &self.config.name).await?;
         let is_ours = intended.is_some_and(|record| record.identity == self.identity());
@@ -38,7 +39,6 @@ impl Start<'_> {
         let tables = self.copy_tables(self.plan.tables.values(), &records);
         make_left_overs(&self.control, &self.config.name, &tables).await?;
         check_existing_rows(&self.control, &tables, &self.config.name).await?;
-        let mut connection = self.replication().await?;
         if found.is_some() {
             tracing::warn!(slot = %slot_name, "dropping the slot of an interrupted first start");
             drop_slot(&mut connection, slot_name).await?;

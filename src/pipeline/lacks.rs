@@ -37,7 +37,6 @@ pub async fn source_lacks(
     tables: &[&PlannedTable],
 ) -> Result<Vec<Lack>, CatalogError> {
     let oids: Vec<u32> = tables.iter().map(|t| t.source.oid).collect();
-    let mut lacks = closed_schemas(client, Side::Source, role, &oids).await?;
     let mut read: Vec<(u32, &str)> = Vec::new();
     for table in tables {
         let oid = table.source.oid;
@@ -46,8 +45,11 @@ pub async fn source_lacks(
         // Large tables are read by ranges of ctid, which has a privilege of its own.
         read.extend((table.source.kind == TableKind::Ordinary).then_some((oid, "ctid")));
     }
-    let unreadable = fetch_unreadable(client, &read).await?;
-    let hidden = fetch_hidden_by_row_security(client, &oids).await?;
+    let (mut lacks, unreadable, hidden) = tokio::try_join!(
+        closed_schemas(client, Side::Source, role, &oids),
+        fetch_unreadable(client, &read),
+        fetch_hidden_by_row_security(client, &oids),
+    )?;
     for table in tables {
         let name = &table.source.name;
         if let Some(columns) = unreadable.get(&table.source.oid) {
@@ -81,9 +83,11 @@ pub async fn replica_lacks(
     tables: &[&PlannedTable],
 ) -> Result<Vec<Lack>, CatalogError> {
     let oids: Vec<u32> = tables.iter().map(|t| t.replica.oid).collect();
-    let mut lacks = closed_schemas(client, Side::Replica, role, &oids).await?;
-    let denied = fetch_denied(client, &oids).await?;
-    let hidden = fetch_hidden_by_row_security(client, &oids).await?;
+    let (mut lacks, denied, hidden) = tokio::try_join!(
+        closed_schemas(client, Side::Replica, role, &oids),
+        fetch_denied(client, &oids),
+        fetch_hidden_by_row_security(client, &oids),
+    )?;
     for table in tables {
         let name = &table.replica.name;
         let is_insert_only = table.mapping.identity == RowIdentity::InsertsOnly;

@@ -132,8 +132,11 @@ pub(super) async fn check_privileges(
     plan: &TablePlan,
 ) -> Result<(), PipelineError> {
     let tables: Vec<&PlannedTable> = plan.tables.values().collect();
-    let mut lacks = source_lacks(source, &source_server.role, &tables).await?;
-    lacks.extend(replica_lacks(replica, &replica_server.role, &tables).await?);
+    let (mut lacks, of_replica) = tokio::try_join!(
+        source_lacks(source, &source_server.role, &tables),
+        replica_lacks(replica, &replica_server.role, &tables),
+    )?;
+    lacks.extend(of_replica);
     if lacks.is_empty() {
         return Ok(());
     }

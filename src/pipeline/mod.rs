@@ -43,6 +43,7 @@ mod shutdown_watch;
 mod simulation;
 mod slot_making;
 mod slot_watch;
+mod source_connection;
 mod source_history;
 mod start;
 mod streamed;

@@ -25,11 +25,12 @@ use super::receive::{Bounds, Inbox};
 use super::relations::Relations;
 use super::resume::{expect_not_beyond, resume_position};
 use super::shutdown_watch::watch_shutdown;
+use super::source_connection::{Connecting, connecting};
 use super::source_history::ask_history;
 use super::tables::{TablePlan, fetch_plan};
 use super::trouble::Trouble;
 use super::watch::Watch;
-use crate::apply::Applier;
+use crate::apply::{Applier, connecting_witness};
 use crate::catalog::{Server, fetch_server};
 use crate::conn::{Pool, Session};
 use crate::faults;
@@ -37,8 +38,7 @@ use crate::pg::{Lsn, QualifiedName, Side};
 use crate::progress::{BookedError, PipelineIdentity, Store, TableState};
 use crate::reactor::Reactor;
 use crate::replication::{
-    ReplicationConnection, ReplicationSlot, SlotName, SlotUser, end_dead_user, fetch_slot,
-    keep_on_standbys,
+    ReplicationConnection, ReplicationSlot, SlotName, fetch_slot, keep_on_standbys,
 };
 use crate::snapshot::make_constraints_again;
 use crate::telemetry::{ConnectionState, PipelineState, TableStateLabel, Telemetry};
@@ -104,6 +104,9 @@ pub(crate) async fn start<'a>(
     config.source.refuse_pooler(&source, &second).await?;
     drop(second);
     telemetry.set_connection(Side::Source, ConnectionState::Connected, None);
+    // Opened while the catalogues are read.
+    let listener = Reactor::start("listener").map_err(no_thread)?;
+    let connecting = connecting(&listener, config);
     let source_server = fetch_server(&source).await?;
     check_servers(&source_server, &replica_server, config)?;
     let checked = check_publication(&source, &config.publication).await;
@@ -150,10 +153,10 @@ pub(crate) async fn start<'a>(
         plan,
         is_replica_role: applier.is_replica_role(),
         places,
-        listener: Reactor::start("listener").map_err(no_thread)?,
+        listener,
         memory,
     };
-    Box::pin(start.open(applier, trouble)).await
+    Box::pin(start.open(applier, trouble, connecting)).await
 }
 
 fn no_thread(error: std::io::Error) -> PipelineError {
@@ -167,15 +170,16 @@ impl<'a> Start<'a> {
         self,
         applier: Applier,
         trouble: Option<Trouble>,
+        connecting: Connecting,
     ) -> Result<Follower<'a>, PipelineError> {
         let record = Store::fetch_record(&self.control, &self.config.name).await?;
         let slot_name = self.slot_name()?;
         let slot = fetch_slot(&self.source, &slot_name).await?;
         let known = record.filter(|record| record.slot_born_at.is_some());
         let is_new = known.is_none();
+        let mut connection = self.introduced(connecting).await?;
         let (connection, applied) = match (known, slot) {
             (Some(record), slot) => {
-                let mut connection = self.replication().await?;
                 let history = ask_history(&mut connection, record.timeline).await?;
                 let applied =
                     resume_position(&record, &self.identity(), slot.as_ref(), Some(history))
@@ -191,7 +195,7 @@ impl<'a> Start<'a> {
                 self.copy_missing().await?;
                 (connection, applied)
             }
-            (None, slot) => self.begin(&slot_name, slot).await?,
+            (None, slot) => self.begin(&slot_name, slot, connection).await?,
         };
         // Under a new history the old one's positions say nothing.
         let trouble = trouble.filter(|_| !is_new);
@@ -201,7 +205,7 @@ impl<'a> Start<'a> {
             applied,
             trouble,
         };
-        self.stream(applier, stream).await
+        Box::pin(self.stream(applier, stream)).await
     }
 
     async fn stream(
@@ -210,6 +214,8 @@ impl<'a> Start<'a> {
         from: Stream,
     ) -> Result<Follower<'a>, PipelineError> {
         let applied = from.applied;
+        self.leave_sessions(0);
+        let witness = connecting_witness(&self.config.replica);
         // What has failed has failed until it is applied: an attempt alone mends nothing.
         let tells_catching_up = !from.trouble.is_some_and(Trouble::is_found);
         if tells_catching_up {
@@ -252,19 +258,15 @@ impl<'a> Start<'a> {
         if in_progress_max > 0 {
             applier = applier.with_siblings(&self.config.replica);
         }
-        applier = applier.with_witness(&self.config.replica).await;
+        applier = applier.with_witness(witness).await;
         faults::at("stream.asked").await?;
         let mut connection = from.connection;
         if in_progress_max > 0 {
             connection.limit_segments(SEGMENT_BYTES).await?;
         }
-        let started = connection.start(&from.slot_name, applied, &options).await;
-        if let Err(error) = &started
-            && error.code() == Some("55006")
-        {
-            self.free_slot(&from.slot_name).await?;
-        }
-        let stream = started?;
+        let stream = self
+            .stream_from(connection, &from.slot_name, applied, &options)
+            .await?;
         faults::at("stream.started").await?;
         // It was looked at long ago, before the copies; now it is ours, and nobody can move it.
         let slot = fetch_slot(&*self.source_pool.get().await?, &from.slot_name).await?;
@@ -389,24 +391,6 @@ impl<'a> Start<'a> {
         Ok(relations)
     }
 
-    /// This daemon owns the pipeline: whoever still holds the slot under its name did before. One
-    /// that is alive says so every second; one whose host is gone would hold it for long.
-    async fn free_slot(&self, slot: &SlotName) -> Result<(), PipelineError> {
-        let name = self.config.source.effective_application_name();
-        match end_dead_user(&self.source, slot, name).await? {
-            SlotUser::Ended => {
-                tracing::warn!(%slot, "ended the walsender of a daemon that is gone: it held the slot");
-            }
-            SlotUser::Hidden => tracing::warn!(
-                %slot,
-                "the slot is held, and this role may not see whether by a daemon that is gone: \
-                 waiting for wal_sender_timeout; GRANT pg_read_all_stats to it on the source"
-            ),
-            SlotUser::None | SlotUser::Alive => {}
-        }
-        Ok(())
-    }
-
     /// Carries out what operators want done about errors, as far as it can be done now; returns
     /// those that are left.
     async fn work_through_errors(
@@ -433,26 +417,6 @@ impl<'a> Start<'a> {
         };
         replay.run(&open).await?;
         Ok(Store::fetch_errors(&self.control, pipeline, true).await?)
-    }
-
-    /// On the thread that will listen, should this connection be the one that streams.
-    pub(super) async fn replication(&self) -> Result<ReplicationConnection, PipelineError> {
-        let source = self.config.source.clone();
-        let connecting = async move { ReplicationConnection::connect(&source).await };
-        let connected = self.listener.spawn(connecting).await;
-        let mut connection = connected.map_err(|_| PipelineError::ReceiverGone)??;
-        // Of several hosts another one may have answered this time.
-        let system = connection.identify_system().await?.system_id;
-        let known = &self.source_server.system_id;
-        if !known.is_empty() && system != *known {
-            return Err(PipelineError::Definite {
-                message: format!(
-                    "one session with the source is with system {known}, another with system {system}"
-                ),
-                advice: "all hosts of [source] url must be servers of one system".into(),
-            });
-        }
-        Ok(connection)
     }
 
     /// A slot that was made before the configuration said so.

@@ -3,8 +3,8 @@
 
 use super::PipelineError;
 use crate::catalog::{
-    ForeignKey, Table, TableColumn, TableKind, fetch_builtin_types, fetch_foreign_keys,
-    fetch_sizes, fetch_tables, parents_first,
+    CatalogError, ForeignKey, Table, TableColumn, TableKind, fetch_builtin_types,
+    fetch_foreign_keys, fetch_sizes, fetch_tables, parents_first,
 };
 use crate::mapping::{MappingError, Resolved, Settings, TableMapping, compile, resolve};
 use crate::pg::{Column, QualifiedName, Relation, TypeNames, quote_ident};
@@ -195,8 +195,13 @@ pub async fn survey_tables(
         .collect();
     let replica_names: Vec<QualifiedName> =
         resolved.iter().map(|(_, to)| to.replica.clone()).collect();
-    let source_tables = by_name(fetch_tables(source, &source_names).await?);
-    let replica_tables = by_name(fetch_tables(replica, &replica_names).await?);
+    let (of_source, of_replica) = tokio::try_join!(
+        look_at_source(source, &source_names),
+        look_at_replica(replica, &replica_names),
+    )?;
+    let (source_tables, sizes, builtin_types) = of_source;
+    let (replica_tables, foreign_keys) = of_replica;
+    plan.foreign_keys = foreign_keys;
 
     let missing = |name| missing_table(name, source_tables.get(name), publication);
     let mut problems: Vec<PlanProblem> = unpublished.iter().map(missing).collect();
@@ -204,12 +209,8 @@ pub async fn survey_tables(
     if resolved.is_empty() && problems.is_empty() {
         problems.push(nothing_to_do(published.len(), publication));
     }
-    let source_oids: Vec<u32> = source_tables.values().map(|t| t.oid).collect();
-    let replica_oids: Vec<u32> = replica_tables.values().map(|t| t.oid).collect();
-    let sizes = fetch_sizes(source, &source_oids).await?;
-    plan.foreign_keys = fetch_foreign_keys(replica, &replica_oids).await?;
     // The stream names no type of PostgreSQL's own, should a column of one be added.
-    let mut types = fetch_builtin_types(source).await?;
+    let mut types = builtin_types;
     types.extend(types_of(source_tables.values()));
     plan.types = Arc::new(types);
 
@@ -229,10 +230,36 @@ pub async fn survey_tables(
     Ok((plan, problems))
 }
 
+type ByName = HashMap<QualifiedName, Table>;
+
+async fn look_at_source(
+    source: &Client,
+    names: &[QualifiedName],
+) -> Result<(ByName, HashMap<u32, u64>, TypeNames), CatalogError> {
+    let tables = async {
+        let tables = fetch_tables(source, names).await?;
+        let oids: Vec<u32> = tables.iter().map(|t| t.oid).collect();
+        let sizes = fetch_sizes(source, &oids).await?;
+        Ok((by_name(tables), sizes))
+    };
+    let ((tables, sizes), types) = tokio::try_join!(tables, fetch_builtin_types(source))?;
+    Ok((tables, sizes, types))
+}
+
+async fn look_at_replica(
+    replica: &Client,
+    names: &[QualifiedName],
+) -> Result<(ByName, Vec<ForeignKey>), CatalogError> {
+    let tables = fetch_tables(replica, names).await?;
+    let oids: Vec<u32> = tables.iter().map(|t| t.oid).collect();
+    let foreign_keys = fetch_foreign_keys(replica, &oids).await?;
+    Ok((by_name(tables), foreign_keys))
+}
+
 fn plan_table(
     published: &PublishedTable,
     from: &Table,
-    replica_tables: &HashMap<QualifiedName, Table>,
+    replica_tables: &ByName,
     types: &TypeNames,
     resolved: Resolved,
 ) -> Result<PlannedTable, Vec<PlanProblem>> {
@@ -324,7 +351,7 @@ fn types_of<'t>(tables: impl Iterator<Item = &'t Table>) -> TypeNames {
         .collect()
 }
 
-fn by_name(tables: Vec<Table>) -> HashMap<QualifiedName, Table> {
+fn by_name(tables: Vec<Table>) -> ByName {
     tables
         .into_iter()
         .map(|table| (table.name.clone(), table))

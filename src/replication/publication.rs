@@ -131,8 +131,10 @@ pub async fn fetch_published_tables(
     name: &str,
 ) -> Result<Vec<PublishedTable>, ReplicationError> {
     let fetched = async {
-        let rows = client.query(FETCH_PUBLISHED_TABLES, &[&name]).await?;
-        let schemas = fetch_published_schemas(client, name).await?;
+        let (rows, schemas) = tokio::try_join!(
+            async { client.query(FETCH_PUBLISHED_TABLES, &[&name]).await },
+            fetch_published_schemas(client, name),
+        )?;
         let tables = rows.iter().map(|row| published_table(row, &schemas));
         tables.collect::<Result<Vec<_>, _>>()
     };
