@@ -142,7 +142,7 @@ pub async fn check(config: &PipelineConfig) -> Result<Vec<Finding>, CheckError> 
             };
             mapping::check(&survey, problems, &mut findings).await?;
             source_tables::check(&survey, &mut findings).await?;
-            replica_tables::check(&survey, is_quiet, &mut findings).await?;
+            replica_tables::check(&survey, books, is_quiet, &mut findings).await?;
             rows::check(&survey, books, &mut findings).await?;
         }
     }

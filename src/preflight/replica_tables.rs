@@ -2,15 +2,18 @@
 
 use super::finding::Findings;
 use super::query::rows;
+use super::replica::Books;
 use super::{CheckError, Survey};
 use crate::catalog::{Table, TableKind, UniqueKey, fetch_denied};
 use crate::mapping::{ColumnValue, RowIdentity, TableMapping};
 use crate::pg::{Side, quote_ident};
 use crate::pipeline::{PlannedTable, replica_lacks};
+use crate::progress::Store;
 use std::collections::BTreeMap;
 
 pub(super) async fn check(
     survey: &Survey<'_>,
+    books: Books,
     is_quiet: bool,
     findings: &mut Findings,
 ) -> Result<(), CheckError> {
@@ -23,13 +26,28 @@ pub(super) async fn check(
     );
     let denied = fetch_denied(client, &oids).await?;
     let indexes = fetch_indexes(survey, &oids).await?;
+    let aside = match books {
+        Books::Readable => Store::fetch_set_aside(client, &survey.config.name).await?,
+        Books::Missing | Books::Closed => Vec::new(),
+    };
     for table in &survey.tables {
         let oid = &table.replica.oid;
         if let Some(missing) = denied.get(oid) {
             check_truncate(survey, table, missing, findings);
         }
         check_triggers(&table.replica, is_quiet, findings);
-        check_index(table, indexes.get(oid).map_or(&[], Vec::as_slice), findings);
+        let name = &table.replica.name;
+        match aside.iter().filter(|one| one.table == *name).count() {
+            0 => check_index(table, indexes.get(oid).map_or(&[], Vec::as_slice), findings),
+            some => findings.info(
+                "replica.index",
+                name,
+                format!(
+                    "{some} indexes and constraints of {name} are set aside until its copy ends"
+                ),
+                "",
+            ),
+        }
         check_unique_keys(table, findings);
     }
     if !is_quiet {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  table emptied, marked ── with `indexes = "after"`: definitions into the books, DROP ──┐ one transaction
-//!  rows come in: only the key is kept up to date                                         ┘
+//!  rows come in: nothing is kept up to date                                              ┘
 //!  last piece ─▶ CREATE INDEX …, ADD CONSTRAINT …, books cleared, ANALYZE, table marked ── one transaction
 //! ```
 //!
@@ -11,27 +11,28 @@
 //! copy, unless there is none or the operator wants them kept now. Nothing is marked as copied, and
 //! nothing streams, while something is missing.
 //!
-//! What stays: the primary key, and a unique index of the columns by which rows are found;
-//! whatever carries more than a definition says (a comment, a tablespace, CLUSTER, the table's replica
-//! identity) or has something that depends on it. Partitioned tables and their parts stay as they
-//! are. Foreign keys cost nothing where triggers keep still, and stay then.
+//! Keys too: workers that copy parts of a table meet in its key's leaves, split them in the middle,
+//! and take half as long again as heap and sort together.
+//!
+//! What stays: keys that foreign keys refer to; whatever carries more than a definition says
+//! (a comment, a tablespace, a constraint's fill factor, CLUSTER, the table's replica identity) or has something that depends on
+//! it. Partitioned tables and their parts stay as they are. Foreign keys cost nothing where triggers
+//! keep still, and stay then.
 
 use super::copy::while_it_works;
 use super::{CopyTable, SnapshotError};
-use crate::mapping::RowIdentity;
 use crate::pg::ServerError;
 use crate::progress::{SetAside, Store};
 use tokio_postgres::Client;
 
-/// What can be dropped and made again by its definition: of the tables `$1`, whose keys are `$2`;
-/// foreign keys too if `$3`. The last column: whether this role can make it again.
-const DROPPABLE: &str = r#"
+/// What can be dropped and made again by its definition: of the tables `$1`; foreign keys too if
+/// `$2`. The last column: whether this role can make it again.
+const DROPPABLE: &str = "
 WITH tables AS (
-  SELECT t.at, t.key, c.oid, n.oid AS nsp, pg_catalog.format('%I.%I', n.nspname, c.relname) AS name,
+  SELECT t.at, c.oid, n.oid AS nsp, pg_catalog.format('%I.%I', n.nspname, c.relname) AS name,
          pg_catalog.pg_has_role(c.relowner, 'USAGE') AS is_owner,
          pg_catalog.has_schema_privilege(n.oid, 'CREATE') AS may_create, n.nspname
-  FROM ROWS FROM (pg_catalog.unnest($1::text[]), pg_catalog.unnest($2::text[]))
-       WITH ORDINALITY AS t (name, key, at)
+  FROM pg_catalog.unnest($1::text[]) WITH ORDINALITY AS t (name, at)
   JOIN pg_catalog.pg_class AS c ON c.oid = t.name::pg_catalog.regclass
   JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
   WHERE c.relkind = 'r' AND NOT c.relispartition),
@@ -41,13 +42,9 @@ indexes AS (
   JOIN pg_catalog.pg_index AS x ON x.indrelid = t.oid
   JOIN pg_catalog.pg_class AS i ON i.oid = x.indexrelid
   LEFT JOIN pg_catalog.pg_constraint AS k ON k.conindid = i.oid AND k.conrelid = t.oid
-        AND k.contype IN ('u', 'x')
-  WHERE x.indisvalid AND x.indisready AND NOT x.indisprimary AND NOT x.indisreplident
-    AND NOT x.indisclustered AND i.reltablespace = 0
-    AND NOT (x.indisunique AND t.key OPERATOR(pg_catalog.=) (
-      SELECT pg_catalog.string_agg(a.attname::text, E'\x1f' ORDER BY a.attname::text COLLATE pg_catalog."C")
-      FROM pg_catalog.pg_attribute AS a
-      WHERE a.attrelid = i.oid AND a.attnum <= x.indnkeyatts))
+        AND k.contype IN ('p', 'u', 'x')
+  WHERE x.indisvalid AND x.indisready AND NOT x.indisreplident AND NOT x.indisclustered
+    AND i.reltablespace = 0 AND (k.oid IS NULL OR i.reloptions IS NULL)
     AND NOT EXISTS (SELECT 1 FROM pg_catalog.pg_constraint AS f
       WHERE f.conindid = i.oid AND f.contype = 'f')
     AND NOT EXISTS (SELECT 1 FROM pg_catalog.pg_attribute AS a
@@ -75,9 +72,9 @@ SELECT t.at, true, k.conname::text, pg_catalog.format('ALTER TABLE ONLY %s ADD C
        t.is_owner AND pg_catalog.has_table_privilege(k.confrelid, 'REFERENCES')
 FROM tables AS t
 JOIN pg_catalog.pg_constraint AS k ON k.conrelid = t.oid AND k.contype = 'f' AND k.conparentid = 0
-WHERE $3 AND NOT EXISTS (SELECT 1 FROM pg_catalog.pg_description AS d
+WHERE $2 AND NOT EXISTS (SELECT 1 FROM pg_catalog.pg_description AS d
   WHERE d.classoid = 'pg_catalog.pg_constraint'::pg_catalog.regclass AND d.objoid = k.oid)
-ORDER BY 1, 2 DESC, 3"#;
+ORDER BY 1, 2 DESC, 3";
 
 /// Whether what is to be made is there: somebody may have been quicker. `$1` the table, `$2` its
 /// name, `$3` its definition.
@@ -101,9 +98,8 @@ pub(super) async fn set_aside(
     };
     let look = SnapshotError::on(&first.mapping.replica, "look for the indexes of");
     let names: Vec<String> = tables.iter().map(|t| t.mapping.replica.quoted()).collect();
-    let keys: Vec<String> = tables.iter().map(|table| key_of(table)).collect();
     let found = client
-        .query(DROPPABLE, &[&names, &keys, &with_foreign_keys])
+        .query(DROPPABLE, &[&names, &with_foreign_keys])
         .await
         .map_err(look)?;
     let mut dropped = Vec::new();
@@ -137,17 +133,6 @@ pub(super) async fn set_aside(
         ))?;
     }
     Ok(())
-}
-
-/// The columns by which rows are found, as [`DROPPABLE`] compares them.
-fn key_of(table: &CopyTable) -> String {
-    let RowIdentity::Key(key) = &table.mapping.identity else {
-        return String::new();
-    };
-    let columns = key.iter().filter_map(|i| table.mapping.columns.get(*i));
-    let mut names: Vec<&str> = columns.map(|column| column.name.as_ref()).collect();
-    names.sort_unstable();
-    names.join("\u{1f}")
 }
 
 /// Makes again what these tables lack; part of the transaction that marks them as copied.

@@ -37,6 +37,7 @@ use crate::reactor::Reactor;
 use crate::telemetry::{TableStateLabel, TableTelemetry};
 use copy::{Pipe, while_it_works};
 use existing::Destination;
+use futures_util::future::try_join_all;
 use plan::{Piece, Size};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -131,30 +132,28 @@ impl SnapshotCopy<'_> {
         self.begin(tables, &destinations).await?;
         faults::at("copy.begun").await?;
         let sizes: Vec<Size> = tables.iter().map(size_of_table).collect();
-        let pieces = plan::plan(&sizes, self.settings.split_from, self.is_replica_role);
+        // Parents first means one after the other.
+        let workers = if self.is_replica_role {
+            self.settings.workers.max(1)
+        } else {
+            1
+        };
+        let pieces = plan::plan(
+            &sizes,
+            self.settings.split_from,
+            workers,
+            self.is_replica_role,
+        );
         let mut left = vec![0usize; tables.len()];
         for piece in &pieces {
             left[piece.table] += 1;
         }
         let totals = left.clone();
         let queue = Arc::new(Mutex::new(pieces));
-        // Parents first means one after the other.
-        let workers = if self.is_replica_role {
-            self.settings.workers
-        } else {
-            1
-        };
         let (done, mut finished) = mpsc::channel(FINISHED_AT_ONCE);
         let mut tasks = JoinSet::new();
         let mut threads = Vec::new();
-        for _ in 0..workers.max(1) {
-            let thread = Reactor::start("copy").map_err(SnapshotError::Thread)?;
-            let (source, replica) = (self.source.clone(), self.replica.clone());
-            let (snapshot, is_replica_role) = (self.snapshot.to_owned(), self.is_replica_role);
-            let open =
-                async move { Pipe::open(&source, &replica, &snapshot, is_replica_role).await };
-            let pipe = thread.spawn(open).await;
-            let pipe = pipe.map_err(|_| SnapshotError::Worker)??;
+        for (thread, pipe) in self.open_pipes(workers).await? {
             let worker = Worker {
                 pipe,
                 queue: Arc::clone(&queue),
@@ -197,6 +196,20 @@ impl SnapshotCopy<'_> {
             self.delete_extra(tables, &destinations).await?;
         }
         Ok(())
+    }
+
+    /// All at once, each on a thread of its own.
+    async fn open_pipes(&self, count: usize) -> Result<Vec<(Reactor, Pipe)>, SnapshotError> {
+        let open = async || {
+            let thread = Reactor::start("copy").map_err(SnapshotError::Thread)?;
+            let (source, replica) = (self.source.clone(), self.replica.clone());
+            let (snapshot, is_replica_role) = (self.snapshot.to_owned(), self.is_replica_role);
+            let opening =
+                async move { Pipe::open(&source, &replica, &snapshot, is_replica_role).await };
+            let pipe = thread.spawn(opening).await;
+            Ok((thread, pipe.map_err(|_| SnapshotError::Worker)??))
+        };
+        try_join_all((0..count).map(|_| open())).await
     }
 
     /// Empties and marks, each table in one transaction: from here on partial rows are known as

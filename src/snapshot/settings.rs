@@ -1,6 +1,6 @@
 //! What an operator says about the first copy.
 
-/// What becomes of a replica table's secondary indexes while it is empty and copied into.
+/// What becomes of a replica table's indexes and keys while it is empty and copied into.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Indexes {
@@ -20,7 +20,7 @@ pub struct Settings {
     /// That takes more room in the replica's indexes: keys then come in no order, and a leaf
     /// that is split in the middle stays half full.
     pub split_from: u64,
-    /// When secondary indexes are built.
+    /// When indexes and keys are built.
     pub indexes: Indexes,
 }
 

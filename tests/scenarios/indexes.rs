@@ -24,12 +24,13 @@ const NUMBERS: &str = "SELECT string_agg(relname, ',' ORDER BY oid) FROM pg_clas
      AND relname IN ('parent_pkey', 'parent_code_key', 'parent_v', 'child_pkey', 'child_w_id_key', 'child_v', 'Child low')";
 const AS_MADE: &str =
     "parent_pkey,parent_code_key,child_pkey,child_w_id_key,child_v,Child low,parent_v";
-/// All but the keys, and the one with a comment.
+/// All but the key that is referred to, and the one with a comment.
 const BUILT_ANEW: &str = "SELECT 'child_v'::regclass::oid > 'parent_v'::regclass::oid
      AND '\"Child low\"'::regclass::oid > 'parent_v'::regclass::oid
      AND 'child_w_id_key'::regclass::oid > 'parent_v'::regclass::oid
      AND 'parent_code_key'::regclass::oid > 'parent_v'::regclass::oid
-     AND 'child_pkey'::regclass::oid < 'child_v'::regclass::oid";
+     AND 'child_pkey'::regclass::oid > 'parent_v'::regclass::oid
+     AND 'parent_pkey'::regclass::oid < 'parent_v'::regclass::oid";
 const IN_BOOKS: &str = "SELECT count(*) FROM pglockstep.set_aside";
 
 async fn scenario(name: &str) -> Scenario<'static> {
@@ -83,6 +84,35 @@ async fn rows_that_are_merged_into_keep_theirs() {
     assert_eq!(s.replica_one(NUMBERS).await, AS_MADE);
 }
 
+/// Whatever a definition does not say would be lost.
+#[tokio::test]
+async fn keys_with_more_than_a_definition_stay() {
+    let s = scenario("keys_that_stay").await;
+    s.on_replica(
+        "ALTER TABLE child DROP CONSTRAINT child_pkey, ADD PRIMARY KEY (id) WITH (fillfactor = 70);
+         CREATE VIEW grouped AS SELECT id, code FROM parent GROUP BY id",
+    )
+    .await;
+    let options = "SELECT reloptions::text FROM pg_class WHERE relname = 'child_pkey'";
+    let number = "SELECT 'child_pkey'::regclass::oid";
+    let before = s.replica_one(number).await;
+    let daemon = s.start(AFTER).await;
+    s.in_step(&daemon, &ALL).await;
+    assert_eq!(s.replica_one(options).await, "{fillfactor=70}");
+    assert_eq!(s.replica_one(number).await, before);
+}
+
+/// While it is away, nobody is told to make one.
+#[tokio::test]
+async fn a_key_that_is_set_aside_is_not_missed() {
+    let s = scenario("key_away").await;
+    killed(&s, "copy.range_committed").await;
+    let said = run_verb(&s.config(AFTER), &["check"]);
+    let said = String::from_utf8_lossy(&said.stdout).into_owned();
+    assert!(said.contains("set aside until its copy ends"), "{said}");
+    assert!(!said.contains("no index on its key"), "{said}");
+}
+
 async fn killed(s: &Scenario<'_>, point: &str) {
     let order = format!("{point}=kill");
     let mut daemon = Daemon::start_with(&s.config(AFTER), &[("PGLOCKSTEP_FAULTS", &order)]);
@@ -105,7 +135,7 @@ async fn a_crash_loses_none() {
             let before = s.replica_rows(DEFINED).await;
             killed(&s, point).await;
             if point != "copy.table_marked" {
-                assert_eq!(s.replica_one(IN_BOOKS).await, "4", "{point}");
+                assert_eq!(s.replica_one(IN_BOOKS).await, "5", "{point}");
                 assert_ne!(s.replica_rows(DEFINED).await, before, "{point}");
             }
             let daemon = s.start(settings).await;
