@@ -9,12 +9,15 @@ use crate::ground::{DATABASE, Ground};
 use crate::report::{Results, Work};
 use crate::workload::{Step, thousands};
 
+#[derive(Clone)]
 pub struct Copy {
     pub name: &'static str,
     title: String,
     at_least: f64,
     tables: u32,
     rows_of_each: u32,
+    /// What pglockstep's configuration says of it.
+    settings: &'static str,
 }
 
 pub fn all(size: Size) -> Vec<Copy> {
@@ -30,10 +33,19 @@ pub fn all(size: Size) -> Vec<Copy> {
             at_least,
             tables,
             rows_of_each,
+            settings: "",
         }
     };
+    let large = copy("copy-large", 1.5, 1, size.of(2_000_000));
+    let after = Copy {
+        name: "copy-after",
+        title: format!("{}, `[copy] indexes = \"after\"`", large.title),
+        settings: "[copy]\nindexes = \"after\"\n",
+        ..large.clone()
+    };
     vec![
-        copy("copy-large", 1.5, 1, size.of(2_000_000)),
+        large,
+        after,
         copy(
             "copy-many",
             1.2,
@@ -94,7 +106,7 @@ pub async fn measure(copy: &Copy, arguments: &Arguments, results: &mut Results) 
             ground.restore().await?;
             let run = async {
                 let begun = Begun::now(&ground).await?;
-                let mut running = run(&ground, contender, arguments).await?;
+                let mut running = run(&ground, contender, copy.settings, arguments).await?;
                 let name = copy.name;
                 let sample = begun
                     .sample(&ground, name, contender, pair, &mut running)
@@ -114,7 +126,12 @@ pub async fn measure(copy: &Copy, arguments: &Arguments, results: &mut Results) 
     Ok(())
 }
 
-async fn run(ground: &Ground, contender: Contender, arguments: &Arguments) -> Result<Running> {
+async fn run(
+    ground: &Ground,
+    contender: Contender,
+    settings: &str,
+    arguments: &Arguments,
+) -> Result<Running> {
     let source = ground.source.connect(DATABASE).await?;
     let replica = ground.replica.connect(DATABASE).await?;
     let mut running = if contender == Contender::Native {
@@ -126,7 +143,7 @@ async fn run(ground: &Ground, contender: Contender, arguments: &Arguments) -> Re
         replica.batch_execute(&create).await?;
         Running::Native
     } else {
-        Running::begin(ground, contender, "").await?
+        Running::begin(ground, contender, settings).await?
     };
     let fact = async || is_in_step(contender, &source, &replica).await;
     running.wait_until("the first copy", fact).await?;

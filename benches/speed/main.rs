@@ -10,6 +10,7 @@
 //!                                            └▶ restored ─▶ walsender into nothing: the ceiling
 //!  first_copy  tables with rows ─▶ from nothing until all are in step
 //!  latency     a writer at a low and at a high rate ─▶ how long until each row is seen
+//!  ways        each way to write rows, by rows of a statement and columns; no contenders
 //! ```
 //!
 //! After each run both sides must hold the same rows, by a hash over all of them: a fast wrong
@@ -29,6 +30,7 @@ mod latency;
 mod null_sink;
 mod processes;
 mod report;
+mod ways;
 mod workload;
 
 use std::process::ExitCode;
@@ -72,6 +74,7 @@ async fn run(arguments: &Arguments) -> Result<()> {
     let mut names: Vec<&str> = workloads.iter().map(|workload| workload.name).collect();
     names.extend(copies.iter().map(|copy| copy.name));
     names.push(latency::NAME);
+    names.push(ways::NAME);
     if arguments.list {
         println!("{}", names.join("\n"));
         return Ok(());
@@ -107,6 +110,11 @@ async fn run(arguments: &Arguments) -> Result<()> {
     if is_wanted(latency::NAME) {
         let measured = latency::measure(arguments, &mut results).await;
         measured.context(latency::NAME)?;
+        results.write()?;
+    }
+    if is_wanted(ways::NAME) {
+        let measured = ways::measure(arguments, &mut results).await;
+        measured.context(ways::NAME)?;
     }
     results.sort(&names);
     results.write()?;

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::arguments::Arguments;
 use crate::contender::Contender;
 use crate::null_sink::Mode;
+use crate::ways::{PositionSample, WaySample};
 
 const JSON: &str = "bench.json";
 const MARKDOWN: &str = "bench.md";
@@ -26,6 +27,10 @@ pub struct Results {
     pub works: Vec<Work>,
     pub samples: Vec<Sample>,
     pub latencies: Vec<LatencySample>,
+    #[serde(default)]
+    pub ways: Vec<WaySample>,
+    #[serde(default)]
+    pub positions: Vec<PositionSample>,
     /// Where this is written to.
     #[serde(skip)]
     folder: PathBuf,
@@ -127,6 +132,10 @@ impl Results {
         if !is_kept(crate::latency::NAME) {
             results.latencies.clear();
         }
+        if !is_kept(crate::ways::NAME) {
+            results.ways.clear();
+            results.positions.clear();
+        }
         results.folder = folder;
         Ok(results)
     }
@@ -142,7 +151,10 @@ impl Results {
         let read = Self::read(&self.folder)?;
         for name in measured {
             let has = read.samples.iter().any(|sample| sample.work == *name)
-                || *name == crate::latency::NAME && !read.latencies.is_empty();
+                || *name == crate::latency::NAME && !read.latencies.is_empty()
+                || *name == crate::ways::NAME
+                    && !read.ways.is_empty()
+                    && !read.positions.is_empty();
             ensure!(has, "{JSON} has nothing of {name}");
         }
         let size = |name: &str| std::fs::metadata(self.folder.join(name)).map(|file| file.len());

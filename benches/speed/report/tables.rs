@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use super::{LatencySample, Results, Sample, Work, median};
 use crate::contender::Contender;
+use crate::ways::{COLUMNS, Kind, STATEMENT_ROWS, Way, WaySample};
 
 /// Fewer changes have no rate.
 const FEW: u64 = 100;
@@ -19,6 +20,10 @@ pub fn all(results: &Results) -> String {
     if !results.latencies.is_empty() {
         text.push('\n');
         text.push_str(&latency(results));
+    }
+    if !results.ways.is_empty() {
+        text.push('\n');
+        text.push_str(&ways(results));
     }
     text
 }
@@ -159,4 +164,55 @@ fn latency(results: &Results) -> String {
         }
     }
     text
+}
+
+/// Microseconds a row, for each number of columns.
+fn ways(results: &Results) -> String {
+    let widths = COLUMNS.map(|columns| columns.to_string()).join(" / ");
+    let sizes = STATEMENT_ROWS.map(|rows| format!(" {rows} |")).concat();
+    let mut text = format!(
+        "| ways to write: microseconds a row with {widths} columns; rows of a statement: |{sizes}\n\
+         | --- |{}\n",
+        " --- |".repeat(STATEMENT_ROWS.len())
+    );
+    for kind in Kind::ALL {
+        for way in kind.ways() {
+            let _ = write!(text, "| {} |", named(kind, *way));
+            for rows in STATEMENT_ROWS {
+                let each = COLUMNS.map(|columns| {
+                    let is_meant = |s: &&WaySample| {
+                        (s.kind, s.way, s.columns, s.rows) == (kind, *way, columns, rows)
+                    };
+                    let sample = results.ways.iter().find(is_meant);
+                    sample.map_or(String::new(), |s| format!("{:.1}", s.micros_each))
+                });
+                let _ = write!(text, " {} |", each.join(" / "));
+            }
+            text.push('\n');
+        }
+    }
+    text.push_str(
+        "\n| a transaction of one row and its position, kept as | microseconds |\n| --- | --- |\n",
+    );
+    for sample in &results.positions {
+        let _ = writeln!(text, "| {} | {:.0} |", sample.kept_as, sample.micros);
+    }
+    text
+}
+
+fn named(kind: Kind, way: Way) -> String {
+    let kind = match kind {
+        Kind::Insert => "insert",
+        Kind::Update => "update",
+        Kind::Delete => "delete",
+    };
+    let way = match way {
+        Way::TextArrays => "arrays of text",
+        Way::BinaryArrays => "binary arrays",
+        Way::RowArray => "a binary array of rows",
+        Way::CopyText => "COPY, text",
+        Way::CopyBinary => "COPY, binary",
+        Way::Staging => "COPY into a temporary table, and from there",
+    };
+    format!("{kind}: {way}")
 }
