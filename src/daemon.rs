@@ -13,7 +13,7 @@ use crate::pg::Side;
 use crate::pipeline::{PipelineConfig, PipelineError, cuts, supervise};
 use crate::reactor::Reactor;
 use crate::telemetry::{self, PipelineState, Telemetry};
-use crate::verify;
+use crate::upkeep;
 use sd_notify::NotifyState;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -135,8 +135,9 @@ async fn run_pipeline(
         ))
     })?;
     let of_verify = config.clone();
-    let verifying = comparing.spawn(verify::serve(
+    let verifying = comparing.spawn(upkeep::serve(
         move || pipeline_config(&of_verify).ok(),
+        config.upkeep,
         asker,
         telemetry.clone(),
     ));

@@ -20,7 +20,7 @@ impl Daemon {
     pub fn spawn(ground: &Ground, contender: Contender, tables: &str) -> Result<Self> {
         let config = format!(
             "name = \"{}\"\n[source]\nurl = \"{}\"\npublication = \"{PUBLICATION}\"\nslot = \"{}\"\n\
-             [replica]\nurl = \"{}\"\n[http]\nlisten = \"127.0.0.1:0\"\n{tables}",
+             [replica]\nurl = \"{}\"\n[http]\nlisten = \"127.0.0.1:0\"\n[verify]\nevery = \"0s\"\ncounts_every = \"0s\"\n{tables}",
             contender.pipeline(),
             ground.source.url(DATABASE),
             contender.slot(),

@@ -15,6 +15,8 @@ pub(crate) trait ReplicaWriter {
     async fn commit(&mut self, applied: Lsn, durability: Durability) -> Result<(), ApplyError>;
     /// Ends an open transaction without a trace.
     async fn rollback(&mut self);
+    /// Ends when nobody else keeps the position where it is. No transaction may be open.
+    async fn await_position(&mut self) -> Result<(), ApplyError>;
     /// A second session with the same replica, with a transaction of its own.
     async fn sibling(&self) -> Result<Self, ApplyError>
     where
@@ -58,6 +60,10 @@ impl ReplicaWriter for Applier {
 
     async fn rollback(&mut self) {
         Self::rollback(self).await;
+    }
+
+    async fn await_position(&mut self) -> Result<(), ApplyError> {
+        Ok(self.store.await_position(&self.session.client).await?)
     }
 
     async fn sibling(&self) -> Result<Self, ApplyError> {

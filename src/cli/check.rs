@@ -21,7 +21,7 @@ pub(super) async fn run(config: Config, args: Args) -> anyhow::Result<Outcome> {
     let text = if args.json {
         serde_json::to_string_pretty(&findings)?
     } else {
-        render(&findings)
+        render(&findings, summary)
     };
     output::line(&text).context("cannot print the findings")?;
     let has_errors = findings.iter().any(|f| f.severity == Severity::Error);
@@ -33,7 +33,7 @@ pub(super) async fn run(config: Config, args: Args) -> anyhow::Result<Outcome> {
 }
 
 /// A paragraph for each finding: severity and object, message, remedy.
-fn render(findings: &[Finding]) -> String {
+pub(super) fn render(findings: &[Finding], summary: impl Fn(&[Finding]) -> String) -> String {
     let objects = findings.iter().map(|f| f.object.chars().count());
     let width = objects.max().unwrap_or(0).min(40);
     let mut lines: Vec<String> = Vec::new();
@@ -69,7 +69,7 @@ fn summary(findings: &[Finding]) -> String {
     }
 }
 
-fn plural(count: usize, noun: &str) -> String {
+pub(super) fn plural(count: usize, noun: &str) -> String {
     let s = if count == 1 { "" } else { "s" };
     format!("{count} {noun}{s}")
 }
@@ -97,7 +97,7 @@ error    public.leads  what
 info     x             what
 
 not ready: 1 error (0 warnings, 1 note)";
-        assert_eq!(render(&findings), expected);
-        assert_eq!(render(&[]), "ready to run (0 warnings, 0 notes)");
+        assert_eq!(render(&findings, summary), expected);
+        assert_eq!(render(&[], summary), "ready to run (0 warnings, 0 notes)");
     }
 }

@@ -3,15 +3,18 @@
 //! A new verb is a file with `Args` and `run(config, args) -> anyhow::Result<Outcome>`, a
 //! variant of `Verb` and its line in `Verb::run`.
 
+mod asking;
 mod check;
 mod confirm;
 mod copy_progress;
 mod demo;
+mod diagnose;
 mod errors;
 mod human;
 mod mapping;
 mod output;
 mod rebase;
+mod repair;
 mod resync;
 mod run;
 mod settings;
@@ -91,6 +94,10 @@ enum Verb {
     Status(status::Args),
     /// Compares source and replica at one position, while the daemon runs or without it.
     Verify(verify::Args),
+    /// Shows how what is not the same would be mended; with --apply does it.
+    Repair(repair::Args),
+    /// The replica's own integrity: orphans, duplicates, what it lacks, who else may write.
+    Diagnose(diagnose::Args),
     /// What becomes of the source's tables.
     Mapping(mapping::Args),
     /// Changes that could not be applied, and what becomes of them.
@@ -118,7 +125,9 @@ impl Verb {
             Self::Check(args) => check::run(load()?, args).await,
             Self::Setup(args) => setup::run(load()?, args).await,
             Self::Status(args) => status::run(load()?, args).await,
-            Self::Verify(args) => verify::run(load()?, args).await,
+            Self::Verify(args) => Box::pin(verify::run(load()?, args)).await,
+            Self::Repair(args) => Box::pin(repair::run(load()?, args)).await,
+            Self::Diagnose(args) => diagnose::run(load()?, args).await,
             Self::Mapping(args) => mapping::run(load()?, args).await,
             Self::Errors(args) => errors::run(load()?, args).await,
             Self::Resync(args) => resync::run(load()?, args).await,

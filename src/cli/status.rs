@@ -1,13 +1,15 @@
 //! `status`: asks the running daemon, and says so when there is none.
 
-use super::{Outcome, human, output};
+use super::{Outcome, human, output, settings};
 use crate::config::Config;
 use crate::http::{FetchStatusError, fetch_status};
+use crate::sync_report::Report;
 use crate::telemetry::Chain;
 use anyhow::Context;
 use serde_json::{Value, json};
 use std::io::IsTerminal;
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 const WATCH_PERIOD: Duration = Duration::from_secs(2);
@@ -23,9 +25,16 @@ pub(super) struct Args {
     /// One JSON object; with --watch one a line.
     #[arg(long)]
     json: bool,
+    /// Writes a report for people, as Markdown, to this file instead. One that is there is read first:
+    /// changes are told since then.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["watch", "json"])]
+    report: Option<PathBuf>,
 }
 
 pub(super) async fn run(config: Config, args: Args) -> anyhow::Result<Outcome> {
+    if let Some(path) = &args.report {
+        return Box::pin(write_report(&config, path)).await;
+    }
     let mut outcome = show(&config, &args, "").await?;
     if !args.watch {
         return Ok(outcome);
@@ -44,6 +53,31 @@ pub(super) async fn run(config: Config, args: Args) -> anyhow::Result<Outcome> {
             () = tokio::time::sleep(WATCH_PERIOD) => outcome = show(&config, &args, prefix).await?,
         }
     }
+}
+
+async fn write_report(config: &Config, path: &Path) -> anyhow::Result<Outcome> {
+    let daemon = match fetch_status(config.http.listen).await {
+        Ok(status) => (
+            format!("{}, lag {}", text(&status["state"]), lag(&status)),
+            status["state"] == "streaming",
+        ),
+        Err(_) => ("does not answer".to_owned(), false),
+    };
+    let before = std::fs::read_to_string(path).ok();
+    let pipeline = settings::pipeline_config(config)?;
+    let report = Report::gather(&pipeline, daemon, before.as_deref()).await;
+    let report = report.context("the report cannot be made")?;
+    // Whole, or not at all.
+    let beside = PathBuf::from(format!("{}.new", path.display()));
+    let written = std::fs::write(&beside, report.markdown());
+    written
+        .and_then(|()| std::fs::rename(&beside, path))
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    output::line(&format!("written to {}", path.display()))?;
+    Ok(match report.is_fine() {
+        true => Outcome::Fine,
+        false => Outcome::Found,
+    })
 }
 
 /// Prints the status once.

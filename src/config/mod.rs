@@ -22,7 +22,7 @@ mod validate;
 pub use problems::Problem;
 pub use secret::{ReadUrlError, UrlSource};
 
-use crate::{apply, http, mapping, pipeline, snapshot};
+use crate::{apply, http, mapping, pipeline, snapshot, upkeep};
 use problems::{Places, Report};
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -56,6 +56,8 @@ pub struct Config {
     pub holdback: Duration,
     /// Trying again.
     pub retry: pipeline::RetrySettings,
+    /// Proving that both sides agree.
+    pub upkeep: upkeep::Settings,
     /// The endpoints.
     pub http: http::Settings,
     /// What becomes of each table.

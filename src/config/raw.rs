@@ -19,9 +19,9 @@ pub(super) struct RawConfig {
     pub(super) http: RawHttp,
     pub(super) retry: RawRetry,
     pub(super) slot: RawSlot,
+    pub(super) verify: RawVerify,
     pub(super) tables: Vec<RawTable>,
     /// Sections that are known and not done by this version.
-    pub(super) has_verify: bool,
     pub(super) has_tenants: bool,
 }
 
@@ -97,6 +97,13 @@ pub(super) struct RawSlot {
     pub(super) holdback: Option<Duration>,
 }
 
+/// `[verify]`
+pub(super) struct RawVerify {
+    pub(super) every: Option<Duration>,
+    pub(super) counts_every: Option<Duration>,
+    pub(super) repair: Option<bool>,
+}
+
 /// `[[tables]]`
 pub(super) struct RawTable {
     /// `tables[3]`: what its keys' names begin with.
@@ -140,6 +147,7 @@ impl RawConfig {
         let http = root.take_section("http", report);
         let retry = root.take_section("retry", report);
         let slot = root.take_section("slot", report);
+        let verify = root.take_section("verify", report);
         let tables = root.take_sections("tables", report);
         let raw = Self {
             name,
@@ -150,11 +158,11 @@ impl RawConfig {
             http: RawHttp::read(http, report),
             retry: RawRetry::read(retry, report),
             slot: RawSlot::read(slot, report),
+            verify: RawVerify::read(verify, report),
             tables: tables
                 .into_iter()
                 .map(|table| RawTable::read(table, report))
                 .collect(),
-            has_verify: root.take_presence("verify"),
             has_tenants: root.take_presence("tenants"),
         };
         root.finish(report);
@@ -260,6 +268,18 @@ impl RawSlot {
             critical_beyond: take_bytes(&mut section, "critical_beyond", report),
             drop_beyond: take_bytes(&mut section, "drop_beyond", report),
             holdback: section.take("holdback", report),
+        };
+        section.finish(report);
+        raw
+    }
+}
+
+impl RawVerify {
+    fn read(mut section: Section, report: &mut Report) -> Self {
+        let raw = Self {
+            every: section.take("every", report),
+            counts_every: section.take("counts_every", report),
+            repair: section.take("repair", report),
         };
         section.finish(report);
         raw

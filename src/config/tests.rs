@@ -50,6 +50,7 @@ fn the_least_takes_defaults() {
     assert_eq!(config.apply, apply::Settings::default());
     assert_eq!(config.http, http::Settings::default());
     assert_eq!(config.retry, pipeline::RetrySettings::default());
+    assert_eq!(config.upkeep, upkeep::Settings::default());
     assert_eq!(config.mapping, mapping::Settings::default());
     assert_eq!((config.snapshot.workers, config.replica.pool_max), (4, 9));
     assert!(!config.source.failover);
@@ -103,6 +104,10 @@ warn_beyond = "1GiB"
 critical_beyond = "2GiB"
 drop_beyond = "3GiB"
 holdback = "30s"
+[verify]
+every = "1d"
+counts_every = "0s"
+repair = true
 [[tables]]
 source = "public.*"
 replica = "crm.*"
@@ -135,6 +140,12 @@ fn every_key_is_taken() {
     assert_eq!(config.snapshot.indexes, Indexes::After);
     assert_eq!(config.apply.batch_bytes_max, 1 << 20);
     assert_eq!(config.apply.memory_max, 2 << 20);
+    let proving = upkeep::Settings {
+        every: Duration::from_secs(24 * 3600),
+        counts_every: Duration::ZERO,
+        repair: true,
+    };
+    assert_eq!(config.upkeep, proving);
     let budget = pipeline::SlotBudget {
         warning_bytes: 1 << 30,
         critical_bytes: 2 << 30,

@@ -3,12 +3,13 @@
 use super::problems::Report;
 use super::raw::{
     RawApply, RawConfig, RawCopy, RawHttp, RawReplica, RawRetry, RawSlot, RawSource, RawUrl,
-    SchemaChanges,
+    RawVerify, SchemaChanges,
 };
 use super::tables::{parse_policy, validate_tables};
 use super::{Config, ReplicaConfig, SourceConfig, UrlSource, derived_name};
 use crate::telemetry::{Chain, ReadyBounds};
-use crate::{apply, http, mapping, pipeline, snapshot};
+use crate::{apply, http, mapping, pipeline, snapshot, upkeep};
+use std::time::Duration;
 
 const PRODUCTION: &str = "production";
 /// Names on a server are cut after so many bytes, silently.
@@ -27,6 +28,7 @@ pub(super) fn validate(raw: RawConfig, report: &mut Report) -> Option<Config> {
     let retry = validate_retry(&raw.retry, report);
     let http = validate_http(&raw.http, report);
     let slot_budget = validate_slot(&raw.slot, report);
+    let upkeep = validate_verify(&raw.verify, report);
     let defaults = mapping::Settings {
         rules: Vec::new(),
         existing_rows: raw.copy.existing_rows.unwrap_or_default(),
@@ -63,6 +65,7 @@ pub(super) fn validate(raw: RawConfig, report: &mut Report) -> Option<Config> {
         retry,
         slot_budget,
         holdback: raw.slot.holdback.unwrap_or_default(),
+        upkeep,
         http,
         mapping,
     })
@@ -73,7 +76,6 @@ fn refuse_unsupported(raw: &RawConfig, report: &mut Report) {
     let schema_changes = raw.apply.schema_changes;
     for (key, found) in [
         ("tenants", raw.has_tenants),
-        ("verify", raw.has_verify),
         ("http.admin_token_file", raw.http.has_admin_token_file),
     ] {
         if found {
@@ -309,6 +311,29 @@ fn validate_slot(raw: &RawSlot, report: &mut Report) -> pipeline::SlotBudget {
         report.add("slot.drop_beyond", message);
     }
     budget
+}
+
+/// Zero is never, and a time so short would do nothing else.
+fn validate_verify(raw: &RawVerify, report: &mut Report) -> upkeep::Settings {
+    const LEAST: Duration = Duration::from_secs(10);
+    const MOST: Duration = Duration::from_secs(366 * 24 * 3600);
+    let default = upkeep::Settings::default();
+    let mut time = |given: Option<Duration>, default, key| {
+        let time = given.unwrap_or(default);
+        if !time.is_zero() && !(LEAST..=MOST).contains(&time) {
+            report.add(key, "expected 10s to 366 days, or 0s for never");
+        }
+        time
+    };
+    upkeep::Settings {
+        every: time(raw.every, default.every, "verify.every"),
+        counts_every: time(
+            raw.counts_every,
+            default.counts_every,
+            "verify.counts_every",
+        ),
+        repair: raw.repair.unwrap_or(default.repair),
+    }
 }
 
 fn validate_http(raw: &RawHttp, report: &mut Report) -> http::Settings {

@@ -157,7 +157,7 @@ impl Endpoint {
 }
 
 /// Settings of every session; those that a server version lacks are passed over.
-const PINS: [(&str, &str); 23] = [
+const PINS: [(&str, &str); 24] = [
     ("search_path", ""),
     ("DateStyle", "ISO"),
     ("IntervalStyle", "postgres"),
@@ -169,6 +169,8 @@ const PINS: [(&str, &str); 23] = [
     ("client_encoding", "UTF8"),
     ("standard_conforming_strings", "on"),
     ("quote_all_identifiers", "off"),
+    // An index that is made again comes to where it was.
+    ("default_tablespace", ""),
     // Rows that a policy hides are an error, not a smaller table.
     ("row_security", "off"),
     ("statement_timeout", "0"),

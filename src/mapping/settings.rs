@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 /// What to do where a replica table already has rows when its first copy begins.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
@@ -176,6 +177,17 @@ pub struct Settings {
     pub extra_rows: ExtraRows,
     /// `[apply] on_conflict`, for tables without a rule.
     pub on_conflict: ConflictPolicy,
+}
+
+impl Settings {
+    /// Tells these rules from others, within one version of ours: what was found under others says
+    /// nothing now.
+    #[must_use]
+    pub fn fingerprint(&self) -> String {
+        let mut hasher = DefaultHasher::new();
+        format!("{:?}", self.rules).hash(&mut hasher);
+        format!("{} {:016x}", env!("CARGO_PKG_VERSION"), hasher.finish())
+    }
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 use super::PipelineError;
 use super::copy_watch::CopyWatch;
 use super::look::check_forms;
+use super::source_connection::Connecting;
 use super::start::Start;
 use super::tables::PlannedTable;
 use crate::conn::Session;
@@ -23,7 +24,7 @@ impl Start<'_> {
         &self,
         slot_name: &SlotName,
         found: Option<ReplicationSlot>,
-        mut connection: ReplicationConnection,
+        connecting: Connecting,
     ) -> Result<(ReplicationConnection, Lsn), PipelineError> {
         let intended = Store::fetch_record(&self.control, &self.config.name).await?;
         let is_ours = intended.is_some_and(|record| record.identity == self.identity());
@@ -39,6 +40,7 @@ impl Start<'_> {
         let tables = self.copy_tables(self.plan.tables.values(), &records);
         make_left_overs(&self.control, &self.config.name, &tables).await?;
         check_existing_rows(&self.control, &tables, &self.config.name).await?;
+        let mut connection = self.introduced(connecting).await?;
         if found.is_some() {
             tracing::warn!(slot = %slot_name, "dropping the slot of an interrupted first start");
             drop_slot(&mut connection, slot_name).await?;

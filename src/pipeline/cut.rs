@@ -15,12 +15,17 @@
 //! source waits for each transaction that runs, so with short ones it is milliseconds. Longer than
 //! [`HOLD_MAX`] nobody is held up: then there is no cut, and the asker tries again.
 //!
+//! Whoever is to write there asks for a cut that holds: the apply writes nothing until the cut is dropped,
+//! or for [`WAIT_MAX`], and then until the transaction ends that has proven ownership meanwhile.
+//! While transactions in progress are written there is none: what they have done nobody sees.
+//!
 //! A transaction is before L if its commit record is: that is how the slot tells those that are
 //! in its snapshot from those that it would send (snapbuild.c, `SnapBuildXactNeedsSkip`).
 
 use super::PipelineConfig;
 use crate::conn::{ConnError, Session};
-use crate::pg::{Lsn, ServerError};
+use crate::pg::{Disposition, Lsn, ServerError};
+use crate::progress::Store;
 use crate::replication::{
     ReplicationConnection, ReplicationError, SlotName, SlotNameError, SlotOptions, create_slot,
 };
@@ -34,6 +39,8 @@ use tokio_postgres::Client;
 pub(super) const HOLD_MAX: Duration = Duration::from_millis(80);
 /// The slot waits for each transaction of the source no longer than this.
 const SLOT_LOCK_TIMEOUT_MS: u32 = 60;
+/// The apply waits for whoever writes at the cut no longer than this.
+pub(super) const WAIT_MAX: Duration = Duration::from_secs(1);
 /// A follower that is in the middle of something comes to the request within this.
 const HELD_WITHIN: Duration = Duration::from_secs(10);
 /// What lies before the cut is applied within this.
@@ -48,7 +55,7 @@ pub enum CutError {
     /// Nobody takes requests.
     #[error("the pipeline does not stream, or is busy with one large transaction")]
     NotStreaming,
-    /// The slot would have had to wait for it.
+    /// The slot would have had to wait for it, or the replica was in the middle of one.
     #[error(
         "a slot waits for each transaction of the source that is open, and one was open for longer than the apply can be held up, at each of some tries"
     )]
@@ -70,6 +77,21 @@ pub enum CutError {
     Replica(#[source] ServerError),
 }
 
+impl CutError {
+    /// Whether another try may do: the source was busy, or the places of the cut before are not free yet.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        const NO_SESSION: &str = "53300";
+        const NO_SLOT: &str = "53400";
+        match self {
+            Self::SourceBusy => true,
+            Self::Replication(error) => matches!(error.code(), Some(NO_SESSION | NO_SLOT)),
+            Self::Conn(error) => error.disposition() == Disposition::Transient,
+            _ => false,
+        }
+    }
+}
+
 /// Both sides at one position, for as long as this is kept.
 pub struct Cut {
     /// The position.
@@ -80,6 +102,31 @@ pub struct Cut {
     pub replica_snapshot: String,
     _source: ReplicationConnection,
     _replica: Arc<Client>,
+}
+
+/// A cut at which the apply waits.
+pub struct HeldCut {
+    /// Both sides.
+    pub cut: Cut,
+    /// Who owns the pipeline.
+    pub owner: Store,
+    hold: oneshot::Sender<()>,
+}
+
+impl HeldCut {
+    /// Whether the apply still waits.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        !self.hold.is_closed()
+    }
+}
+
+/// What the replica has at the cut.
+#[derive(Debug)]
+pub(super) struct Exported {
+    pub(super) snapshot: String,
+    /// None where nobody keeps books.
+    pub(super) owner: Option<Store>,
 }
 
 /// Asks the follower for cuts.
@@ -105,7 +152,9 @@ pub(super) struct CutRequest {
     pub(super) at: oneshot::Receiver<Lsn>,
     /// In a transaction that has not looked yet.
     pub(super) replica: Arc<Client>,
-    pub(super) done: oneshot::Sender<Result<String, ServerError>>,
+    pub(super) done: oneshot::Sender<Result<Exported, ServerError>>,
+    /// Ends when the apply may go on; none: at once.
+    pub(super) hold: Option<oneshot::Receiver<()>>,
 }
 
 impl Cuts {
@@ -129,16 +178,31 @@ impl CutAsker {
     pub async fn cut(&self, config: &PipelineConfig) -> Result<Cut, CutError> {
         let mut wait = FIRST_WAIT;
         for _ in 1..TRIES {
-            match self.try_cut(config).await {
+            match self.try_cut(config, None).await {
                 Err(CutError::SourceBusy) => sleep(wait).await,
-                done => return done,
+                done => return Ok(done?.0),
             }
             wait *= 2;
         }
-        self.try_cut(config).await
+        Ok(self.try_cut(config, None).await?.0)
     }
 
-    async fn try_cut(&self, config: &PipelineConfig) -> Result<Cut, CutError> {
+    /// Makes a cut at which the apply waits; one try.
+    ///
+    /// # Errors
+    /// [`CutError`].
+    pub async fn hold(&self, config: &PipelineConfig) -> Result<HeldCut, CutError> {
+        let (hold, is_over) = oneshot::channel();
+        let (cut, owner) = self.try_cut(config, Some(is_over)).await?;
+        let owner = owner.ok_or(CutError::NotStreaming)?;
+        Ok(HeldCut { cut, owner, hold })
+    }
+
+    async fn try_cut(
+        &self,
+        config: &PipelineConfig,
+        hold: Option<oneshot::Receiver<()>>,
+    ) -> Result<(Cut, Option<Store>), CutError> {
         // All that takes long comes before the hold.
         let refused = |error: tokio_postgres::Error| CutError::Replica(error.into());
         let replica = Arc::new(config.replica.connect(Session::ReplicaWrite).await?);
@@ -163,6 +227,7 @@ impl CutAsker {
             at,
             replica: Arc::clone(&replica),
             done,
+            hold,
         };
         let asked = async {
             let sent = self.0.send(request).await;
@@ -186,13 +251,14 @@ impl CutAsker {
             Ok(Err(_)) => return Err(CutError::SourceBusy),
             Err(_) => return Err(CutError::NotReached(at)),
         };
-        Ok(Cut {
+        let cut = Cut {
             at,
             source_snapshot: made.name,
-            replica_snapshot: exported,
+            replica_snapshot: exported.snapshot,
             _source: source,
             _replica: replica,
-        })
+        };
+        Ok((cut, exported.owner))
     }
 }
 

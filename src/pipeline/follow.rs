@@ -273,8 +273,7 @@ impl<'a, W: ReplicaWriter> Follower<'a, W> {
         }
         self.commit_whole().await?;
         self.advance_idle().await?;
-        self.cut_where_all_is_applied().await;
-        Ok(())
+        self.cut_where_all_is_applied().await
     }
 
     /// In the middle of a transaction: commits what came before it, or writes a part of it.

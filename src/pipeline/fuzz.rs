@@ -53,6 +53,10 @@ impl ReplicaWriter for Planner {
         Ok(())
     }
 
+    async fn await_position(&mut self) -> Result<(), ApplyError> {
+        Ok(())
+    }
+
     async fn rollback(&mut self) {}
 
     async fn sibling(&self) -> Result<Self, ApplyError> {

@@ -52,7 +52,7 @@ mod tables;
 mod trouble;
 mod watch;
 
-pub use cut::{Cut, CutAsker, CutError, Cuts, cuts};
+pub use cut::{Cut, CutAsker, CutError, Cuts, HeldCut, cuts};
 pub use error::PipelineError;
 pub use lacks::{Lack, replica_lacks, source_lacks};
 pub use look::partial_publication;

@@ -30,7 +30,7 @@ use super::source_history::ask_history;
 use super::tables::{TablePlan, fetch_plan};
 use super::trouble::Trouble;
 use super::watch::Watch;
-use crate::apply::{Applier, connecting_witness};
+use crate::apply::{Applier, connecting_witness, take_replica_role};
 use crate::catalog::{Server, fetch_server};
 use crate::conn::{Pool, Session};
 use crate::faults;
@@ -44,6 +44,7 @@ use crate::snapshot::make_constraints_again;
 use crate::telemetry::{ConnectionState, PipelineState, TableStateLabel, Telemetry};
 use std::collections::HashMap;
 use tokio::time::Instant;
+use tokio_postgres::Client;
 
 /// Everything that a start has at hand.
 pub(super) struct Start<'a> {
@@ -97,6 +98,7 @@ pub(crate) async fn start<'a>(
     }
     queue(&writer, &config.name, telemetry, memory).await?;
     faults::at("start.locked").await?;
+    mend_interrupted_copy(&writer, config).await?;
     let source_pool = config
         .source
         .pool(Session::SourceRead, config.copy.workers + 2)?;
@@ -104,11 +106,11 @@ pub(crate) async fn start<'a>(
     config.source.refuse_pooler(&source, &second).await?;
     drop(second);
     telemetry.set_connection(Side::Source, ConnectionState::Connected, None);
+    let source_server = fetch_server(&source).await?;
+    check_servers(&source_server, &replica_server, config)?;
     // Opened while the catalogues are read.
     let listener = Reactor::start("listener").map_err(no_thread)?;
     let connecting = connecting(&listener, config);
-    let source_server = fetch_server(&source).await?;
-    check_servers(&source_server, &replica_server, config)?;
     let checked = check_publication(&source, &config.publication).await;
     if let Err(PipelineError::Narrowed { .. }) = &checked
         && Store::has_books(&writer).await?
@@ -117,7 +119,7 @@ pub(crate) async fn start<'a>(
     }
     checked?;
     let control = replica_pool.get().await?;
-    let mut plan = fetch_plan(&source, &control, &config.publication, &config.mapping).await?;
+    let plan = fetch_plan(&source, &control, &config.publication, &config.mapping).await?;
 
     check_mappings(&source, &control, &plan).await?;
     check_privileges(
@@ -132,9 +134,6 @@ pub(crate) async fn start<'a>(
     memory.claimed(&store);
     memory.know(Store::fetch_requests(&writer, &config.name).await?);
     faults::at("start.claimed").await?;
-    if make_constraints_again(&control, &config.name).await? {
-        plan = fetch_plan(&source, &control, &config.publication, &config.mapping).await?;
-    }
     let places = plan.parents_first();
     let applier = Applier::new(writer, store.clone(), places.clone())
         .await
@@ -159,6 +158,23 @@ pub(crate) async fn start<'a>(
     Box::pin(start.open(applier, trouble, connecting)).await
 }
 
+/// An interrupted copy may have left tables without their keys, and what is looked at from here on
+/// rests on them.
+async fn mend_interrupted_copy(
+    writer: &Client,
+    config: &PipelineConfig,
+) -> Result<(), PipelineError> {
+    let name = &config.name;
+    if !Store::has_books(writer).await? || Store::fetch_set_aside(writer, name).await?.is_empty() {
+        return Ok(());
+    }
+    // Whoever was interrupted may still write.
+    Store::claim(writer, name).await?;
+    let is_replica_role = take_replica_role(writer).await;
+    let is_replica_role = is_replica_role.map_err(PipelineError::Prepare)?;
+    Ok(make_constraints_again(writer, name, is_replica_role).await?)
+}
+
 fn no_thread(error: std::io::Error) -> PipelineError {
     PipelineError::Waiting(format!(
         "the thread that listens to the source cannot be started: {error}"
@@ -177,9 +193,9 @@ impl<'a> Start<'a> {
         let slot = fetch_slot(&self.source, &slot_name).await?;
         let known = record.filter(|record| record.slot_born_at.is_some());
         let is_new = known.is_none();
-        let mut connection = self.introduced(connecting).await?;
         let (connection, applied) = match (known, slot) {
             (Some(record), slot) => {
+                let mut connection = self.introduced(connecting).await?;
                 let history = ask_history(&mut connection, record.timeline).await?;
                 let applied =
                     resume_position(&record, &self.identity(), slot.as_ref(), Some(history))
@@ -195,7 +211,7 @@ impl<'a> Start<'a> {
                 self.copy_missing().await?;
                 (connection, applied)
             }
-            (None, slot) => self.begin(&slot_name, slot, connection).await?,
+            (None, slot) => self.begin(&slot_name, slot, connecting).await?,
         };
         // Under a new history the old one's positions say nothing.
         let trouble = trouble.filter(|_| !is_new);
@@ -214,8 +230,6 @@ impl<'a> Start<'a> {
         from: Stream,
     ) -> Result<Follower<'a>, PipelineError> {
         let applied = from.applied;
-        self.leave_sessions(0);
-        let witness = connecting_witness(&self.config.replica);
         // What has failed has failed until it is applied: an attempt alone mends nothing.
         let tells_catching_up = !from.trouble.is_some_and(Trouble::is_found);
         if tells_catching_up {
@@ -231,6 +245,9 @@ impl<'a> Start<'a> {
         let open_errors = self
             .work_through_errors(&mut applier, &mut relations, applied)
             .await?;
+        // From here on no more than one session of the pool is used at a time.
+        self.leave_sessions(0);
+        let witness = connecting_witness(&self.config.replica);
         quarantine::tell(self.telemetry, &open_errors);
         let trouble = from
             .trouble

@@ -44,10 +44,10 @@ pub struct Finding {
 
 /// Findings in the order in which they were made.
 #[derive(Debug, Default)]
-pub(super) struct Findings(Vec<Finding>);
+pub(crate) struct Findings(Vec<Finding>);
 
 impl Findings {
-    pub(super) fn error(
+    pub(crate) fn error(
         &mut self,
         check: impl Into<String>,
         object: impl ToString,
@@ -57,7 +57,7 @@ impl Findings {
         self.add(Severity::Error, check.into(), object, message, remedy);
     }
 
-    pub(super) fn warning(
+    pub(crate) fn warning(
         &mut self,
         check: impl Into<String>,
         object: impl ToString,
@@ -67,7 +67,7 @@ impl Findings {
         self.add(Severity::Warning, check.into(), object, message, remedy);
     }
 
-    pub(super) fn info(
+    pub(crate) fn info(
         &mut self,
         check: impl Into<String>,
         object: impl ToString,
@@ -110,7 +110,7 @@ impl Findings {
         });
     }
 
-    pub(super) fn into_vec(self) -> Vec<Finding> {
+    pub(crate) fn into_vec(self) -> Vec<Finding> {
         self.0
     }
 }

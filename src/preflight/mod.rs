@@ -24,7 +24,9 @@ mod source;
 mod source_tables;
 mod version;
 
+pub(crate) use finding::Findings;
 pub use finding::{Finding, Severity};
+pub(crate) use query::rows;
 pub use setup::{SetupSql, SetupStep, plan_setup};
 
 use crate::apply::ApplyError;
@@ -34,7 +36,6 @@ use crate::pg::ServerError;
 use crate::pipeline::{PipelineConfig, PipelineError, PlannedTable, TablePlan, survey_tables};
 use crate::progress::ProgressError;
 use crate::replication::{Publication, ReplicationError, SlotNameError};
-use finding::Findings;
 use tokio_postgres::Client;
 
 /// A check could not run.
@@ -43,6 +44,9 @@ pub enum CheckError {
     /// A catalogue could not be read.
     #[error(transparent)]
     Catalog(#[from] CatalogError),
+    /// No session.
+    #[error(transparent)]
+    Conn(#[from] ConnError),
     /// A query of a check failed.
     #[error("cannot look at {what}")]
     Query {

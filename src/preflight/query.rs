@@ -6,7 +6,7 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row};
 
 /// Runs a query of a check.
-pub(super) async fn rows(
+pub(crate) async fn rows(
     client: &Client,
     what: &'static str,
     sql: &str,

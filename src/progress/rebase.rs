@@ -40,6 +40,8 @@ impl Store {
             "UPDATE pglockstep.tables SET copied_lsn = NULL, state = CASE WHEN state IN \
              ('init', 'copying') THEN state ELSE 'resync' END WHERE pipeline = $1",
             "DELETE FROM pglockstep.kept_changes WHERE pipeline = $1 AND skipped_by IS NULL",
+            // They speak of another source.
+            "DELETE FROM pglockstep.proofs WHERE pipeline = $1",
             "UPDATE pglockstep.errors SET state = 'resynced', request = NULL, \
              ended_at = pg_catalog.now() \
              WHERE pipeline = $1 AND state IN ('stopped', 'quarantined')",

@@ -81,6 +81,7 @@ CREATE TABLE IF NOT EXISTS "pglockstep"."verifications" (
   source_schemas text[] NOT NULL,
   source_tables text[] NOT NULL,
   counts_only boolean NOT NULL,
+  wish text,
   state text NOT NULL DEFAULT 'requested',
   progress text,
   report text,
@@ -88,13 +89,50 @@ CREATE TABLE IF NOT EXISTS "pglockstep"."verifications" (
   requested_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
   ended_at timestamptz
 );
+CREATE TABLE IF NOT EXISTS "pglockstep"."proofs" (
+  id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+  pipeline text NOT NULL REFERENCES "pglockstep"."pipelines" ON DELETE CASCADE,
+  source_schema text NOT NULL,
+  source_table text NOT NULL,
+  replica_schema text NOT NULL,
+  replica_table text NOT NULL,
+  counts_only boolean NOT NULL,
+  lsn pg_lsn NOT NULL,
+  source_rows bigint NOT NULL,
+  replica_rows bigint NOT NULL,
+  missing bigint NOT NULL,
+  extra bigint NOT NULL,
+  different bigint NOT NULL,
+  in_sync boolean NOT NULL,
+  seconds float8 NOT NULL,
+  rules text NOT NULL,
+  compared_at timestamptz NOT NULL DEFAULT pg_catalog.now()
+);
+CREATE INDEX IF NOT EXISTS "proofs_of_table" ON "pglockstep"."proofs"
+  (pipeline, source_schema, source_table, counts_only, id);
+CREATE TABLE IF NOT EXISTS "pglockstep"."repairs" (
+  id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+  pipeline text NOT NULL REFERENCES "pglockstep"."pipelines" ON DELETE CASCADE,
+  source_schema text NOT NULL,
+  source_table text NOT NULL,
+  replica_schema text NOT NULL,
+  replica_table text NOT NULL,
+  lsn pg_lsn NOT NULL,
+  deed text NOT NULL,
+  key text[] NOT NULL,
+  before json,
+  mended_at timestamptz NOT NULL DEFAULT pg_catalog.now()
+);
 -- What books of an older version lack.
 ALTER TABLE "pglockstep"."pipelines" ADD COLUMN IF NOT EXISTS given_up text;
 ALTER TABLE "pglockstep"."pipelines" ADD COLUMN IF NOT EXISTS rebasing boolean NOT NULL DEFAULT false;
+ALTER TABLE "pglockstep"."verifications" ADD COLUMN IF NOT EXISTS wish text;
 "#;
 
 /// The tables of the bookkeeping schema; those that refer to others first.
-pub const BOOKKEEPING_TABLES: [&str; 6] = [
+pub const BOOKKEEPING_TABLES: [&str; 8] = [
+    "repairs",
+    "proofs",
     "verifications",
     "set_aside",
     "kept_changes",
@@ -104,7 +142,7 @@ pub const BOOKKEEPING_TABLES: [&str; 6] = [
 ];
 
 /// Table and column of the last addition: they stand for all that books of an older version lack.
-pub const LAST_ADDITION: (&str, &str) = ("verifications", "report");
+pub const LAST_ADDITION: (&str, &str) = ("repairs", "before");
 
 /// The SQL that makes the bookkeeping schema; with `owner`, as an administrator for the daemon's role.
 #[must_use]

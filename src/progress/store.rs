@@ -294,6 +294,19 @@ impl Store {
         self.expect_one(rows.len() as u64)
     }
 
+    /// Waits until no other transaction has proven ownership and not ended yet. Outside of a
+    /// transaction.
+    ///
+    /// # Errors
+    /// When the query fails.
+    pub async fn await_position(&self, client: &Client) -> Result<(), ProgressError> {
+        let sql = "SELECT 1 FROM pglockstep.pipelines WHERE name = $1 FOR UPDATE";
+        let waited = client.query(sql, &[&self.pipeline]).await;
+        waited
+            .map(drop)
+            .map_err(ProgressError::doing("wait for the position"))
+    }
+
     /// As [`prove_ownership`](Self::prove_ownership), for sessions that take text: yields a row,
     /// or none.
     pub(crate) fn ownership_sql(&self) -> String {

@@ -21,6 +21,8 @@ pub struct VerificationRequest {
     pub tables: Vec<QualifiedName>,
     /// Rows are only counted.
     pub counts_only: bool,
+    /// What is found is to be mended, or a plan of that made: how, as JSON.
+    pub wish: Option<String>,
 }
 
 /// How far one is.
@@ -49,14 +51,15 @@ impl Store {
         pipeline: &str,
         tables: &[QualifiedName],
         counts_only: bool,
+        wish: Option<&str>,
     ) -> Result<i64, ProgressError> {
         let sql = "INSERT INTO pglockstep.verifications \
-                   (pipeline, source_schemas, source_tables, counts_only) \
-                   VALUES ($1, $2, $3, $4) RETURNING id";
+                   (pipeline, source_schemas, source_tables, counts_only, wish) \
+                   VALUES ($1, $2, $3, $4, $5) RETURNING id";
         let schemas: Vec<&str> = tables.iter().map(|name| name.schema.as_str()).collect();
         let names: Vec<&str> = tables.iter().map(|name| name.name.as_str()).collect();
         let row = client
-            .query_one(sql, &[&pipeline, &schemas, &names, &counts_only])
+            .query_one(sql, &[&pipeline, &schemas, &names, &counts_only, &wish])
             .await
             .map_err(ProgressError::doing("ask for a comparison"))?;
         Ok(row.get(0))
@@ -87,7 +90,7 @@ impl Store {
     ) -> Result<Option<VerificationRequest>, ProgressError> {
         let sql = "UPDATE pglockstep.verifications SET state = 'running' WHERE id = (\
                    SELECT min(id) FROM pglockstep.verifications WHERE pipeline = $1 AND state = 'requested') \
-                   AND state = 'requested' RETURNING id, source_schemas, source_tables, counts_only";
+                   AND state = 'requested' RETURNING id, source_schemas, source_tables, counts_only, wish";
         let row = client
             .query_opt(sql, &[&pipeline])
             .await
@@ -101,7 +104,34 @@ impl Store {
                 .map(|(schema, name)| QualifiedName::new(schema, name))
                 .collect(),
             counts_only: row.get(3),
+            wish: row.get(4),
         }))
+    }
+
+    /// Notes that something is compared that nobody has asked for, so that those who ask meanwhile
+    /// know that they are behind it.
+    ///
+    /// # Errors
+    /// When the statement fails.
+    pub async fn begin_turn(client: &Client, pipeline: &str) -> Result<i64, ProgressError> {
+        let sql = "INSERT INTO pglockstep.verifications \
+                   (pipeline, source_schemas, source_tables, counts_only, state) \
+                   VALUES ($1, '{}', '{}', false, 'running') RETURNING id";
+        let row = client.query_one(sql, &[&pipeline]).await;
+        Ok(row
+            .map_err(ProgressError::doing("note a comparison"))?
+            .get(0))
+    }
+
+    /// It is over.
+    ///
+    /// # Errors
+    /// When the statement fails.
+    pub async fn end_turn(client: &Client, id: i64) -> Result<(), ProgressError> {
+        let sql = "DELETE FROM pglockstep.verifications WHERE id = $1";
+        let done = client.execute(sql, &[&id]).await;
+        done.map(drop)
+            .map_err(ProgressError::doing("note a comparison"))
     }
 
     /// Tells what is compared now.

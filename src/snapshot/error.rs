@@ -125,7 +125,7 @@ impl SnapshotError {
                 "let the daemon's role own the table, GRANT it CREATE on the table's schema and REFERENCES on tables referred to, or set copy.indexes to \"keep\"",
             ),
             Self::NotBuilt { .. } => Some(
-                "correct what it complains of; once it was made by hand, or is not wanted any more, DELETE its row FROM pglockstep.set_aside",
+                "correct what it complains of, on the source where that has the same rows: the copy then begins anew; only where it is never wanted any more, DELETE its row FROM pglockstep.set_aside",
             ),
             _ => None,
         }

@@ -68,6 +68,15 @@ pub(crate) async fn empty(client: &Client, tables: &[&TableMapping]) -> Result<(
         return Ok(());
     };
     let names: Vec<String> = tables.iter().map(|table| table.replica_rows()).collect();
+    empty_rows(client, &first.replica, &names).await
+}
+
+/// The same of FROM items; `first` is what an error names.
+pub(super) async fn empty_rows(
+    client: &Client,
+    first: &QualifiedName,
+    names: &[String],
+) -> Result<(), SnapshotError> {
     let truncated = async {
         client.batch_execute("SAVEPOINT before_truncate").await?;
         client
@@ -84,10 +93,10 @@ pub(crate) async fn empty(client: &Client, tables: &[&TableMapping]) -> Result<(
                 sql.push_str(name);
             }
             let deleted = client.batch_execute(&sql).await;
-            deleted.map_err(SnapshotError::on(&first.replica, "empty"))
+            deleted.map_err(SnapshotError::on(first, "empty"))
         }
         Err(source) => Err(SnapshotError::Table {
-            table: first.replica.clone(),
+            table: first.clone(),
             what: "empty",
             source,
         }),
@@ -132,7 +141,7 @@ fn key_of(mapping: &TableMapping) -> &[usize] {
 }
 
 /// The replica's row `t` and the staged row `s` are one.
-fn same_key(mapping: &TableMapping) -> String {
+pub(crate) fn same_key(mapping: &TableMapping) -> String {
     let columns = key_of(mapping)
         .iter()
         .filter_map(|i| mapping.columns.get(*i));

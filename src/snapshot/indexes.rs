@@ -6,9 +6,9 @@
 //!  last piece ─▶ CREATE INDEX …, ADD CONSTRAINT …, books cleared, ANALYZE, table marked ── one transaction
 //! ```
 //!
-//! An interrupted copy leaves them in the books. The next start makes those again that say
-//! something of the rows, for what is planned rests on them; the others wait for the end of the
-//! copy, unless there is none or the operator wants them kept now. Nothing is marked as copied, and
+//! An interrupted copy leaves them in the books. The next start empties what was half copied, which
+//! is copied anew, and makes those again that say something of the rows, for what is planned rests on
+//! them; the others wait for the end of the copy, unless there is none or the operator wants them kept now. Nothing is marked as copied, and
 //! nothing streams, while something is missing.
 //!
 //! Keys too: workers that copy parts of a table meet in its key's leaves, split them in the middle,
@@ -20,9 +20,10 @@
 //! keep still, and stay then.
 
 use super::copy::while_it_works;
+use super::existing::empty_rows;
 use super::{CopyTable, SnapshotError};
 use crate::pg::ServerError;
-use crate::progress::{SetAside, Store};
+use crate::progress::{SetAside, Store, TableRecord, TableState};
 use tokio_postgres::Client;
 
 /// What can be dropped and made again by its definition: of the tables `$1`; foreign keys too if
@@ -51,7 +52,7 @@ indexes AS (
       WHERE a.attrelid = i.oid AND COALESCE(a.attstattarget, -1) >= 0)
     AND NOT EXISTS (SELECT 1 FROM pg_catalog.pg_depend AS d
       WHERE d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.refobjid = i.oid
-        OR d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objid = i.oid AND d.deptype = 'e'
+        OR d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objid = i.oid AND d.deptype IN ('e', 'x')
         OR d.refclassid = 'pg_catalog.pg_constraint'::pg_catalog.regclass AND d.refobjid = k.oid
            AND d.deptype <> 'i')
     AND NOT EXISTS (SELECT 1 FROM pg_catalog.pg_description AS d
@@ -159,19 +160,54 @@ pub(super) async fn make_again(
 }
 
 /// Makes again the constraints and unique indexes that an interrupted copy has left in the books:
-/// what is planned rests on them, such as the order in which tables are copied. Whether there
-/// were any.
+/// what is planned rests on them, such as how rows are found. For the pipeline's owner alone:
+/// tables that were half copied are emptied first.
 ///
 /// # Errors
 /// [`SnapshotError::NotBuilt`] with the first that cannot be made.
 pub async fn make_constraints_again(
     client: &Client,
     pipeline: &str,
-) -> Result<bool, SnapshotError> {
+    is_replica_role: bool,
+) -> Result<(), SnapshotError> {
     let mut lacking = Store::fetch_set_aside(client, pipeline).await?;
     lacking.retain(|one| !one.definition.starts_with("CREATE INDEX"));
-    make_each(client, pipeline, &lacking).await?;
-    Ok(!lacking.is_empty())
+    if lacking.is_empty() {
+        return Ok(());
+    }
+    empty_half_copied(client, pipeline, is_replica_role).await?;
+    make_each(client, pipeline, &lacking).await
+}
+
+/// A copy that begins empties them anyway; rows of theirs may break what is to be made.
+async fn empty_half_copied(
+    client: &Client,
+    pipeline: &str,
+    is_replica_role: bool,
+) -> Result<(), SnapshotError> {
+    let records = Store::fetch_tables(client, pipeline).await?;
+    let half = records.iter().filter(|r| r.state == TableState::Copying);
+    let half: Vec<&TableRecord> = half.collect();
+    let Some(first) = half.first() else {
+        return Ok(());
+    };
+    let names: Vec<String> = half
+        .iter()
+        .map(|r| format!("ONLY {}", r.replica.quoted()))
+        .collect();
+    let role = if is_replica_role {
+        "; SET LOCAL session_replication_role = replica"
+    } else {
+        ""
+    };
+    let doing = SnapshotError::on(&first.replica, "empty");
+    client
+        .batch_execute(&format!("BEGIN{role}"))
+        .await
+        .map_err(doing)?;
+    empty_rows(client, &first.replica, &names).await?;
+    let committed = client.batch_execute("COMMIT").await;
+    committed.map_err(SnapshotError::on(&first.replica, "empty"))
 }
 
 /// Makes again all that an interrupted copy has left in the books and that no copy will see to:

@@ -22,10 +22,11 @@ mod statement;
 
 pub(crate) use copy::{enter_snapshot, rewritten_sql};
 pub use error::SnapshotError;
+pub(crate) use existing::{create_staging, drop_staging_sql, same_key, upsert_sql};
 pub use indexes::{make_constraints_again, make_left_overs};
 pub use settings::{Indexes, Settings};
-pub(crate) use statement::source_rows;
 pub use statement::{CopyFormat, CopyStatements, CtidRange, copy_statements};
+pub(crate) use statement::{copy_statements_where, source_rows};
 
 use crate::catalog::TableKind;
 use crate::conn::Pool;
@@ -265,7 +266,7 @@ impl SnapshotCopy<'_> {
         }
         for (table, destination) in tables {
             if let Destination::Staging(staging) = destination {
-                existing::create_staging(self.control, &table.mapping, staging).await?;
+                create_staging(self.control, &table.mapping, staging).await?;
             }
             table.telemetry.set_state(TableStateLabel::Copying);
         }
@@ -307,11 +308,11 @@ impl SnapshotCopy<'_> {
     async fn merge(&self, table: &CopyTable, staging: &QualifiedName) -> Result<(), SnapshotError> {
         let mapping = &table.mapping;
         let merge = if !table.has_key() {
-            existing::replace_sql(mapping, staging) + &existing::drop_staging_sql(staging)
+            existing::replace_sql(mapping, staging) + &drop_staging_sql(staging)
         } else if self.is_replica_role {
             existing::delete_extra_sql(mapping, staging, table.extra_rows)
-                + &existing::upsert_sql(mapping, staging, &table.on_conflict)
-                + &existing::drop_staging_sql(staging)
+                + &upsert_sql(mapping, staging, &table.on_conflict)
+                + &drop_staging_sql(staging)
         } else {
             // Superfluous rows have to wait until nothing refers to them any more.
             return self.upsert(table, staging).await;
@@ -329,7 +330,7 @@ impl SnapshotCopy<'_> {
     ) -> Result<(), SnapshotError> {
         let name = &table.mapping.replica;
         self.begin_finish(&table.mapping).await?;
-        let sql = existing::upsert_sql(&table.mapping, staging, &table.on_conflict);
+        let sql = upsert_sql(&table.mapping, staging, &table.on_conflict);
         let merged = while_it_works(table, self.control.batch_execute(&sql)).await;
         merged.map_err(SnapshotError::on(name, "merge into"))?;
         // It is as of the snapshot now, and no longer what it was before.
@@ -360,7 +361,7 @@ impl SnapshotCopy<'_> {
         self.begin_finish(&first.mapping).await?;
         for (table, staging) in &staged {
             let sql = existing::delete_extra_sql(&table.mapping, staging, table.extra_rows)
-                + &existing::drop_staging_sql(staging);
+                + &drop_staging_sql(staging);
             let deleted = while_it_works(table, self.control.batch_execute(&sql)).await;
             deleted.map_err(SnapshotError::on(&table.mapping.replica, "merge into"))?;
         }

@@ -55,8 +55,22 @@ pub fn copy_statements(
     range: Option<CtidRange>,
     into: &QualifiedName,
 ) -> CopyStatements {
+    let part = range.map(ctid_condition);
+    let (is_partitioned, part) = (source_is_partitioned, part.as_deref());
+    copy_statements_where(mapping, types, is_partitioned, row_filter, part, into)
+}
+
+/// The statements of those rows for which `part` is true, a condition on the source's columns.
+pub(crate) fn copy_statements_where(
+    mapping: &TableMapping,
+    types: &TypeNames,
+    source_is_partitioned: bool,
+    row_filter: Option<&str>,
+    part: Option<&str>,
+    into: &QualifiedName,
+) -> CopyStatements {
     let format = format_of(mapping, types);
-    let rows = source_rows(mapping, types, source_is_partitioned, row_filter, range);
+    let rows = source_rows(mapping, types, source_is_partitioned, row_filter, part);
     let select = format!("SELECT {} FROM {}", rows.values.join(", "), rows.from);
     let names: Vec<String> = mapping
         .columns
@@ -87,18 +101,18 @@ pub(crate) struct SourceRows {
     pub(crate) from: String,
 }
 
-/// What the source has of the rows that belong on the replica.
+/// What the source has of the rows that belong on the replica; of those for which `part` is true.
 pub(crate) fn source_rows(
     mapping: &TableMapping,
     types: &TypeNames,
     source_is_partitioned: bool,
     row_filter: Option<&str>,
-    range: Option<CtidRange>,
+    part: Option<&str>,
 ) -> SourceRows {
     // Partitions hold the rows of a partitioned table; an ordinary one's children are tables
     // of their own.
     let only = if source_is_partitioned { "" } else { "ONLY " };
-    let mut conditions: Vec<String> = range.map(ctid_condition).into_iter().collect();
+    let mut conditions: Vec<String> = part.map(str::to_owned).into_iter().collect();
     conditions.extend(row_filter.map(|filter| format!("({filter}\n)")));
     let mut from = format!("{only}{}", mapping.relation.name.quoted());
     if let Some(columns) = columns_as_applied(mapping, types) {

@@ -5,6 +5,7 @@ use super::table::Tables;
 use crate::pg::Lsn;
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
+use std::time::Duration;
 use tokio::time::Instant;
 
 /// What a comparison of a table found.
@@ -20,6 +21,8 @@ pub struct Verified {
     pub drift: Option<[u64; 3]>,
     /// Nothing was found.
     pub in_sync: bool,
+    /// How long ago.
+    pub age: Duration,
 }
 
 /// What is known of one table.
@@ -39,7 +42,10 @@ impl Proof {
             self.drift = drift;
             self.in_sync = Some(found.in_sync);
             if found.in_sync {
-                self.proven = Some((found.at, Instant::now()));
+                let now = Instant::now();
+                // A clock that runs since the machine's start may not reach back so far.
+                let proven = now.checked_sub(found.age).unwrap_or(now);
+                self.proven = Some((found.at, proven));
             }
         } else if !found.in_sync {
             // As many rows prove nothing; another number does.
@@ -145,6 +151,7 @@ mod tests {
             replica_rows: 5,
             drift,
             in_sync,
+            age: Duration::ZERO,
         };
         let mut proof = Proof::default();
         proof.take(&found(1, None, true));

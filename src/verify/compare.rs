@@ -4,12 +4,13 @@
 //!  blocks of both ─▶ unlike ones, in groups that fit in memory ─▶ rows of both ─▶ missing, extra, different
 //! ```
 
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
 /// A row's key: its columns as text; of a table without a key, the row's hash.
-pub(crate) type Key = Vec<Option<String>>;
+pub type Key = Vec<Option<String>>;
 
 /// The rows of one block, summed up.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,8 +24,9 @@ pub(crate) struct Block {
 pub(crate) type Blocks = BTreeMap<i32, Block>;
 
 /// How a row of the replica is not what the source has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum DriftKind {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DriftKind {
     /// The source has it, the replica has not.
     Missing,
     /// The replica has it, the source has not.

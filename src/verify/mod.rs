@@ -12,13 +12,12 @@
 mod compare;
 mod error;
 mod report;
-mod requests;
 mod statement;
 mod table;
 
+pub use compare::{DriftKind, Key};
 pub use error::VerifyError;
 pub use report::{NotCompared, PassedBy, Report, TableReport};
-pub use requests::serve;
 pub use table::compare_now;
 
 use crate::catalog::TableKind;
@@ -28,6 +27,7 @@ use crate::pipeline::{Cut, CutAsker, PipelineConfig, PlannedTable, TablePlan, fe
 use crate::progress::{Store, TableRecord, TableState};
 use crate::snapshot::enter_snapshot;
 use std::collections::HashMap;
+use std::time::Instant;
 use table::{Compared, Sessions, compare_table, settle};
 use tokio_postgres::Client;
 
@@ -38,6 +38,10 @@ pub struct Wanted {
     pub tables: Vec<QualifiedName>,
     /// Rows are counted, and not compared.
     pub counts_only: bool,
+    /// So many rows at most of each kind are named, of each table.
+    pub named_max: usize,
+    /// A table that does not take part any more is passed by, and no error.
+    pub passes_by_unknown: bool,
 }
 
 /// Makes a cut and compares the tables there, one after the other; `tell` hears of each.
@@ -71,9 +75,10 @@ pub async fn verify(
         match obstacle(planned, &records, at) {
             Some(reason) => report.pass_by(planned, reason),
             None => {
+                let begun = Instant::now();
                 let compared = compare_table(&sessions, planned, &plan.types, wanted).await?;
                 match compared {
-                    Compared::Fully(table) => report.add(*table),
+                    Compared::Fully(table) => report.add(*table, begun.elapsed()),
                     Compared::Not(reason) => report.pass_by(planned, reason),
                 }
             }
@@ -120,7 +125,11 @@ fn named<'p>(plan: &'p TablePlan, wanted: &Wanted) -> Result<Vec<&'p PlannedTabl
         let found = by_name.get(name).copied();
         found.ok_or_else(|| VerifyError::UnknownTable(name.clone()))
     };
-    wanted.tables.iter().map(find).collect()
+    let found = wanted.tables.iter().map(find);
+    match wanted.passes_by_unknown {
+        true => Ok(found.flatten().collect()),
+        false => found.collect(),
+    }
 }
 
 /// Why a table is not to be compared at `at`.
@@ -134,7 +143,7 @@ fn obstacle(planned: &PlannedTable, records: &[TableRecord], at: Lsn) -> Option<
 }
 
 impl PlannedTable {
-    fn source_has_parts(&self) -> bool {
+    pub(crate) fn source_has_parts(&self) -> bool {
         self.source.kind == TableKind::Partitioned
     }
 

@@ -1,9 +1,12 @@
 //! What a comparison came to. The JSON form is an interface.
 
+use super::compare::{DriftKind, Key};
 use crate::pg::{Lsn, QualifiedName};
 use crate::pipeline::PlannedTable;
+use crate::progress::Proof;
 use crate::telemetry::{Telemetry, Verified};
 use serde::{Deserialize, Serialize};
+use std::time::Duration;
 
 /// Source and replica at one position.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -40,6 +43,12 @@ pub struct TableReport {
     /// They were only counted.
     #[serde(skip)]
     pub counts_only: bool,
+    /// Rows that are not the same, as many as were wanted.
+    #[serde(skip)]
+    pub rows: Vec<(DriftKind, Key)>,
+    /// How long it took.
+    #[serde(skip)]
+    pub took: Duration,
     /// The two tables; of a report that was kept, none.
     #[serde(skip)]
     pub names: Option<(QualifiedName, QualifiedName)>,
@@ -106,25 +115,36 @@ impl Report {
     }
 
     /// Has the metrics say it.
-    pub(super) fn tell(&self, telemetry: &Telemetry) {
-        for table in &self.tables {
-            let drift = [table.missing, table.extra, table.different];
-            let found = Verified {
-                at: self.lsn,
-                source_rows: table.source_rows,
-                replica_rows: table.replica_rows,
-                drift: (!table.counts_only).then_some(drift),
-                in_sync: table.in_sync,
-            };
-            if let Some((source, replica)) = &table.names {
-                telemetry.table(source, replica).verified(&found);
-            }
+    pub fn tell(&self, telemetry: &Telemetry) {
+        for proof in self.proofs() {
+            let table = telemetry.table(&proof.source, &proof.replica);
+            table.verified(&proof.verified(Duration::ZERO));
         }
     }
 
-    pub(super) fn add(&mut self, table: TableReport) {
+    /// What is to be kept of it.
+    #[must_use]
+    pub fn proofs(&self) -> Vec<Proof> {
+        let proof = |table: &TableReport| {
+            let (source, replica) = table.names.clone()?;
+            Some(Proof {
+                source,
+                replica,
+                counts_only: table.counts_only,
+                at: self.lsn,
+                source_rows: table.source_rows,
+                replica_rows: table.replica_rows,
+                drift: [table.missing, table.extra, table.different],
+                in_sync: table.in_sync,
+                took: table.took,
+            })
+        };
+        self.tables.iter().filter_map(proof).collect()
+    }
+
+    pub(super) fn add(&mut self, table: TableReport, took: Duration) {
         self.in_sync &= table.in_sync;
-        self.tables.push(table);
+        self.tables.push(TableReport { took, ..table });
     }
 
     pub(super) fn pass_by(&mut self, planned: &PlannedTable, reason: NotCompared) {
@@ -133,5 +153,20 @@ impl Report {
             table: planned.source.name.to_string(),
             reason,
         });
+    }
+}
+
+impl Proof {
+    /// For the metrics; found so long ago.
+    #[must_use]
+    pub fn verified(&self, age: Duration) -> Verified {
+        Verified {
+            at: self.at,
+            source_rows: self.source_rows,
+            replica_rows: self.replica_rows,
+            drift: (!self.counts_only).then_some(self.drift),
+            in_sync: self.in_sync,
+            age,
+        }
     }
 }

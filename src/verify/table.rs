@@ -3,7 +3,7 @@
 //! A TRUNCATE or a rewrite that comes after the cut leaves a snapshot nothing to read. So the
 //! first query's locks are kept, and then it is asked whether the rows have moved since the cut.
 
-use super::compare::{Block, Blocks, Key, Rows, rows_of, unlike};
+use super::compare::{Block, Blocks, DriftKind, Key, Rows, rows_of, unlike};
 use super::report::{NotCompared, TableReport};
 use super::statement::{SideQueries, table_queries};
 use super::{VerifyError, Wanted};
@@ -13,6 +13,7 @@ use crate::snapshot::rewritten_sql;
 use crate::telemetry::Chain;
 use futures_util::TryStreamExt;
 use std::pin::pin;
+use std::time::Duration;
 use tokio_postgres::Client;
 
 /// Rows of one side that are held in memory at once.
@@ -87,7 +88,12 @@ pub async fn compare_now(
         fetch_blocks(replica, &queries.replica, &wanted)
     )
     .map_err(VerifyError::reading)?;
-    Ok(report(planned, &wanted, (&source, &replica), [0; 3]))
+    Ok(report(
+        planned,
+        &wanted,
+        (&source, &replica),
+        Found::default(),
+    ))
 }
 
 async fn in_both(sessions: &Sessions, sql: &str) -> Result<(), ServerError> {
@@ -120,7 +126,7 @@ async fn compare(
     if source_moved.is_some() || replica_moved.is_some() {
         return Ok(Compared::Not(NotCompared::Rewritten));
     }
-    let mut found = [0; 3];
+    let mut found = Found::default();
     if !wanted.counts_only {
         for group in unlike(&source, &replica, ROWS_MAX) {
             let mut rows = Rows::default();
@@ -128,8 +134,8 @@ async fn compare(
             fetch_rows(&sessions.source, &queries.source, &group, &mut rows, add).await?;
             let add = |rows: &mut Rows, key, hash| rows.replica(key, hash);
             fetch_rows(&sessions.replica, &queries.replica, &group, &mut rows, add).await?;
-            for (kind, _) in rows.differences() {
-                found[kind as usize] += 1;
+            for (kind, key) in rows.differences() {
+                found.add(kind, key, wanted.named_max);
             }
         }
     }
@@ -139,12 +145,31 @@ async fn compare(
     ))))
 }
 
+/// Rows that are not the same.
+#[derive(Default)]
+struct Found {
+    /// Missing, extra, different.
+    counts: [u64; 3],
+    rows: Vec<(DriftKind, Key)>,
+}
+
+impl Found {
+    fn add(&mut self, kind: DriftKind, key: Key, named_max: usize) {
+        let count = &mut self.counts[kind as usize];
+        *count += 1;
+        if *count <= named_max as u64 {
+            self.rows.push((kind, key));
+        }
+    }
+}
+
 fn report(
     planned: &PlannedTable,
     wanted: &Wanted,
     (source, replica): (&Blocks, &Blocks),
-    [missing, extra, different]: [u64; 3],
+    found: Found,
 ) -> TableReport {
+    let [missing, extra, different] = found.counts;
     let names = (planned.source.name.clone(), planned.mapping.replica.clone());
     TableReport {
         table: names.0.to_string(),
@@ -156,6 +181,8 @@ fn report(
         extra,
         different,
         counts_only: wanted.counts_only,
+        rows: found.rows,
+        took: Duration::ZERO,
         names: Some(names),
     }
 }

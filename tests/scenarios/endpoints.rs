@@ -92,7 +92,8 @@ const ABSENT: [&str; 3] = [
 #[tokio::test]
 async fn alerts_speak_of_metrics_that_are_there() {
     let s = scenario("alerts").await;
-    let daemon = s.start("").await;
+    // Some tell of comparisons.
+    let daemon = s.start("[verify]\nevery = \"10s\"").await;
     let rules = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/prometheus/alerts.yml");
     let rules = std::fs::read_to_string(rules).unwrap();
     let is_name = |c: char| c.is_ascii_lowercase() || c == '_';

@@ -88,18 +88,95 @@ async fn rows_that_are_merged_into_keep_theirs() {
 #[tokio::test]
 async fn keys_with_more_than_a_definition_stay() {
     let s = scenario("keys_that_stay").await;
+    s.on_both(
+        "CREATE TABLE viewed (id int PRIMARY KEY, v text); INSERT INTO viewed VALUES (1, 'v')",
+    )
+    .await;
+    s.on_replica("DELETE FROM viewed").await;
     s.on_replica(
         "ALTER TABLE child DROP CONSTRAINT child_pkey, ADD PRIMARY KEY (id) WITH (fillfactor = 70);
-         CREATE VIEW grouped AS SELECT id, code FROM parent GROUP BY id",
+         CREATE VIEW grouped AS SELECT id, v FROM viewed GROUP BY id",
     )
     .await;
     let options = "SELECT reloptions::text FROM pg_class WHERE relname = 'child_pkey'";
-    let number = "SELECT 'child_pkey'::regclass::oid";
-    let before = s.replica_one(number).await;
+    let numbers = "SELECT 'child_pkey'::regclass::oid || ' ' || 'viewed_pkey'::regclass::oid";
+    let before = s.replica_one(numbers).await;
     let daemon = s.start(AFTER).await;
     s.in_step(&daemon, &ALL).await;
     assert_eq!(s.replica_one(options).await, "{fillfactor=70}");
-    assert_eq!(s.replica_one(number).await, before);
+    assert_eq!(s.replica_one(numbers).await, before);
+}
+
+/// Constraints of every kind come back as they were.
+#[tokio::test]
+async fn what_a_definition_says_comes_back() {
+    let s = scenario("definitions").await;
+    s.on_both(
+        "CREATE TABLE kinds (id int NOT NULL, a int, b int, c text,
+             CONSTRAINT kinds_pkey PRIMARY KEY (id) INCLUDE (c),
+             CONSTRAINT late UNIQUE (a) DEFERRABLE INITIALLY DEFERRED,
+             CONSTRAINT apart EXCLUDE USING btree (b WITH =) WHERE (b > 5));
+         CREATE UNIQUE INDEX partly ON kinds (c COLLATE \"C\" DESC NULLS LAST) WHERE a > 3;
+         CREATE INDEX filled ON kinds (b) WITH (fillfactor = 50);
+         INSERT INTO kinds SELECT g, g, g, 'c' || g FROM generate_series(1, 50) g",
+    )
+    .await;
+    s.on_replica("DELETE FROM kinds").await;
+    let defined = "SELECT pg_get_indexdef(indexrelid) FROM pg_index WHERE indrelid = 'kinds'::regclass \
+        UNION ALL SELECT conname || pg_get_constraintdef(oid) || condeferrable || condeferred FROM pg_constraint \
+        WHERE conrelid = 'kinds'::regclass \
+        UNION ALL SELECT attname || attnotnull FROM pg_attribute WHERE attrelid = 'kinds'::regclass AND attnum > 0 \
+        UNION ALL SELECT relreplident::text FROM pg_class WHERE oid = 'kinds'::regclass ORDER BY 1";
+    let before = s.replica_rows(defined).await;
+    killed(&s, "copy.range_committed").await;
+    assert_ne!(s.replica_rows(defined).await, before);
+    let daemon = s.start(AFTER).await;
+    s.in_step(&daemon, &["SELECT * FROM kinds"]).await;
+    assert_eq!(s.replica_rows(defined).await, before);
+}
+
+/// What is planned before the copy goes on rests on the key that was set aside.
+#[tokio::test]
+async fn a_key_that_full_rows_are_found_by_is_back_before_anything_is_planned() {
+    let s = scenario("full_key_away").await;
+    s.on_source("CREATE TABLE whole (id bigint PRIMARY KEY, v text); ALTER TABLE whole REPLICA IDENTITY FULL; \
+                 INSERT INTO whole SELECT g, 'v' || g FROM generate_series(1, 300) g").await;
+    s.on_replica("CREATE TABLE whole (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, v text)")
+        .await;
+    killed(&s, "copy.range_committed").await;
+    let key =
+        "SELECT count(*) FROM pg_constraint WHERE conrelid = 'whole'::regclass AND contype = 'p'";
+    assert_eq!(s.replica_one(key).await, "0");
+    let daemon = s.start(AFTER).await;
+    s.in_step(&daemon, &["SELECT * FROM whole"]).await;
+    assert_eq!(s.replica_one(key).await, "1");
+    s.on_source("UPDATE whole SET v = 'new' WHERE id < 9; DELETE FROM whole WHERE id = 10")
+        .await;
+    s.in_step(&daemon, &["SELECT * FROM whole"]).await;
+}
+
+/// Rows that the key does not take stop the copy; mended on the source, it begins anew by itself.
+#[tokio::test]
+async fn rows_of_a_copy_that_failed_are_not_in_the_way_of_the_next() {
+    let s = scenario("doubles").await;
+    s.on_source(
+        "CREATE TABLE doubles (id int, v text); ALTER TABLE doubles REPLICA IDENTITY FULL; \
+                 INSERT INTO doubles VALUES (1, 'a'), (1, 'b'), (2, 'c')",
+    )
+    .await;
+    s.on_replica("CREATE TABLE doubles (id int PRIMARY KEY, v text)")
+        .await;
+    let said = s.refused(AFTER).await;
+    assert!(
+        said.contains("doubles_pkey") && said.contains("23505"),
+        "{said}"
+    );
+    s.on_source("DELETE FROM doubles WHERE v = 'b'").await;
+    let daemon = s.start(AFTER).await;
+    s.in_step(&daemon, &["SELECT * FROM doubles"]).await;
+    let key =
+        "SELECT count(*) FROM pg_constraint WHERE conrelid = 'doubles'::regclass AND contype = 'p'";
+    assert_eq!(s.replica_one(key).await, "1");
 }
 
 /// While it is away, nobody is told to make one.

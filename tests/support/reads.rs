@@ -7,13 +7,14 @@ use regex::Regex;
 use super::DATABASE;
 
 /// How a statement that only reads, or speaks to the walsender, begins.
-const ALLOWED: [&str; 13] = [
+const ALLOWED: [&str; 14] = [
     r"^SELECT ",
     r"^WITH (RECURSIVE )?\w+",
     r"^COPY \(\s*SELECT .* TO STDOUT",
     r"^BEGIN( ISOLATION LEVEL REPEATABLE READ)?( READ ONLY)?$",
     r"^(BEGIN|START TRANSACTION).*READ ONLY",
     r"^(COMMIT|ROLLBACK)$",
+    r"^(SAVEPOINT|ROLLBACK TO|RELEASE) before_table$",
     r"^SET ",
     r"^SHOW ",
     r"^IDENTIFY_SYSTEM$",

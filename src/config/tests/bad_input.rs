@@ -66,8 +66,16 @@ const BAD_ADDITIONS: &[(&str, &str)] = &[
         "line 8, slot.drop_beyond: must not be below warn_beyond: nobody would be told before the slot goes",
     ),
     (
-        "[verify]\nevery = \"1h\"",
-        "line 7, verify: not supported yet by this version; remove it",
+        "[verify]\nrepair = \"yes\"",
+        "line 8, verify.repair: expected true or false, found other text",
+    ),
+    (
+        "[verify]\nevery = \"1ms\"",
+        "line 8, verify.every: expected 10s to 366 days, or 0s for never",
+    ),
+    (
+        "[verify]\ncounts_every = \"9999y\"",
+        "line 8, verify.counts_every: expected 10s to 366 days, or 0s for never",
     ),
     (
         "[tenants]\ncolumn = \"t\"",

@@ -2,14 +2,15 @@
 //!
 //! ```text
 //!  request ─▶ hold ─ at L ─▶ pending ─ a transaction from L on, or all before L applied ─▶ exported
-//!                └ nothing said in time ─▶ gone
+//!                └ nothing said in time ─▶ gone                                  │
+//!                                           waits while somebody writes there ◀─┘
 //! ```
 
 use super::{Follower, ReplicaWriter};
 use crate::pg::{Lsn, ServerError};
 use crate::pgoutput::Message;
 use crate::pipeline::PipelineError;
-use crate::pipeline::cut::{CutRequest, HOLD_MAX};
+use crate::pipeline::cut::{CutRequest, Exported, HOLD_MAX, WAIT_MAX};
 use crate::pipeline::receive::Event;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,7 +25,8 @@ const EXPORTED_WITHIN: Duration = Duration::from_secs(1);
 pub(super) struct PendingCut {
     at: Lsn,
     replica: Arc<Client>,
-    done: oneshot::Sender<Result<String, ServerError>>,
+    done: oneshot::Sender<Result<Exported, ServerError>>,
+    hold: Option<oneshot::Receiver<()>>,
 }
 
 impl PendingCut {
@@ -56,42 +58,59 @@ impl<W: ReplicaWriter> Follower<'_, W> {
                 at,
                 replica: request.replica,
                 done: request.done,
+                hold: request.hold,
             });
         }
-        self.cut_where_all_is_applied().await;
-        Ok(())
+        self.cut_where_all_is_applied().await
     }
 
     /// Before an event is taken: the first one beyond the cut makes it.
     pub(super) async fn cut_before(&mut self, event: &Event) -> Result<(), PipelineError> {
         if self.cut.as_ref().is_some_and(|cut| cut.is_before(event)) {
             self.commit_whole().await?;
-            self.export().await;
+            self.export().await?;
         }
         Ok(())
     }
 
     /// Where nothing comes from beyond the cut, it is made when nothing before it is left.
-    pub(super) async fn cut_where_all_is_applied(&mut self) {
+    pub(super) async fn cut_where_all_is_applied(&mut self) -> Result<(), PipelineError> {
         let applied = self.state.positions.applied;
-        if self.cut.as_ref().is_some_and(|cut| applied >= Some(cut.at)) {
-            self.export().await;
+        match self.cut.as_ref().is_some_and(|cut| applied >= Some(cut.at)) {
+            true => self.export().await,
+            false => Ok(()),
         }
     }
 
-    async fn export(&mut self) {
+    async fn export(&mut self) -> Result<(), PipelineError> {
         let Some(cut) = self.cut.take() else {
-            return;
+            return Ok(());
         };
+        // What these have written is seen by nobody: whoever writes here might undo it.
+        if cut.hold.is_some() && self.segments.is_one_open() {
+            return Ok(());
+        }
         let export = cut
             .replica
             .query_one("SELECT pg_catalog.pg_export_snapshot()", &[]);
         // A session that does not answer is not waited for: `done` goes unsaid.
         let Ok(exported) = timeout(EXPORTED_WITHIN, export).await else {
-            return;
+            return Ok(());
         };
-        let exported = exported.map(|row| row.get(0)).map_err(ServerError::from);
+        let owner = self.books.as_ref().map(|books| books.store.clone());
+        let exported = exported.map(|row| Exported {
+            snapshot: row.get(0),
+            owner,
+        });
         // Whoever asked may have given up.
-        let _ = cut.done.send(exported);
+        let is_taken = cut.done.send(exported.map_err(ServerError::from)).is_ok();
+        if let Some(hold) = cut.hold.filter(|_| is_taken) {
+            // Over at the latest now, and closed: from here on nobody begins to write. Who has begun
+            // holds the position, and is waited for.
+            let _ = timeout(WAIT_MAX, hold).await;
+            let free = self.applier.await_position().await;
+            free.map_err(|source| self.failed(cut.at, false, source))?;
+        }
+        Ok(())
     }
 }

@@ -54,6 +54,11 @@ impl<W: ReplicaWriter> Segments<W> {
         }
     }
 
+    /// Whether a transaction is being written that has not committed.
+    pub(super) fn is_one_open(&self) -> bool {
+        !self.writers.is_empty()
+    }
+
     pub(super) fn is_one_lost(&self) -> bool {
         self.writers.values().any(ReplicaWriter::is_lost)
     }

@@ -296,6 +296,10 @@ impl ReplicaWriter for Writer {
         Ok(written)
     }
 
+    async fn await_position(&mut self) -> Result<(), ApplyError> {
+        Ok(())
+    }
+
     async fn commit(&mut self, applied: Lsn, durability: Durability) -> Result<(), ApplyError> {
         self.round_trip().await?;
         let is_alone = self.open.is_none();

@@ -1,0 +1,296 @@
+//! Rows that refer to rows which are not there, and what would keep it so.
+
+use super::{Survey, all_kept_in, count, quoted};
+use crate::pg::{QualifiedName, quote_ident};
+use crate::pipeline::PlannedTable;
+use crate::preflight::{CheckError, Findings, rows};
+use std::collections::{BTreeMap, HashMap};
+use tokio_postgres::{Client, Row};
+
+const RELATIONS: &str = "\
+SELECT k.conname::pg_catalog.text, k.conrelid, k.confrelid, rn.nspname::pg_catalog.text, r.relname::pg_catalog.text,
+       ARRAY(SELECT a.attname::pg_catalog.text FROM pg_catalog.unnest(k.conkey) WITH ORDINALITY AS u(attnum, place)
+             JOIN pg_catalog.pg_attribute AS a ON a.attrelid = k.conrelid AND a.attnum = u.attnum ORDER BY u.place),
+       ARRAY(SELECT a.attname::pg_catalog.text FROM pg_catalog.unnest(k.confkey) WITH ORDINALITY AS u(attnum, place)
+             JOIN pg_catalog.pg_attribute AS a ON a.attrelid = k.confrelid AND a.attnum = u.attnum ORDER BY u.place),
+       ARRAY(SELECT pg_catalog.format('OPERATOR(%I.%s)', on_.nspname, o.oprname)
+             FROM pg_catalog.unnest(k.conpfeqop) WITH ORDINALITY AS u(oid, place)
+             JOIN pg_catalog.pg_operator AS o ON o.oid = u.oid
+             JOIN pg_catalog.pg_namespace AS on_ ON on_.oid = o.oprnamespace ORDER BY u.place)
+FROM pg_catalog.pg_constraint AS k
+JOIN pg_catalog.pg_class AS r ON r.oid = k.confrelid
+JOIN pg_catalog.pg_namespace AS rn ON rn.oid = r.relnamespace
+WHERE k.contype = 'f' AND k.conrelid = ANY ($1) AND k.conparentid = 0
+ORDER BY 2, 1";
+
+/// A table that refers to another, by the replica's names.
+struct Relation {
+    name: String,
+    child: QualifiedName,
+    child_columns: Vec<String>,
+    parent: QualifiedName,
+    parent_columns: Vec<String>,
+    /// What the parent's column `p` and the child's `c` are compared by, column by column; `None`: as
+    /// text, since their types have none in common.
+    equalities: Vec<Option<String>>,
+    is_declared: bool,
+}
+
+impl Relation {
+    fn is_the_same(&self, other: &Self) -> bool {
+        let pairs = |of: &Self| {
+            let mut pairs: Vec<(String, String)> = of
+                .child_columns
+                .iter()
+                .cloned()
+                .zip(of.parent_columns.iter().cloned())
+                .collect();
+            pairs.sort_unstable();
+            pairs
+        };
+        self.child == other.child && self.parent == other.parent && pairs(self) == pairs(other)
+    }
+
+    fn columns(&self) -> String {
+        let (child, parent) = (&self.child_columns, &self.parent_columns);
+        format!("{} -> {}", child.join(", "), parent.join(", "))
+    }
+}
+
+/// A relation, and how many of its rows refer to nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RelationFound {
+    /// The table that refers.
+    pub child: QualifiedName,
+    /// The table referred to.
+    pub parent: QualifiedName,
+    /// `a, b -> c, d`
+    pub columns: String,
+    /// Rows that refer to rows which are not there; `None`: nobody may look.
+    pub orphans: Option<u64>,
+}
+
+pub(super) async fn found(survey: &Survey<'_>) -> Result<Vec<RelationFound>, CheckError> {
+    let mut found = Vec::new();
+    for relation in relations(survey).await? {
+        found.push(RelationFound {
+            columns: relation.columns(),
+            orphans: count_orphans(survey.replica, &relation).await?.ok(),
+            child: relation.child,
+            parent: relation.parent,
+        });
+    }
+    Ok(found)
+}
+
+pub(super) async fn look(survey: &Survey<'_>, findings: &mut Findings) -> Result<(), CheckError> {
+    let indexes = fetch_index_columns(survey).await?;
+    for relation in relations(survey).await? {
+        let orphans = count_orphans(survey.replica, &relation).await?;
+        tell_orphans(&relation, orphans, findings);
+        let of_child = indexes.get(&relation.child).map_or(&[][..], Vec::as_slice);
+        tell_what_it_lacks(&relation, of_child, findings);
+    }
+    Ok(())
+}
+
+fn tell_orphans(relation: &Relation, orphans: Result<u64, String>, findings: &mut Findings) {
+    let Relation {
+        name,
+        child,
+        parent,
+        ..
+    } = relation;
+    match orphans {
+        Ok(0) => {}
+        Ok(orphans) => findings.error(
+            "diagnose.orphans",
+            child,
+            format!(
+                "{orphans} rows of {child} refer to rows of {parent} that are not there ({}, {name})",
+                relation.columns()
+            ),
+            format!(
+                "`pglockstep verify` says whether the source has them; `pglockstep repair` brings those that are missing in {parent}"
+            ),
+        ),
+        Err(why) => findings.warning(
+            "diagnose.unreadable",
+            child,
+            format!("rows of {child} that refer to {parent} ({name}) cannot be looked at: {why}"),
+            format!(
+                "let the role SELECT from {} and {}",
+                child.quoted(),
+                parent.quoted()
+            ),
+        ),
+    }
+}
+
+/// The key itself, and an index for it.
+fn tell_what_it_lacks(relation: &Relation, indexes: &[Vec<String>], findings: &mut Findings) {
+    let Relation {
+        name,
+        child,
+        child_columns,
+        parent,
+        ..
+    } = relation;
+    if !relation.is_declared {
+        findings.info(
+            "diagnose.foreign_key",
+            child,
+            format!(
+                "the source's foreign key {name} ({}) is not declared on the replica",
+                relation.columns()
+            ),
+            format!(
+                "ALTER TABLE {} ADD CONSTRAINT {} FOREIGN KEY ({}) REFERENCES {} ({}) NOT VALID",
+                child.quoted(),
+                quote_ident(name),
+                quoted(child_columns),
+                parent.quoted(),
+                quoted(&relation.parent_columns)
+            ),
+        );
+    }
+    let begins_with_them = |index: &Vec<String>| {
+        let head = index.get(..child_columns.len());
+        head.is_some_and(|head| head.iter().all(|column| child_columns.contains(column)))
+    };
+    if !indexes.iter().any(begins_with_them) {
+        findings.warning(
+            "diagnose.foreign_key_index",
+            child,
+            format!(
+                "no index of {child} begins with the columns of {name}: whoever deletes from {parent}, or joins, scans it"
+            ),
+            format!(
+                "CREATE INDEX CONCURRENTLY ON {} ({})",
+                child.quoted(),
+                quoted(child_columns)
+            ),
+        );
+    }
+}
+
+/// Those that the replica declares, and those that only the source does.
+async fn relations(survey: &Survey<'_>) -> Result<Vec<Relation>, CheckError> {
+    let by_source: HashMap<u32, &PlannedTable> =
+        survey.tables.iter().map(|t| (t.source.oid, *t)).collect();
+    let by_replica: HashMap<u32, &PlannedTable> =
+        survey.tables.iter().map(|t| (t.replica.oid, *t)).collect();
+    let oids: Vec<u32> = by_replica.keys().copied().collect();
+    let declared = rows(survey.replica, "foreign keys", RELATIONS, &[&oids]).await?;
+    let mut relations: Vec<Relation> = declared
+        .iter()
+        .filter_map(|row| declared_relation(row, &by_replica))
+        .collect();
+    let oids: Vec<u32> = by_source.keys().copied().collect();
+    let of_source = rows(survey.source, "foreign keys", RELATIONS, &[&oids]).await?;
+    for row in &of_source {
+        let mapped = mapped_relation(row, &by_source);
+        if let Some(relation) = mapped
+            && !relations.iter().any(|known| known.is_the_same(&relation))
+        {
+            relations.push(relation);
+        }
+    }
+    Ok(relations)
+}
+
+fn declared_relation(row: &Row, by_replica: &HashMap<u32, &PlannedTable>) -> Option<Relation> {
+    Some(Relation {
+        name: row.get(0),
+        child: by_replica.get(&row.get(1))?.replica.name.clone(),
+        child_columns: row.get(5),
+        parent: QualifiedName::new(row.get::<_, String>(3), row.get::<_, String>(4)),
+        parent_columns: row.get(6),
+        equalities: row.get::<_, Vec<String>>(7).into_iter().map(Some).collect(),
+        is_declared: true,
+    })
+}
+
+/// `None` where a table or a column of it is not replicated.
+fn mapped_relation(row: &Row, by_source: &HashMap<u32, &PlannedTable>) -> Option<Relation> {
+    let (child, parent) = (by_source.get(&row.get(1))?, by_source.get(&row.get(2))?);
+    let child_columns = all_kept_in(&child.mapping, &row.get::<_, Vec<String>>(5))?;
+    let parent_columns = all_kept_in(&parent.mapping, &row.get::<_, Vec<String>>(6))?;
+    let equality = |(of_child, of_parent): (&String, &String)| {
+        let of_child = child.replica.column(of_child)?;
+        let of_parent = parent.replica.column(of_parent)?;
+        (of_child.base_type == of_parent.base_type).then(|| of_parent.equality.written())
+    };
+    Some(Relation {
+        name: row.get(0),
+        child: child.replica.name.clone(),
+        parent: parent.replica.name.clone(),
+        equalities: child_columns
+            .iter()
+            .zip(&parent_columns)
+            .map(equality)
+            .collect(),
+        child_columns,
+        parent_columns,
+        is_declared: false,
+    })
+}
+
+/// A row with a NULL among its columns refers to nothing (MATCH SIMPLE).
+async fn count_orphans(
+    replica: &Client,
+    relation: &Relation,
+) -> Result<Result<u64, String>, CheckError> {
+    let refers: Vec<String> = relation
+        .child_columns
+        .iter()
+        .map(|column| format!("c.{} IS NOT NULL", quote_ident(column)))
+        .collect();
+    let pairs = relation.child_columns.iter().zip(&relation.parent_columns);
+    let same: Vec<String> = pairs
+        .zip(&relation.equalities)
+        .map(|((child, parent), equality)| {
+            let (child, parent) = (quote_ident(child), quote_ident(parent));
+            match equality {
+                Some(equals) => format!("p.{parent} {equals} c.{child}"),
+                None => format!("p.{parent}::pg_catalog.text = c.{child}::pg_catalog.text"),
+            }
+        })
+        .collect();
+    let sql = format!(
+        "SELECT pg_catalog.count(*) FROM {} AS c WHERE {} AND NOT EXISTS (SELECT 1 FROM {} AS p WHERE {})",
+        relation.child.quoted(),
+        refers.join(" AND "),
+        relation.parent.quoted(),
+        same.join(" AND ")
+    );
+    count(replica, &sql).await
+}
+
+/// Of each table the column lists of its indexes.
+async fn fetch_index_columns(
+    survey: &Survey<'_>,
+) -> Result<BTreeMap<QualifiedName, Vec<Vec<String>>>, CheckError> {
+    let oids: Vec<u32> = survey.tables.iter().map(|t| t.replica.oid).collect();
+    let sql = "SELECT i.indrelid, ARRAY(SELECT a.attname::pg_catalog.text \
+            FROM pg_catalog.unnest(i.indkey::pg_catalog.int2[]) WITH ORDINALITY AS k(attnum, place) \
+            JOIN pg_catalog.pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = k.attnum \
+            WHERE k.place <= i.indnkeyatts ORDER BY k.place) \
+        FROM pg_catalog.pg_index AS i JOIN pg_catalog.pg_class AS x ON x.oid = i.indexrelid \
+        JOIN pg_catalog.pg_am AS m ON m.oid = x.relam \
+        WHERE i.indrelid = ANY ($1) AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL \
+          AND m.amname IN ('btree', 'hash')";
+    let found = rows(survey.replica, "indexes", sql, &[&oids]).await?;
+    let names: HashMap<u32, &QualifiedName> = survey
+        .tables
+        .iter()
+        .map(|t| (t.replica.oid, &t.replica.name))
+        .collect();
+    let mut indexes: BTreeMap<QualifiedName, Vec<Vec<String>>> = BTreeMap::new();
+    for row in &found {
+        if let Some(name) = names.get(&row.get(0)) {
+            indexes.entry((*name).clone()).or_default().push(row.get(1));
+        }
+    }
+    Ok(indexes)
+}

@@ -1,0 +1,261 @@
+//! The SQL that mends some rows of one table, of which the source's state is staged; pure.
+//!
+//! ```text
+//!  rows of these keys:  source ─ COPY ─▶ staged
+//!    on the replica and not staged ─▶ noted, deleted if that is wanted
+//!    both, and not the same        ─▶ noted, updated
+//!    staged alone                  ─▶ noted, inserted
+//! ```
+
+use crate::catalog::Table;
+use crate::mapping::{ColumnValue, ConflictPolicy, RowIdentity, TableMapping};
+use crate::pg::{QualifiedName, TypeNames, quote_ident, quote_literal};
+use crate::snapshot::{drop_staging_sql, same_key, upsert_sql};
+
+/// One side's column of a key: how it is named, its type, its equality.
+struct KeyColumn {
+    name: String,
+    of_type: String,
+    equals: String,
+    is_array: bool,
+}
+
+/// Which rows of the source these are; a condition on its columns.
+pub(super) fn on_source(
+    mapping: &TableMapping,
+    source: &Table,
+    types: &TypeNames,
+    keys: &[Vec<String>],
+) -> Option<String> {
+    let column = |place: &usize| {
+        let ColumnValue::Input(input) = mapping.columns.get(*place)?.value else {
+            return None;
+        };
+        let input = mapping.inputs.get(input)?;
+        let column = source.column(&input.name)?;
+        let of_type = types.get(&column.type_oid)?;
+        Some(KeyColumn {
+            name: quote_ident(&input.name),
+            of_type: of_type.quoted(),
+            equals: column.equality.written(),
+            is_array: of_type.0.name.starts_with('_'),
+        })
+    };
+    let columns: Option<Vec<KeyColumn>> = key_of(mapping).iter().map(column).collect();
+    Some(condition(&columns?, keys))
+}
+
+/// Which rows `t` of the replica.
+pub(super) fn on_replica(mapping: &TableMapping, keys: &[Vec<String>]) -> String {
+    let columns = key_of(mapping)
+        .iter()
+        .filter_map(|i| mapping.columns.get(*i));
+    let columns: Vec<KeyColumn> = columns
+        .map(|column| KeyColumn {
+            name: format!("t.{}", quote_ident(&column.name)),
+            of_type: column.cast_to.quoted(),
+            equals: column.equality.written(),
+            is_array: column.cast_to.0.name.starts_with('_'),
+        })
+        .collect();
+    condition(&columns, keys)
+}
+
+/// Whether the source's key has the very values of the replica's: otherwise a row that is not found by
+/// it may be there all the same, under a value that a cast has changed.
+pub(super) fn is_key_as_it_is(mapping: &TableMapping, source: &Table) -> bool {
+    key_of(mapping).iter().all(|place| {
+        let Some(to) = mapping.columns.get(*place) else {
+            return false;
+        };
+        let ColumnValue::Input(input) = to.value else {
+            return false;
+        };
+        let from = mapping.inputs.get(input);
+        let from = from.and_then(|input| source.column(&input.name));
+        from.is_some_and(|from| keeps_values(&from.stored_as, &to.stored_as))
+    })
+}
+
+/// Whether a cast from one type to the other leaves each value what it is.
+fn keeps_values(from: &str, to: &str) -> bool {
+    const INTEGERS: [&str; 3] = ["smallint", "integer", "bigint"];
+    let size = |name: &str| INTEGERS.iter().position(|integer| *integer == name);
+    let is_text = |name: &str| matches!(name, "text" | "character varying");
+    match (size(from), size(to)) {
+        _ if from == to => true,
+        (Some(from), Some(to)) => from < to,
+        (Some(_), None) => is_text(to),
+        _ => {
+            is_text(to)
+                && (from == "uuid" || from == "text" || from.starts_with("character varying"))
+        }
+    }
+}
+
+fn key_of(mapping: &TableMapping) -> &[usize] {
+    match &mapping.identity {
+        RowIdentity::Key(key) => key,
+        RowIdentity::FullRow | RowIdentity::InsertsOnly => &[],
+    }
+}
+
+/// In a form for which every server uses the key's index.
+fn condition(columns: &[KeyColumn], keys: &[Vec<String>]) -> String {
+    // There are no arrays of arrays.
+    if let [column] = columns
+        && !column.is_array
+    {
+        let values: Vec<String> = keys
+            .iter()
+            .flatten()
+            .map(|text| quote_literal(text))
+            .collect();
+        let KeyColumn {
+            name,
+            of_type,
+            equals,
+            ..
+        } = column;
+        return format!(
+            "{name} {equals} ANY (ARRAY[{}]::{of_type}[])",
+            values.join(", ")
+        );
+    }
+    let row = |key: &Vec<String>| {
+        let parts = columns.iter().zip(key).map(|(column, text)| {
+            let KeyColumn {
+                name,
+                of_type,
+                equals,
+                ..
+            } = column;
+            format!("{name} {equals} {}::{of_type}", quote_literal(text))
+        });
+        format!("({})", parts.collect::<Vec<_>>().join(" AND "))
+    };
+    let rows: Vec<String> = keys.iter().map(row).collect();
+    format!("({})", rows.join(" OR "))
+}
+
+/// Notes what will be done, with the rows as they are; `$1` to `$6` are the pipeline, the source
+/// table's and the replica table's schema and name, and the position. Returns each deed's word.
+pub(super) fn note_sql(
+    mapping: &TableMapping,
+    staging: &QualifiedName,
+    on_replica: &str,
+    deletes: bool,
+) -> String {
+    let (rows, staging, same_key) = (mapping.replica_rows(), staging.quoted(), same_key(mapping));
+    let key = |alias: &str| {
+        let columns = key_of(mapping)
+            .iter()
+            .filter_map(|i| mapping.columns.get(*i));
+        let texts = columns.map(|c| format!("{alias}.{}::pg_catalog.text", quote_ident(&c.name)));
+        format!("ARRAY[{}]", texts.collect::<Vec<_>>().join(", "))
+    };
+    let values = |alias: &str| {
+        let columns = mapping.columns.iter().enumerate();
+        let others = columns.filter(|(place, _)| !key_of(mapping).contains(place));
+        let columns = others.map(|(_, c)| format!("{alias}.{}", quote_ident(&c.name)));
+        format!(
+            "ROW({})::pg_catalog.text",
+            columns.collect::<Vec<_>>().join(", ")
+        )
+    };
+    format!(
+        "INSERT INTO pglockstep.repairs (pipeline, source_schema, source_table, replica_schema, \
+         replica_table, lsn, deed, key, before) \
+         SELECT $1, $2, $3, $4, $5, $6::text::pg_lsn, d.* FROM (\
+         SELECT CASE WHEN s.ctid IS NULL THEN 'deleted' ELSE 'updated' END, {}, pg_catalog.to_json(t.*) \
+         FROM {rows} AS t LEFT JOIN {staging} AS s ON {same_key} WHERE {on_replica} \
+         AND CASE WHEN s.ctid IS NULL THEN {deletes} ELSE {} <> {} END \
+         UNION ALL SELECT 'inserted', {}, NULL FROM {staging} AS s \
+         WHERE NOT EXISTS (SELECT 1 FROM {rows} AS t WHERE {same_key})) AS d (deed, key, before) \
+         RETURNING deed",
+        key("t"),
+        values("t"),
+        values("s"),
+        key("s"),
+    )
+}
+
+/// Does it.
+pub(super) fn mend_sql(
+    mapping: &TableMapping,
+    staging: &QualifiedName,
+    on_replica: &str,
+    deletes: bool,
+) -> String {
+    let mut sql = String::new();
+    if deletes {
+        sql = format!(
+            "DELETE FROM {} AS t WHERE {on_replica} AND NOT EXISTS (SELECT 1 FROM {} AS s WHERE {});",
+            mapping.replica_rows(),
+            staging.quoted(),
+            same_key(mapping)
+        );
+    }
+    sql.push_str(&upsert_sql(mapping, staging, &ConflictPolicy::SourceWins));
+    sql.push_str(&drop_staging_sql(staging));
+    sql
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_casts_that_lose_nothing_keep_a_key() {
+        for (from, to) in [
+            ("integer", "integer"),
+            ("smallint", "bigint"),
+            ("bigint", "text"),
+            ("uuid", "text"),
+            ("character varying(40)", "text"),
+        ] {
+            assert!(keeps_values(from, to), "{from} to {to}");
+        }
+        for (from, to) in [
+            ("bigint", "integer"),
+            ("text", "integer"),
+            ("numeric", "numeric(6,2)"),
+            ("timestamp with time zone", "timestamp(0) with time zone"),
+            ("text", "character varying(10)"),
+            ("integer", "character varying(3)"),
+            ("double precision", "text"),
+        ] {
+            assert!(!keeps_values(from, to), "{from} to {to}");
+        }
+    }
+
+    #[test]
+    fn rows_are_found_by_each_column_of_their_key() {
+        let column = |name: &str, of_type: &str, is_array| KeyColumn {
+            name: name.into(),
+            of_type: of_type.into(),
+            equals: "=".into(),
+            is_array,
+        };
+        let keys = |of: &[&[&str]]| -> Vec<Vec<String>> {
+            of.iter()
+                .map(|key| key.iter().map(ToString::to_string).collect())
+                .collect()
+        };
+        assert_eq!(
+            condition(&[column("t.a", "text", false)], &keys(&[&["it's"], &["b"]])),
+            "t.a = ANY (ARRAY['it''s', 'b']::text[])"
+        );
+        assert_eq!(
+            condition(
+                &[column("a", "int4", false), column("b", "text", false)],
+                &keys(&[&["1", "x"], &["2", "y"]])
+            ),
+            "((a = '1'::int4 AND b = 'x'::text) OR (a = '2'::int4 AND b = 'y'::text))"
+        );
+        assert_eq!(
+            condition(&[column("a", "_int4", true)], &keys(&[&["{1}"]])),
+            "((a = '{1}'::_int4))"
+        );
+    }
+}
