@@ -89,10 +89,10 @@ fn text(report: &Report, wish: &Wish) -> String {
             table.different,
             table.source_rows,
             table.percent,
-            if report.applied {
-                "changed"
-            } else {
-                "to be changed"
+            match (table.way, table.done) {
+                (Way::LetBe, _) => "differ, and are let be",
+                (_, Some(_)) => "were to be changed",
+                (_, None) => "to be changed",
             },
         ));
         lines.extend(table.rows.iter().map(|row| row_text(table, row, wish)));
@@ -101,7 +101,9 @@ fn text(report: &Report, wish: &Wish) -> String {
         if more > 0 {
             lines.push(format!("  … and {more} more"));
         }
-        lines.extend(way_text(table, report.applied).map(|text| format!("  {text}")));
+        lines.extend(way_text(table).map(|text| format!("  {text}")));
+        let error = table.error.iter();
+        lines.extend(error.map(|why| format!("  not done, or not to its end: {why}")));
     }
     let passed_by = report.not_compared.iter();
     lines.extend(passed_by.map(|one| format!("{}: not compared: {}", one.table, one.reason)));
@@ -113,7 +115,10 @@ fn text(report: &Report, wish: &Wish) -> String {
         (None, None) if report.tables.is_empty() && report.not_compared.is_empty() => {
             lines.push(format!("nothing to mend: in sync at {}", report.lsn));
         }
-        (None, None) if report.applied => {}
+        (None, None) if report.applied => {
+            let why = report.unverified.as_deref();
+            lines.extend(why.map(|why| format!("not compared afterwards: {why}")));
+        }
         (None, None) => lines.push("nothing was changed; --apply does it".to_owned()),
     }
     lines.join("\n")
@@ -144,15 +149,15 @@ fn row_text(table: &TableRepair, row: &RowToMend, wish: &Wish) -> String {
     format!("  {deed} {}", key.join(", "))
 }
 
-fn way_text(table: &TableRepair, is_applied: bool) -> Option<String> {
+fn way_text(table: &TableRepair) -> Option<String> {
     match (table.way, table.done) {
         (Way::Rows, Some(done)) => Some(format!(
             "{} inserted, {} updated, {} deleted; what was before is in pglockstep.repairs",
             done.inserted, done.updated, done.deleted
         )),
         (Way::Rows, None) => None,
-        (Way::Resync, _) if is_applied => {
-            Some("it has no key: the daemon copies it again at once; verify it then".to_owned())
+        (Way::Resync, Some(_)) if table.error.is_none() => {
+            Some("it has no key: the daemon copies it again, at once or when it starts; verify it then".to_owned())
         }
         (Way::Resync, _) => Some("it has no key: it would be copied again".to_owned()),
         (Way::LetBe, _) => Some(

@@ -98,7 +98,7 @@ pub(crate) async fn start<'a>(
     }
     queue(&writer, &config.name, telemetry, memory).await?;
     faults::at("start.locked").await?;
-    mend_interrupted_copy(&writer, config).await?;
+    mend_interrupted_copy(&writer, config, memory).await?;
     let source_pool = config
         .source
         .pool(Session::SourceRead, config.copy.workers + 2)?;
@@ -163,13 +163,14 @@ pub(crate) async fn start<'a>(
 async fn mend_interrupted_copy(
     writer: &Client,
     config: &PipelineConfig,
+    memory: &Memory,
 ) -> Result<(), PipelineError> {
     let name = &config.name;
     if !Store::has_books(writer).await? || Store::fetch_set_aside(writer, name).await?.is_empty() {
         return Ok(());
     }
     // Whoever was interrupted may still write.
-    Store::claim(writer, name).await?;
+    memory.claimed(&Store::claim(writer, name).await?);
     let is_replica_role = take_replica_role(writer).await;
     let is_replica_role = is_replica_role.map_err(PipelineError::Prepare)?;
     Ok(make_constraints_again(writer, name, is_replica_role).await?)

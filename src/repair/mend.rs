@@ -32,7 +32,7 @@ const TRIES: u32 = 10;
 const TRY_AFTER: Duration = Duration::from_millis(500);
 /// For a row that somebody has locked. Shorter than any look for deadlocks.
 const LOCK_WAIT_MAX: &str = "300ms";
-/// The apply is held up no longer than this by one cut, whatever a server does.
+/// So long for all of it, and for each statement on the replica: the apply waits meanwhile.
 const WRITTEN_WITHIN: Duration = Duration::from_secs(3);
 
 /// Mends one table after the other.
@@ -49,7 +49,7 @@ struct Sessions {
 }
 
 impl Mender<'_> {
-    /// Makes the rows of these keys what the source has. Where it `deletes`, those that the source has
+    /// Makes the rows of these keys what the source has: how many, and what ended it before its end. Where it `deletes`, those that the source has
     /// not go; otherwise they stay.
     pub(super) async fn mend(
         &self,
@@ -57,11 +57,13 @@ impl Mender<'_> {
         types: &TypeNames,
         keys: &[Vec<String>],
         deletes: bool,
-    ) -> Result<Deeds, RepairError> {
+    ) -> (Deeds, Option<RepairError>) {
         let mut deeds = Deeds::default();
         for keys in keys.chunks(KEYS_AT_ONCE) {
-            let of_source = on_source(&planned.mapping, &planned.source, types, keys)
-                .ok_or_else(|| RepairError::NoKey(planned.source.name.clone()))?;
+            let Some(of_source) = on_source(&planned.mapping, &planned.source, types, keys) else {
+                let name = planned.source.name.clone();
+                return (deeds, Some(RepairError::NoKey(name)));
+            };
             let part = Part {
                 planned,
                 types,
@@ -69,9 +71,12 @@ impl Mender<'_> {
                 of_replica: on_replica(&planned.mapping, keys),
                 deletes,
             };
-            deeds.add(&self.mend_part(&part).await?);
+            match self.mend_part(&part).await {
+                Ok(more) => deeds.add(&more),
+                Err(error) => return (deeds, Some(error)),
+            }
         }
-        Ok(deeds)
+        (deeds, None)
     }
 
     async fn mend_part(&self, part: &Part<'_>) -> Result<Deeds, RepairError> {
@@ -125,7 +130,12 @@ impl Mender<'_> {
         } else {
             "; SET CONSTRAINTS ALL DEFERRED"
         };
-        let begin = format!("BEGIN; SET LOCAL lock_timeout = '{LOCK_WAIT_MAX}'{deferred}");
+        // The server itself has to end it: it goes on with what it has begun after we are gone.
+        let most = WRITTEN_WITHIN.as_millis();
+        let begin = format!(
+            "BEGIN; SET LOCAL lock_timeout = '{LOCK_WAIT_MAX}'; SET LOCAL statement_timeout = {most}; \
+             SET LOCAL idle_in_transaction_session_timeout = {most}{deferred}"
+        );
         let begun = replica.batch_execute(&begin).await;
         begun.map_err(RepairError::writing(planned))?;
         held.owner.prove_ownership(replica).await?;

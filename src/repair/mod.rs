@@ -78,6 +78,9 @@ pub enum RepairError {
     /// The apply did not wait so long, or the table was rewritten meanwhile.
     #[error("the rows could not be written in time, at any of some tries")]
     TooLate,
+    /// It is being copied.
+    #[error("{0} has no whole copy: it is being copied")]
+    NotWhole(QualifiedName),
     /// Foreign keys fire, and rows may refer to those that are to go.
     #[error(
         "rows of {0} are not deleted: other tables refer to it, and its foreign keys fire; let the role set session_replication_role"
@@ -152,6 +155,7 @@ pub async fn repair(
         tables: Vec::new(),
         not_compared: compared.not_compared,
         verified: None,
+        unverified: None,
         is_whole: work.len() == drifted.len(),
     };
     if report.applied {
@@ -172,7 +176,17 @@ pub async fn repair(
         };
         if !again.tables.is_empty() {
             let say = |progress: Progress<'_>| tell(format!("comparing again {progress}"));
-            report.verified = Some(verify(config, cuts, &again, say).await?);
+            // Without it the report still tells what was done.
+            report.verified = match verify(config, cuts, &again, say).await {
+                Ok(verified) => Some(verified),
+                Err(error) => {
+                    report.unverified = Some(Chain(&error).to_string());
+                    None
+                }
+            };
+        }
+        for one in &mut work {
+            one.resync(config).await;
         }
     }
     report.tables = work.into_iter().map(|one| one.told).collect();
@@ -210,33 +224,36 @@ impl<'a> Work<'a> {
         let planned = self.planned;
         let deleted = match is_key_as_it_is(&planned.mapping, &planned.source) {
             true => mender.mend(planned, types, &keys, true).await,
-            false => Err(RepairError::CastKey(planned.mapping.replica.clone())),
+            false => {
+                let name = planned.mapping.replica.clone();
+                (Deeds::default(), Some(RepairError::CastKey(name)))
+            }
         };
         self.note(deleted);
     }
 
     /// Brings and mends what the source has.
     async fn restore(&mut self, mender: &Mender<'_>, types: &TypeNames) {
-        let planned = self.planned;
-        let done = match self.told.way {
-            Way::Rows => {
-                let keys = plan::keys(self.found, |kind| kind != DriftKind::Extra);
-                mender.mend(planned, types, &keys, false).await
-            }
-            Way::Resync => {
-                let requested = request_resync(mender.config, planned).await;
-                requested.map(|()| Deeds::default())
-            }
-            Way::LetBe => Ok(Deeds::default()),
-        };
-        self.note(done);
+        if self.told.way == Way::Rows {
+            let keys = plan::keys(self.found, |kind| kind != DriftKind::Extra);
+            let done = mender.mend(self.planned, types, &keys, false).await;
+            self.note(done);
+        }
+    }
+
+    /// Has it copied again, where that is how it is mended: the last of all, for the stream begins anew.
+    async fn resync(&mut self, config: &PipelineConfig) {
+        if self.told.way == Way::Resync {
+            let requested = request_resync(config, self.planned).await;
+            self.note((Deeds::default(), requested.err()));
+        }
     }
 
     /// One table's trouble is no other's.
-    fn note(&mut self, done: Result<Deeds, RepairError>) {
-        match done {
-            Ok(deeds) => self.told.done.get_or_insert_default().add(&deeds),
-            Err(error) => self.told.error = Some(Chain(&error).to_string()),
+    fn note(&mut self, (deeds, error): (Deeds, Option<RepairError>)) {
+        self.told.done.get_or_insert_default().add(&deeds);
+        if let Some(error) = error {
+            self.told.error = Some(Chain(&error).to_string());
         }
     }
 }
@@ -253,8 +270,11 @@ async fn request_resync(
     planned: &PlannedTable,
 ) -> Result<(), RepairError> {
     let books = config.replica.connect(Session::ReplicaWrite).await?;
-    Store::request_resync(&books, &config.name, &planned.source.name, false).await?;
-    Ok(())
+    let name = &planned.source.name;
+    match Store::request_resync(&books, &config.name, name, false).await? {
+        true => Ok(()),
+        false => Err(RepairError::NotWhole(name.clone())),
+    }
 }
 
 fn told(planned: &PlannedTable, table: &TableReport, wish: &Wish) -> TableRepair {

@@ -19,6 +19,8 @@ pub struct Report {
     pub not_compared: Vec<PassedBy>,
     /// The tables whose rows were changed, afterwards.
     pub verified: Option<verify::Report>,
+    /// Why they were not compared again.
+    pub unverified: Option<String>,
     /// All tables that are not the same are among `tables`.
     pub is_whole: bool,
 }
@@ -105,6 +107,7 @@ impl Report {
     pub fn is_in_sync(&self) -> bool {
         let is_mended = |table: &TableRepair| table.way == Way::Rows && table.error.is_none();
         self.is_whole
+            && self.unverified.is_none()
             && self.not_compared.is_empty()
             && self.tables.iter().all(is_mended)
             && match &self.verified {

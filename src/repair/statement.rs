@@ -34,8 +34,17 @@ pub(super) fn on_source(
         let input = mapping.inputs.get(input)?;
         let column = source.column(&input.name)?;
         let of_type = types.get(&column.type_oid)?;
+        let to = mapping.columns.get(*place)?;
+        let name = quote_ident(&input.name);
+        // A row that only the replica has may have a number that is none of this type; integers of
+        // all sizes are compared by one index.
+        let is_wider = *of_type != to.cast_to && integer_size(&to.stored_as).is_some();
+        let of_type = match is_wider && integer_size(&column.stored_as).is_some() {
+            true => &to.cast_to,
+            false => of_type,
+        };
         Some(KeyColumn {
-            name: quote_ident(&input.name),
+            name,
             of_type: of_type.quoted(),
             equals: column.equality.written(),
             is_array: of_type.0.name.starts_with('_'),
@@ -77,10 +86,14 @@ pub(super) fn is_key_as_it_is(mapping: &TableMapping, source: &Table) -> bool {
     })
 }
 
+fn integer_size(stored_as: &str) -> Option<usize> {
+    let integers = ["smallint", "integer", "bigint"];
+    integers.iter().position(|integer| *integer == stored_as)
+}
+
 /// Whether a cast from one type to the other leaves each value what it is.
 fn keeps_values(from: &str, to: &str) -> bool {
-    const INTEGERS: [&str; 3] = ["smallint", "integer", "bigint"];
-    let size = |name: &str| INTEGERS.iter().position(|integer| *integer == name);
+    let size = integer_size;
     let is_text = |name: &str| matches!(name, "text" | "character varying");
     match (size(from), size(to)) {
         _ if from == to => true,

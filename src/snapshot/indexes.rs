@@ -179,6 +179,14 @@ pub async fn make_constraints_again(
     make_each(client, pipeline, &lacking).await
 }
 
+/// Tables that are there, as FROM items: rows of a partitioned one are its partitions'.
+const AS_ROWS: &str = "
+SELECT CASE c.relkind WHEN 'p' THEN '' ELSE 'ONLY ' END || pg_catalog.format('%I.%I', n.nspname, c.relname)
+FROM ROWS FROM (pg_catalog.unnest($1::text[]), pg_catalog.unnest($2::text[])) AS t (schema, name)
+JOIN pg_catalog.pg_namespace AS n ON n.nspname = t.schema
+JOIN pg_catalog.pg_class AS c ON c.relnamespace = n.oid AND c.relname = t.name
+WHERE c.relkind IN ('r', 'p') ORDER BY 1";
+
 /// A copy that begins empties them anyway; rows of theirs may break what is to be made.
 async fn empty_half_copied(
     client: &Client,
@@ -191,23 +199,28 @@ async fn empty_half_copied(
     let Some(first) = half.first() else {
         return Ok(());
     };
-    let names: Vec<String> = half
+    let doing = || SnapshotError::on(&first.replica, "empty");
+    let of = |part: fn(&TableRecord) -> &str| half.iter().map(|r| part(r)).collect::<Vec<&str>>();
+    let (schemas, names) = (of(|r| &r.replica.schema), of(|r| &r.replica.name));
+    let rows = client.query(AS_ROWS, &[&schemas, &names]).await;
+    let rows: Vec<String> = rows
+        .map_err(doing())?
         .iter()
-        .map(|r| format!("ONLY {}", r.replica.quoted()))
+        .map(|row| row.get(0))
         .collect();
+    if rows.is_empty() {
+        return Ok(());
+    }
     let role = if is_replica_role {
         "; SET LOCAL session_replication_role = replica"
     } else {
         ""
     };
-    let doing = SnapshotError::on(&first.replica, "empty");
-    client
-        .batch_execute(&format!("BEGIN{role}"))
-        .await
-        .map_err(doing)?;
-    empty_rows(client, &first.replica, &names).await?;
+    let begun = client.batch_execute(&format!("BEGIN{role}")).await;
+    begun.map_err(doing())?;
+    empty_rows(client, &first.replica, &rows).await?;
     let committed = client.batch_execute("COMMIT").await;
-    committed.map_err(SnapshotError::on(&first.replica, "empty"))
+    committed.map_err(doing())
 }
 
 /// Makes again all that an interrupted copy has left in the books and that no copy will see to:

@@ -31,6 +31,8 @@ use tokio_postgres::Client;
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Which tables take part is looked up this often.
 const TABLES_EVERY: Duration = Duration::from_secs(60);
+/// All tries of a cut that comes to nothing take less.
+const CUT_WITHIN: Duration = Duration::from_secs(15);
 /// What stands in the way is the pipeline's to tell of.
 const TRY_AGAIN_AFTER: Duration = Duration::from_secs(5);
 
@@ -111,7 +113,13 @@ impl Upkeep<'_> {
             if turns_at.elapsed() >= self.turns_every {
                 if let Some(due) = self.schedule.due(Instant::now()) {
                     let id = Store::begin_turn(self.books, &self.config.name).await?;
-                    self.take_turn(due).await?;
+                    let (kind, begun) = (due.kind, Instant::now());
+                    let is_done = self.take_turn(due).await?;
+                    // Looking for a moment at which there can be a cut is no load.
+                    let spent = begun.elapsed();
+                    if is_done || spent > CUT_WITHIN {
+                        self.schedule.rest(kind, spent, Instant::now());
+                    }
                     Store::end_turn(self.books, id).await?;
                 }
                 turns_at = Instant::now();
@@ -206,7 +214,8 @@ impl Upkeep<'_> {
         Ok((report.to_json(), report.verified))
     }
 
-    async fn take_turn(&mut self, due: Due) -> Result<(), ProgressError> {
+    /// Whether tables were compared.
+    async fn take_turn(&mut self, due: Due) -> Result<bool, ProgressError> {
         let wanted = Wanted {
             tables: due.tables.clone(),
             counts_only: due.kind == Kind::Counts,
@@ -215,11 +224,8 @@ impl Upkeep<'_> {
         };
         // First of all: what is not compared now, for whatever reason, is tried again later.
         self.schedule.put_off(&due, Instant::now());
-        let begun = Instant::now();
         match verify(self.config, self.cuts, &wanted, |_| ()).await {
             Ok(report) => {
-                let now = Instant::now();
-                self.schedule.rest(due.kind, now - begun, now);
                 self.note(&report).await?;
                 if self.told.take().is_some() {
                     tracing::info!("tables are compared again");
@@ -228,10 +234,13 @@ impl Upkeep<'_> {
                 if self.repairs && due.kind == Kind::Rows {
                     Box::pin(self.mend(&report)).await?;
                 }
+                Ok(true)
             }
-            Err(error) => self.tell_failure(&Chain(&error)),
+            Err(error) => {
+                self.tell_failure(&Chain(&error));
+                Ok(false)
+            }
         }
-        Ok(())
     }
 
     /// Once for each reason: a table may be refused at every look.

@@ -209,6 +209,8 @@ fn planted(random: &mut Random, count: u32) -> (Vec<String>, Found) {
             }
             // Kept out by the filter, and so in nobody's way.
             ((_, id), 1) if id % 5 == 0 => {
+                // Of a number that is none of the source's type, or of a row that the filter keeps out.
+                let id = u64::from(id) + if id % 2 == 0 { 3_000_000_000 } else { 0 };
                 sql.push(format!(
                     "INSERT INTO crm.leads VALUES ({id}, 1, 'lead{id}')"
                 ));

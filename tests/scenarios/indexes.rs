@@ -143,12 +143,22 @@ async fn a_key_that_full_rows_are_found_by_is_back_before_anything_is_planned() 
                  INSERT INTO whole SELECT g, 'v' || g FROM generate_series(1, 300) g").await;
     s.on_replica("CREATE TABLE whole (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, v text)")
         .await;
+    // Half copied too: its rows are its partitions'.
+    s.on_source("CREATE TABLE parts (id int PRIMARY KEY)").await;
+    s.on_replica(
+        "CREATE TABLE parts (id int PRIMARY KEY) PARTITION BY RANGE (id);
+         CREATE TABLE parts_1 PARTITION OF parts FOR VALUES FROM (0) TO (500)",
+    )
+    .await;
+    s.on_source("INSERT INTO parts SELECT generate_series(1, 400)")
+        .await;
     killed(&s, "copy.range_committed").await;
     let key =
         "SELECT count(*) FROM pg_constraint WHERE conrelid = 'whole'::regclass AND contype = 'p'";
     assert_eq!(s.replica_one(key).await, "0");
     let daemon = s.start(AFTER).await;
-    s.in_step(&daemon, &["SELECT * FROM whole"]).await;
+    s.in_step(&daemon, &["SELECT * FROM whole", "SELECT * FROM parts"])
+        .await;
     assert_eq!(s.replica_one(key).await, "1");
     s.on_source("UPDATE whole SET v = 'new' WHERE id < 9; DELETE FROM whole WHERE id = 10")
         .await;

@@ -388,3 +388,32 @@ async fn a_slow_repair_undoes_nothing_that_the_stream_brings() {
     );
     s.in_step(&daemon, &["SELECT * FROM accounts"]).await;
 }
+
+/// However long the replica takes: the server itself ends it, and the apply goes on.
+#[tokio::test]
+async fn a_repair_that_never_ends_is_ended() {
+    let (s, daemon) = running("endless_repair", "").await;
+    s.on_replica(
+        "CREATE FUNCTION endless() RETURNS trigger LANGUAGE plpgsql AS
+             'BEGIN IF NEW.id = 5 THEN PERFORM pg_sleep(600); END IF; RETURN NEW; END';
+         CREATE TRIGGER endless BEFORE INSERT ON accounts FOR EACH ROW EXECUTE FUNCTION endless();
+         ALTER TABLE accounts ENABLE ALWAYS TRIGGER endless; DELETE FROM accounts WHERE id IN (5, 6)",
+    )
+    .await;
+    let mend = verb(&s, "", &["repair", "--apply"]);
+    let meanwhile = async {
+        let sleeps = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()";
+        eventually(
+            "a repair that sleeps",
+            || daemon.stderr(),
+            async || (s.replica_one(sleeps).await == "1").then_some(()),
+        )
+        .await;
+        s.on_source("UPDATE moves SET amount = amount + 1").await;
+        s.in_step(&daemon, &["SELECT * FROM moves"]).await;
+        s.on_replica("DROP TRIGGER endless ON accounts").await;
+    };
+    let ((code, report), ()) = tokio::join!(mend, meanwhile);
+    assert_eq!(code, Some(0), "{report}");
+    s.in_step(&daemon, &["SELECT * FROM accounts"]).await;
+}
