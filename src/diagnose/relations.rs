@@ -3,8 +3,8 @@
 use super::{Survey, all_kept_in, count, quoted};
 use crate::pg::{QualifiedName, quote_ident};
 use crate::pipeline::PlannedTable;
-use crate::preflight::{CheckError, Findings, rows};
-use std::collections::{BTreeMap, HashMap};
+use crate::preflight::{CheckError, Findings, index_columns, rows};
+use std::collections::HashMap;
 use tokio_postgres::{Client, Row};
 
 const RELATIONS: &str = "\
@@ -84,11 +84,17 @@ pub(super) async fn found(survey: &Survey<'_>) -> Result<Vec<RelationFound>, Che
 }
 
 pub(super) async fn look(survey: &Survey<'_>, findings: &mut Findings) -> Result<(), CheckError> {
-    let indexes = fetch_index_columns(survey).await?;
+    let tables = survey.tables.iter();
+    let oids: HashMap<&QualifiedName, u32> =
+        tables.map(|t| (&t.replica.name, t.replica.oid)).collect();
+    let all: Vec<u32> = oids.values().copied().collect();
+    let indexes = index_columns(survey.replica, &all).await?;
     for relation in relations(survey).await? {
         let orphans = count_orphans(survey.replica, &relation).await?;
         tell_orphans(&relation, orphans, findings);
-        let of_child = indexes.get(&relation.child).map_or(&[][..], Vec::as_slice);
+        let of_child = oids.get(&relation.child);
+        let of_child = of_child.and_then(|oid| indexes.get(oid));
+        let of_child = of_child.map_or(&[][..], Vec::as_slice);
         tell_what_it_lacks(&relation, of_child, findings);
     }
     Ok(())
@@ -265,32 +271,4 @@ async fn count_orphans(
         same.join(" AND ")
     );
     count(replica, &sql).await
-}
-
-/// Of each table the column lists of its indexes.
-async fn fetch_index_columns(
-    survey: &Survey<'_>,
-) -> Result<BTreeMap<QualifiedName, Vec<Vec<String>>>, CheckError> {
-    let oids: Vec<u32> = survey.tables.iter().map(|t| t.replica.oid).collect();
-    let sql = "SELECT i.indrelid, ARRAY(SELECT a.attname::pg_catalog.text \
-            FROM pg_catalog.unnest(i.indkey::pg_catalog.int2[]) WITH ORDINALITY AS k(attnum, place) \
-            JOIN pg_catalog.pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = k.attnum \
-            WHERE k.place <= i.indnkeyatts ORDER BY k.place) \
-        FROM pg_catalog.pg_index AS i JOIN pg_catalog.pg_class AS x ON x.oid = i.indexrelid \
-        JOIN pg_catalog.pg_am AS m ON m.oid = x.relam \
-        WHERE i.indrelid = ANY ($1) AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL \
-          AND m.amname IN ('btree', 'hash')";
-    let found = rows(survey.replica, "indexes", sql, &[&oids]).await?;
-    let names: HashMap<u32, &QualifiedName> = survey
-        .tables
-        .iter()
-        .map(|t| (t.replica.oid, &t.replica.name))
-        .collect();
-    let mut indexes: BTreeMap<QualifiedName, Vec<Vec<String>>> = BTreeMap::new();
-    for row in &found {
-        if let Some(name) = names.get(&row.get(0)) {
-            indexes.entry((*name).clone()).or_default().push(row.get(1));
-        }
-    }
-    Ok(indexes)
 }

@@ -26,7 +26,7 @@ mod version;
 
 pub(crate) use finding::Findings;
 pub use finding::{Finding, Severity};
-pub(crate) use query::rows;
+pub(crate) use query::{index_columns, rows};
 pub use setup::{SetupSql, SetupStep, plan_setup};
 
 use crate::apply::ApplyError;

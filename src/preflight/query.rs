@@ -2,6 +2,7 @@
 
 use super::CheckError;
 use crate::pg::QualifiedName;
+use std::collections::BTreeMap;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row};
 
@@ -36,4 +37,25 @@ pub(super) async fn partitions_without_identity(
     let found = rows(client, "partitions", sql, &[&roots]).await?;
     let name = |row: &Row| QualifiedName::new(row.get::<_, String>(0), row.get::<_, String>(1));
     Ok(found.iter().map(name).collect())
+}
+
+/// Column lists of the indexes that can find a row, by table.
+pub(crate) async fn index_columns(
+    client: &Client,
+    tables: &[u32],
+) -> Result<BTreeMap<u32, Vec<Vec<String>>>, CheckError> {
+    let sql = "SELECT i.indrelid, ARRAY(SELECT a.attname::pg_catalog.text \
+            FROM pg_catalog.unnest(i.indkey::pg_catalog.int2[]) WITH ORDINALITY AS k(attnum, place) \
+            JOIN pg_catalog.pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = k.attnum \
+            WHERE k.place <= i.indnkeyatts ORDER BY k.place) \
+        FROM pg_catalog.pg_index AS i JOIN pg_catalog.pg_class AS x ON x.oid = i.indexrelid \
+        JOIN pg_catalog.pg_am AS m ON m.oid = x.relam \
+        WHERE i.indrelid = ANY ($1) AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL \
+          AND m.amname IN ('btree', 'hash')";
+    let found = rows(client, "indexes", sql, &[&tables]).await?;
+    let mut indexes: BTreeMap<u32, Vec<Vec<String>>> = BTreeMap::new();
+    for row in &found {
+        indexes.entry(row.get(0)).or_default().push(row.get(1));
+    }
+    Ok(indexes)
 }

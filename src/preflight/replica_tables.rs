@@ -1,7 +1,7 @@
 //! The replica's tables: may they be written, are rows found quickly, and what could refuse one?
 
 use super::finding::Findings;
-use super::query::rows;
+use super::query::index_columns;
 use super::replica::Books;
 use super::{CheckError, Survey};
 use crate::catalog::{Table, TableKind, UniqueKey, fetch_denied};
@@ -9,7 +9,6 @@ use crate::mapping::{ColumnValue, RowIdentity, TableMapping};
 use crate::pg::{Side, quote_ident};
 use crate::pipeline::{PlannedTable, replica_lacks};
 use crate::progress::Store;
-use std::collections::BTreeMap;
 
 pub(super) async fn check(
     survey: &Survey<'_>,
@@ -25,7 +24,7 @@ pub(super) async fn check(
         replica_lacks(client, role, &survey.tables).await?,
     );
     let denied = fetch_denied(client, &oids).await?;
-    let indexes = fetch_indexes(survey, &oids).await?;
+    let indexes = index_columns(client, &oids).await?;
     let aside = match books {
         Books::Readable => Store::fetch_set_aside(client, &survey.config.name).await?,
         Books::Missing | Books::Closed => Vec::new(),
@@ -101,27 +100,6 @@ fn check_truncate(
             quote_ident(role)
         ),
     );
-}
-
-/// Column lists of the indexes that can find a row, by table.
-async fn fetch_indexes(
-    survey: &Survey<'_>,
-    oids: &[u32],
-) -> Result<BTreeMap<u32, Vec<Vec<String>>>, CheckError> {
-    let sql = "SELECT i.indrelid, ARRAY(SELECT a.attname::pg_catalog.text \
-            FROM pg_catalog.unnest(i.indkey::pg_catalog.int2[]) WITH ORDINALITY AS k(attnum, place) \
-            JOIN pg_catalog.pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = k.attnum \
-            WHERE k.place <= i.indnkeyatts ORDER BY k.place) \
-        FROM pg_catalog.pg_index AS i JOIN pg_catalog.pg_class AS x ON x.oid = i.indexrelid \
-        JOIN pg_catalog.pg_am AS m ON m.oid = x.relam \
-        WHERE i.indrelid = ANY ($1) AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL \
-          AND m.amname IN ('btree', 'hash')";
-    let found = rows(&survey.replica.client, "indexes", sql, &[&oids]).await?;
-    let mut indexes: BTreeMap<u32, Vec<Vec<String>>> = BTreeMap::new();
-    for row in &found {
-        indexes.entry(row.get(0)).or_default().push(row.get(1));
-    }
-    Ok(indexes)
 }
 
 fn check_index(table: &PlannedTable, indexes: &[Vec<String>], findings: &mut Findings) {
