@@ -53,7 +53,7 @@ pub mod replication;
 pub mod pgoutput;
 /// From a source table to its replica table: names, columns, expressions, filter; pure.
 pub mod mapping;
-/// The books on the replica: positions, table states, errors, changes that are kept.
+/// The books on the replica: positions, table states, errors, changes that are kept, proofs.
 pub mod progress;
 /// The first copy at one consistent point.
 pub mod snapshot;

@@ -40,7 +40,7 @@ pub struct Wanted {
     pub counts_only: bool,
     /// So many rows at most of each kind are named, of each table.
     pub named_max: usize,
-    /// A table that does not take part any more is passed by, and no error.
+    /// A table that does not take part any more is passed by and told, and no error.
     pub passes_by_unknown: bool,
 }
 
@@ -65,7 +65,10 @@ pub async fn verify(
     // How far each table was at the cut.
     let records = Store::fetch_tables(&sessions.replica, &config.name).await?;
     let mut report = Report::new(at);
-    let tables = named(&plan, wanted)?;
+    let (tables, unknown) = named(&plan, wanted)?;
+    unknown
+        .iter()
+        .for_each(|name| report.pass_by(name, NotCompared::Gone));
     for (number, planned) in tables.iter().enumerate() {
         tell(Progress {
             table: &planned.source.name,
@@ -73,13 +76,13 @@ pub async fn verify(
             of: tables.len(),
         });
         match obstacle(planned, &records, at) {
-            Some(reason) => report.pass_by(planned, reason),
+            Some(reason) => report.pass_by(&planned.source.name, reason),
             None => {
                 let begun = Instant::now();
                 let compared = compare_table(&sessions, planned, &plan.types, wanted).await?;
                 match compared {
                     Compared::Fully(table) => report.add(*table, begun.elapsed()),
-                    Compared::Not(reason) => report.pass_by(planned, reason),
+                    Compared::Not(reason) => report.pass_by(&planned.source.name, reason),
                 }
             }
         }
@@ -115,21 +118,25 @@ async fn enter(source: Client, replica: Client, cut: Cut) -> Result<Sessions, Ve
     Ok(Sessions { source, replica })
 }
 
-fn named<'p>(plan: &'p TablePlan, wanted: &Wanted) -> Result<Vec<&'p PlannedTable>, VerifyError> {
+/// The tables that are wanted, and the names of those that do not take part.
+fn named<'p>(
+    plan: &'p TablePlan,
+    wanted: &Wanted,
+) -> Result<(Vec<&'p PlannedTable>, Vec<QualifiedName>), VerifyError> {
     if wanted.tables.is_empty() {
-        return Ok(plan.tables.values().collect());
+        return Ok((plan.tables.values().collect(), Vec::new()));
     }
     let by_name: HashMap<&QualifiedName, &PlannedTable> =
         plan.tables.values().map(|t| (&t.source.name, t)).collect();
-    let find = |name: &QualifiedName| {
-        let found = by_name.get(name).copied();
-        found.ok_or_else(|| VerifyError::UnknownTable(name.clone()))
-    };
-    let found = wanted.tables.iter().map(find);
-    match wanted.passes_by_unknown {
-        true => Ok(found.flatten().collect()),
-        false => found.collect(),
+    let (mut found, mut unknown) = (Vec::new(), Vec::new());
+    for name in &wanted.tables {
+        match by_name.get(name) {
+            Some(planned) => found.push(*planned),
+            None if wanted.passes_by_unknown => unknown.push(name.clone()),
+            None => return Err(VerifyError::UnknownTable(name.clone())),
+        }
     }
+    Ok((found, unknown))
 }
 
 /// Why a table is not to be compared at `at`.

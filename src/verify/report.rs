@@ -2,7 +2,6 @@
 
 use super::compare::{DriftKind, Key};
 use crate::pg::{Lsn, QualifiedName};
-use crate::pipeline::PlannedTable;
 use crate::progress::Proof;
 use crate::telemetry::{Telemetry, Verified};
 use serde::{Deserialize, Serialize};
@@ -71,6 +70,8 @@ pub enum NotCompared {
     NotCopied,
     /// It is set aside.
     Quarantined,
+    /// No table of the publication that a rule maps has its name now.
+    Gone,
     /// It was emptied or rewritten after the cut: what was there cannot be read any more.
     Rewritten,
     /// A server refuses.
@@ -82,6 +83,9 @@ impl std::fmt::Display for NotCompared {
         match self {
             Self::NotCopied => f.write_str("its copy is not whole yet"),
             Self::Quarantined => f.write_str("it is set aside: `pglockstep errors list`"),
+            Self::Gone => f.write_str(
+                "no table of the publication that a rule maps has this name now: it was renamed, or left",
+            ),
             Self::Rewritten => f.write_str(
                 "it was emptied or rewritten after the comparison had begun: compare it again",
             ),
@@ -147,10 +151,10 @@ impl Report {
         self.tables.push(TableReport { took, ..table });
     }
 
-    pub(super) fn pass_by(&mut self, planned: &PlannedTable, reason: NotCompared) {
+    pub(super) fn pass_by(&mut self, table: &QualifiedName, reason: NotCompared) {
         self.in_sync = false;
         self.not_compared.push(PassedBy {
-            table: planned.source.name.to_string(),
+            table: table.to_string(),
             reason,
         });
     }

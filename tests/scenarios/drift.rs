@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::support::{Daemon, Family, Random, Scenario, is_soak, run_verb, seed};
+use crate::support::{Daemon, Family, Random, Scenario, is_soak, reported, seed};
 
 static FAMILY: Family = Family::const_new();
 
@@ -257,22 +257,6 @@ async fn load(s: &Scenario<'_>, mut random: Random, is_done: &Cell<bool>) -> u32
     transactions
 }
 
-async fn verb(s: &Scenario<'_>, arguments: &[&str]) -> (Option<i32>, Value) {
-    let config = s.config(RULES);
-    let mut all: Vec<String> = arguments.iter().map(ToString::to_string).collect();
-    all.push("--json".to_owned());
-    let output = tokio::task::spawn_blocking(move || {
-        let all: Vec<&str> = all.iter().map(String::as_str).collect();
-        run_verb(&config, &all)
-    })
-    .await
-    .unwrap();
-    // Where nothing was done there is no report.
-    let report = serde_json::from_slice(&output.stdout);
-    let said = || Value::from(String::from_utf8_lossy(&output.stderr).into_owned());
-    (output.status.code(), report.unwrap_or_else(|_| said()))
-}
-
 fn found(report: &Value) -> Found {
     let tables = report["tables"].as_array();
     let tables = tables
@@ -317,7 +301,7 @@ async fn every_difference_is_found_none_is_invented_and_all_are_mended() {
         let begun = Instant::now();
         let mut comparisons = 0;
         while comparisons < 2 || begun.elapsed() < lasts / 2 {
-            let (code, report) = verb(&s, &["verify"]).await;
+            let (code, report) = reported(&s, RULES, &["verify"]).await;
             assert_eq!(
                 (code, found(&report)),
                 (Some(0), Found::new()),
@@ -330,7 +314,7 @@ async fn every_difference_is_found_none_is_invented_and_all_are_mended() {
             s.on_replica(sql).await;
         }
         while comparisons < 4 || begun.elapsed() < lasts {
-            let (code, report) = verb(&s, &["verify"]).await;
+            let (code, report) = reported(&s, RULES, &["verify"]).await;
             assert_eq!(
                 (code, found(&report)),
                 (Some(1), planted.clone()),
@@ -341,12 +325,12 @@ async fn every_difference_is_found_none_is_invented_and_all_are_mended() {
         let bounds = ["--max-rows", "100000", "--max-percent", "100"];
         let mut mend = vec!["repair", "--apply", "--delete-extra"];
         mend.extend(bounds);
-        let (_, report) = verb(&s, &mend).await;
+        let (_, report) = reported(&s, RULES, &mend).await;
         assert_eq!(found(&report), planted, "{report}");
         // The table without a key is copied again, which takes the stream a moment.
         let mut last = Value::Null;
         for _ in 0..60 {
-            let (code, report) = verb(&s, &["verify"]).await;
+            let (code, report) = reported(&s, RULES, &["verify"]).await;
             if code == Some(0) {
                 is_done.set(true);
                 return (comparisons, sql.len());

@@ -4,28 +4,13 @@ use std::cell::Cell;
 
 use serde_json::Value;
 
-use crate::support::{Daemon, Family, Scenario, eventually, run_verb};
+use crate::support::{Daemon, Family, Scenario, eventually, reported};
 
 static FAMILY: Family = Family::const_new();
 
-/// A verb with `--json`, while the rest of the test goes on: exit code and report.
-async fn verb(s: &Scenario<'_>, more: &str, arguments: &[&str]) -> (Option<i32>, Value) {
-    let config = s.config(more);
-    let mut all: Vec<String> = arguments.iter().map(ToString::to_string).collect();
-    all.push("--json".to_owned());
-    let output = tokio::task::spawn_blocking(move || {
-        let all: Vec<&str> = all.iter().map(String::as_str).collect();
-        run_verb(&config, &all)
-    })
-    .await
-    .unwrap();
-    let report = serde_json::from_slice(&output.stdout)
-        .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&output.stderr)));
-    (output.status.code(), report)
-}
-
 fn of<'r>(report: &'r Value, table: &str) -> &'r Value {
-    let tables = report["tables"].as_array().unwrap();
+    let tables = report["tables"].as_array();
+    let tables = tables.unwrap_or_else(|| panic!("no report: {report}"));
     let found = tables.iter().find(|t| t["table"] == table);
     found.unwrap_or_else(|| panic!("{table}: {report}"))
 }
@@ -67,7 +52,7 @@ const PLANTED: &str = "DELETE FROM accounts WHERE id BETWEEN 2001 AND 2250;
 async fn what_was_planted_is_mended_under_load() {
     let (s, daemon) = running("mended", "").await;
     s.on_replica(PLANTED).await;
-    let (code, plan) = verb(&s, "", &["repair"]).await;
+    let (code, plan) = reported(&s, "", &["repair"]).await;
     assert_eq!(
         (code, &plan["applied"]),
         (Some(1), &Value::Bool(false)),
@@ -103,7 +88,7 @@ async fn what_was_planted_is_mended_under_load() {
     };
     let mend = async {
         // Rows that the load has mended by now are fewer: none is more.
-        let (code, report) = verb(&s, "", &["repair", "--apply"]).await;
+        let (code, report) = reported(&s, "", &["repair", "--apply"]).await;
         assert_eq!(code, Some(1), "what is extra stays: {report}");
         let accounts = &of(&report, "public.accounts")["done"];
         assert_eq!(
@@ -124,7 +109,7 @@ async fn what_was_planted_is_mended_under_load() {
             [0, 1, 0],
             "{report}"
         );
-        let (code, report) = verb(&s, "", &["repair", "--apply", "--delete-extra"]).await;
+        let (code, report) = reported(&s, "", &["repair", "--apply", "--delete-extra"]).await;
         assert_eq!(
             (code, &report["verified"]["in_sync"]),
             (Some(0), &Value::Bool(true)),
@@ -138,7 +123,7 @@ async fn what_was_planted_is_mended_under_load() {
     assert!(rounds > 3, "{rounds}");
     let all = ["SELECT * FROM accounts", "SELECT * FROM moves"];
     s.in_step(&daemon, &all).await;
-    let (code, report) = verb(&s, "", &["verify"]).await;
+    let (code, report) = reported(&s, "", &["verify"]).await;
     assert_eq!(code, Some(0), "{report}");
     // What was before: of rows that were inserted nothing, of others all.
     let kept =
@@ -167,7 +152,7 @@ async fn beyond_the_bounds_nothing_is_changed() {
     ] {
         let mut arguments = vec!["repair", "--apply"];
         arguments.extend(bounds);
-        let (code, report) = verb(&s, "", &arguments).await;
+        let (code, report) = reported(&s, "", &arguments).await;
         assert_eq!((code, &report["applied"]), (Some(1), &Value::Bool(false)));
         assert!(
             report["refused"].as_str().unwrap().contains(words),
@@ -176,7 +161,7 @@ async fn beyond_the_bounds_nothing_is_changed() {
     }
     assert_eq!(s.replica_rows("SELECT * FROM accounts").await, before);
     // One table alone is within them.
-    let (_, report) = verb(
+    let (_, report) = reported(
         &s,
         "",
         &["repair", "--apply", "--max-rows", "100", "public.moves"],
@@ -234,7 +219,7 @@ async fn the_mapping_holds_and_no_daemon_is_needed() {
     )
     .await;
     let mut arguments = vec!["repair", "--apply", "--delete-extra"];
-    let (code, report) = verb(&s, rules, &arguments).await;
+    let (code, report) = reported(&s, rules, &arguments).await;
     assert_eq!(code, Some(0), "{report}");
     assert_eq!(
         numbers(&of(&report, "public.leads")["done"], DONE),
@@ -244,7 +229,7 @@ async fn the_mapping_holds_and_no_daemon_is_needed() {
     let kept = "SELECT count(*) FROM crm.leads WHERE here_only = 'ours'";
     assert_eq!(s.replica_one(kept).await, "397");
     arguments.push("public.leads");
-    let (code, report) = verb(&s, rules, &arguments).await;
+    let (code, report) = reported(&s, rules, &arguments).await;
     assert_eq!(
         (code, report["tables"].as_array().unwrap().len()),
         (Some(0), 0),
@@ -266,13 +251,13 @@ async fn a_table_without_a_key_is_copied_again() {
     s.caught_up(&daemon).await;
     s.on_replica("INSERT INTO journal VALUES ('only here', 1)")
         .await;
-    let (code, report) = verb(&s, "", &["repair", "--apply"]).await;
+    let (code, report) = reported(&s, "", &["repair", "--apply"]).await;
     assert_eq!(
         (code, &of(&report, "public.journal")["way"]),
         (Some(1), &Value::from("let_be")),
         "{report}"
     );
-    let (code, report) = verb(&s, "", &["repair", "--apply", "--delete-extra"]).await;
+    let (code, report) = reported(&s, "", &["repair", "--apply", "--delete-extra"]).await;
     assert_eq!(
         (code, &of(&report, "public.journal")["way"]),
         (Some(1), &Value::from("resync")),
@@ -333,7 +318,7 @@ async fn a_row_that_is_locked_holds_nobody_up() {
     lock.execute("SELECT 1 FROM accounts WHERE id = 5 FOR UPDATE", &[])
         .await
         .unwrap();
-    let mend = verb(&s, "", &["repair", "--apply"]);
+    let mend = reported(&s, "", &["repair", "--apply"]);
     let meanwhile = async {
         let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%repair\\_%'";
         eventually(
@@ -368,7 +353,7 @@ async fn a_slow_repair_undoes_nothing_that_the_stream_brings() {
          ALTER TABLE accounts ENABLE ALWAYS TRIGGER slow; DELETE FROM accounts WHERE id = 5",
     )
     .await;
-    let mend = verb(&s, "", &["repair", "--apply", "public.accounts"]);
+    let mend = reported(&s, "", &["repair", "--apply", "public.accounts"]);
     let meanwhile = async {
         let sleeps = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()";
         eventually(
@@ -400,7 +385,7 @@ async fn a_repair_that_never_ends_is_ended() {
          ALTER TABLE accounts ENABLE ALWAYS TRIGGER endless; DELETE FROM accounts WHERE id IN (5, 6)",
     )
     .await;
-    let mend = verb(&s, "", &["repair", "--apply"]);
+    let mend = reported(&s, "", &["repair", "--apply"]);
     let meanwhile = async {
         let sleeps = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()";
         eventually(

@@ -130,3 +130,17 @@ async fn what_cannot_be_compared_is_said_once_and_tried_again() {
     };
     eventually("a comparison since", || daemon.stderr(), young).await;
 }
+
+/// The books may have a table by a name that it had before: the others are compared all the same.
+#[tokio::test]
+async fn a_table_that_has_another_name_now_is_told_and_in_nobodys_way() {
+    let (s, daemon) = running(&FAMILY, "renamed", SELDOM).await;
+    s.end(daemon).await;
+    s.on_replica(
+        "UPDATE pglockstep.tables SET source_table = 'former' WHERE source_table = 'notes'",
+    )
+    .await;
+    let daemon = s.start(OFTEN).await;
+    until_metric(&daemon, &of("in_sync", "leads"), 1.0).await;
+    daemon.until_said("has this name now").await;
+}

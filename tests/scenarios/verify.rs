@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::support::{Daemon, Family, Scenario, run_verb};
+use crate::support::{Daemon, Family, Scenario, reported, run_verb};
 
 static FAMILY: Family = Family::const_new();
 /// Slots wait for the transactions of all databases.
@@ -13,20 +13,9 @@ static ALONE: Family = Family::const_new();
 
 /// `verify --json` with these arguments, while the rest of the test goes on: exit code and report.
 async fn verify(s: &Scenario<'_>, more: &str, arguments: &[&str]) -> (Option<i32>, Value) {
-    let config = s.config(more);
-    let mut all = vec!["verify".to_owned(), "--json".to_owned()];
-    all.extend(arguments.iter().map(ToString::to_string));
-    let output = tokio::task::spawn_blocking(move || {
-        let all: Vec<&str> = all.iter().map(String::as_str).collect();
-        run_verb(&config, &all)
-    })
-    .await
-    .unwrap();
-    let report = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        panic!("{error}: {said}");
-    });
-    (output.status.code(), report)
+    let mut all = vec!["verify"];
+    all.extend(arguments);
+    reported(s, more, &all).await
 }
 
 /// Missing, extra and different rows of a table.

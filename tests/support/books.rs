@@ -46,6 +46,23 @@ pub fn verb(s: &Scenario<'_>, more: &str, arguments: &[&str]) -> (Option<i32>, S
     (output.status.code(), said)
 }
 
+/// Runs a verb with `--json` while the rest of the test goes on: its exit code and its report, or
+/// what it complains of where there is none.
+pub async fn reported(s: &Scenario<'_>, more: &str, arguments: &[&str]) -> (Option<i32>, Value) {
+    let config = s.config(more);
+    let mut all: Vec<String> = arguments.iter().map(ToString::to_string).collect();
+    all.push("--json".to_owned());
+    let output = tokio::task::spawn_blocking(move || {
+        let all: Vec<&str> = all.iter().map(String::as_str).collect();
+        run_verb(&config, &all)
+    })
+    .await
+    .unwrap();
+    let report = serde_json::from_slice(&output.stdout);
+    let said = || Value::from(String::from_utf8_lossy(&output.stderr).into_owned());
+    (output.status.code(), report.unwrap_or_else(|_| said()))
+}
+
 /// The errors in the books; all, or those that wait for somebody.
 pub fn errors(s: &Scenario<'_>, more: &str, all: bool) -> Vec<Value> {
     let mut arguments = vec!["errors", "list", "--json"];
