@@ -11,7 +11,7 @@ use pglockstep::pg::Lsn;
 
 use crate::arguments::Arguments;
 use crate::contender::{Contender, Running, is_in_step, make_subscription};
-use crate::ground::{Backlog, DATABASE, Expected, Ground, sentinel};
+use crate::ground::{Backlog, DATABASE, Expected, Ground, Sentinel};
 use crate::null_sink;
 use crate::processes::{process_seconds, resident_mib_max, server_seconds};
 use crate::report::{Results, Sample, Work};
@@ -129,10 +129,11 @@ async fn drain(
     pair: usize,
 ) -> Result<Sample> {
     let replica = ground.replica.connect(DATABASE).await?;
+    let sentinel = Sentinel::of(&replica, contender.sentinel()).await?;
     let begun = Begun::now(ground).await?;
     let mut running = Running::begin(ground, contender, workload.rules(contender)).await?;
     let last = Some(prepared.backlog.sentinel);
-    let fact = async || Ok(sentinel(&replica, contender.sentinel()).await? == last);
+    let fact = async || Ok(sentinel.value().await? == last);
     running.wait_until("the last change", fact).await?;
     let sample = begun
         .sample(ground, workload.name, contender, pair, &mut running)

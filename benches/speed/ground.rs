@@ -16,7 +16,7 @@ use anyhow::{Context, Result, ensure};
 use pglockstep::demo::cluster::{Cluster, ClusterOptions, StopMode};
 use pglockstep::pg::Lsn;
 use tokio::process::Command;
-use tokio_postgres::Client;
+use tokio_postgres::{Client, Statement};
 
 use crate::arguments::Arguments;
 use crate::folders;
@@ -261,10 +261,23 @@ fn prepared(cluster: &Cluster) -> PathBuf {
 }
 
 /// The value of the sentinel, if it has a row there.
-pub async fn sentinel(client: &Client, table: &str) -> Result<Option<i32>> {
-    let read = format!("SELECT n FROM {table}");
-    let row = client.query_opt(&read, &[]).await?;
-    Ok(row.map(|row| row.get(0)))
+/// The table whose one value says how far a side has come.
+pub struct Sentinel<'a> {
+    client: &'a Client,
+    /// Prepared once: whoever looks has a part of the processors that are measured.
+    read: Statement,
+}
+
+impl<'a> Sentinel<'a> {
+    pub async fn of(client: &'a Client, table: &str) -> Result<Self> {
+        let read = client.prepare(&format!("SELECT n FROM {table}")).await?;
+        Ok(Self { client, read })
+    }
+
+    pub async fn value(&self) -> Result<Option<i32>> {
+        let row = self.client.query_opt(&self.read, &[]).await?;
+        Ok(row.map(|row| row.get(0)))
+    }
 }
 
 async fn digest(client: &Client, rows: &str) -> Result<String> {

@@ -20,7 +20,7 @@ use tokio_postgres::Client;
 
 use crate::arguments::Arguments;
 use crate::contender::{Contender, Running, is_in_step, make_subscription};
-use crate::ground::{DATABASE, Ground, sentinel};
+use crate::ground::{DATABASE, Ground, Sentinel};
 use crate::report::{LatencySample, Results};
 
 pub const NAME: &str = "latency";
@@ -107,8 +107,9 @@ async fn start(
     let mut running = Running::begin(ground, contender, "").await?;
     let change = "UPDATE sentinel SET n = n + 1";
     source.batch_execute(change).await?;
-    let last = sentinel(source, "sentinel").await?;
-    let fact = async || Ok(sentinel(replica, "sentinel").await? == last);
+    let last = Sentinel::of(source, "sentinel").await?.value().await?;
+    let sentinel = Sentinel::of(replica, "sentinel").await?;
+    let fact = async || Ok(sentinel.value().await? == last);
     running.wait_until("a first change", fact).await?;
     // What a start leaves to do is done then.
     tokio::time::sleep(Duration::from_secs(1)).await;

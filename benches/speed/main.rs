@@ -53,8 +53,8 @@ fn main() -> ExitCode {
 
 /// What is dropped takes its servers and folders with it.
 fn interruptible(arguments: &Arguments) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
+    // A second thread would have its part of the processors that are measured.
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     runtime.block_on(async {

@@ -127,23 +127,37 @@ impl Batch {
     /// Cuts it in two; returns the rest.
     #[must_use]
     pub fn split_off(&mut self, at: Cut) -> Self {
-        let items = self.items.split_off(at.items.min(self.items.len()));
-        let kept = self.kept.split_off(at.kept.min(self.kept.len()));
-        // A rest without items starts without tables, so that those of old versions are let go.
-        let (tables, numbers) = if items.is_empty() {
-            (Vec::new(), HashMap::default())
-        } else {
-            (self.tables.clone(), self.numbers.clone())
+        let mut rest = Self {
+            items: self.items.split_off(at.items.min(self.items.len())),
+            kept: self.kept.split_off(at.kept.min(self.kept.len())),
+            bytes: self.bytes.saturating_sub(at.bytes),
+            ..Self::default()
         };
-        let bytes = self.bytes.saturating_sub(at.bytes);
         self.bytes = at.bytes;
-        Self {
-            tables,
-            numbers,
-            items,
-            kept,
-            bytes,
+        rest.speak_only_of_its_own(self);
+        rest
+    }
+
+    /// Gives its tables numbers of its own, so that it counts no others and lets old versions go.
+    fn speak_only_of_its_own(&mut self, cut_from: &Self) {
+        let mut own = HashMap::default();
+        let tables = &mut self.tables;
+        let mut renumber = |number: &mut u32| {
+            *number = *own.entry(*number).or_insert_with(|| {
+                tables.extend(cut_from.mapping(*number).cloned());
+                u32::try_from(tables.len() - 1).unwrap_or(u32::MAX)
+            });
+        };
+        for item in &mut self.items {
+            match item {
+                BatchItem::Row { table, .. } => renumber(table),
+                BatchItem::Truncate { tables, .. } => tables.iter_mut().for_each(&mut renumber),
+            }
         }
+        let last = cut_from.numbers.iter();
+        self.numbers = last
+            .filter_map(|(id, number)| Some((*id, *own.get(number)?)))
+            .collect();
     }
 
     /// No changes.

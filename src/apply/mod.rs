@@ -40,7 +40,7 @@ mod writer;
 pub use batch::{Batch, BatchItem, Cut, RowChange};
 pub use error::ApplyError;
 pub use preview::{TableStatement, table_statements, try_statements};
-pub use settings::{OnError, Settings};
+pub use settings::{ChangesMax, OnError, Settings};
 pub use statement::ShapeError;
 pub use witness::{ConnectingWitness, Flush, connecting_witness};
 pub(crate) use writer::ReplicaWriter;

@@ -1,5 +1,5 @@
-//! The one connection that writes: prepared shapes, and requests sent without waiting for the
-//! answer to the one before.
+//! The one connection that writes: the shapes it has been sent, and requests sent without waiting
+//! for the answer to the one before.
 //!
 //! ```text
 //!  send ─▶ BEGIN ─▶ UPDATE ─▶ UPDATE ─▶ COPY …          on the wire at once, in this order
@@ -14,27 +14,43 @@
 use super::array::{ColumnArray, Parameter};
 use super::error::ApplyError;
 use super::row::RowArray;
-use super::statement::{Element, Fields, ImageSide, Param, Shape, statement};
+use super::statement::{Element, Fields, ImageSide, Param, Shape, Statement as Text, statement};
+use crate::faults;
 use crate::mapping::TableMapping;
 use crate::pg::{RelationId, ValueFormat};
 use bytes::Bytes;
-use futures_util::SinkExt;
+use futures_util::{SinkExt, StreamExt, TryStreamExt, stream};
 use std::collections::{HashMap, VecDeque};
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
-use tokio_postgres::types::Type;
+use tokio_postgres::types::{Kind, Type};
 use tokio_postgres::{Client, Statement};
 
-/// Statements kept prepared in one session; beyond it all are forgotten and made anew.
-const PREPARED_MAX: usize = 4_096;
+/// Shapes remembered in one session. Beyond it each is sent whole, but COPY, and has no name for long.
+const KNOWN_MAX: u32 = 4_096;
+/// A shape that this many batches did without makes room for others.
+const KEPT_FOR: u64 = 64;
+/// So often a shape is sent whole before it is given a name.
+const WHOLE_FIRST: u32 = 2;
+/// Shapes that are given a name at once.
+const NAMED_AT_ONCE: usize = 64;
 /// Bytes of parameters that may be under way before answers are waited for.
 const UNDER_WAY_MAX: usize = 2 << 20;
 
-/// A shape, ready on the server, and which parameter each value of a row goes to.
-pub(crate) struct Prepared {
-    statement: Statement,
+/// How the server is given a shape.
+enum Given {
+    /// Whole, with each set of rows: it parses and plans it each time, and nobody waits for that.
+    Whole { sql: String, types: Vec<Type> },
+    /// By the name of what it has parsed and planned. tokio-postgres waits for that, and asks for
+    /// the types of parameters that it does not know: not worth it for what is seldom written.
+    ByName(Statement),
+}
+
+/// A shape that can be sent, and which parameter each value of a row goes to.
+pub(crate) struct Ready {
+    given: Given,
     params: Vec<Param>,
     /// Position in the new tuple and number of the parameter, by position.
     pub(crate) new: Vec<(usize, usize)>,
@@ -46,10 +62,10 @@ pub(crate) struct Prepared {
     pub(crate) markers: Vec<usize>,
 }
 
-impl Prepared {
-    fn new(statement: Statement, params: Vec<Param>) -> Self {
-        let mut prepared = Self {
-            statement,
+impl Ready {
+    fn new(given: Given, params: Vec<Param>) -> Self {
+        let mut ready = Self {
+            given,
             new: Vec::new(),
             old: Vec::new(),
             rows: Vec::new(),
@@ -59,19 +75,19 @@ impl Prepared {
         for (number, param) in params.iter().enumerate() {
             match param {
                 Param::Column { side, position, .. } => match side {
-                    ImageSide::New => prepared.new.push((*position, number)),
-                    ImageSide::Old => prepared.old.push((*position, number)),
+                    ImageSide::New => ready.new.push((*position, number)),
+                    ImageSide::Old => ready.old.push((*position, number)),
                 },
                 Param::Row { side, fields } => {
-                    prepared.rows.push((number, *side, fields.clone()));
+                    ready.rows.push((number, *side, fields.clone()));
                 }
-                Param::Marker => prepared.markers.push(number),
+                Param::Marker => ready.markers.push(number),
             }
         }
-        prepared.new.sort_unstable();
-        prepared.old.sort_unstable();
-        prepared.params = params;
-        prepared
+        ready.new.sort_unstable();
+        ready.old.sort_unstable();
+        ready.params = params;
+        ready
     }
 
     /// The parameters, without rows yet.
@@ -85,30 +101,44 @@ impl Prepared {
     }
 }
 
-/// What the server is to take a parameter for; the type of a table's rows it knows by itself.
-fn type_of(param: &Param) -> Type {
+/// What the server is to take a parameter for, where that is known without asking it. What is cast to
+/// the table's own row type needs no object id: of types that are not built in no server believes
+/// what an array says (arrayfuncs.c, `array_recv`, since 14).
+fn type_of(param: &Param) -> Option<Type> {
     match param {
         Param::Column {
             element: Element::Typed { array_oid },
             ..
-        } => Type::from_oid(*array_oid).unwrap_or(Type::UNKNOWN),
-        Param::Column { .. } | Param::Marker => Type::TEXT_ARRAY,
-        Param::Row { .. } => Type::UNKNOWN,
+        } => Type::from_oid(*array_oid),
+        Param::Column { .. } | Param::Marker => Some(Type::TEXT_ARRAY),
+        Param::Row { .. } => {
+            let unsaid = |kind| Type::new(String::new(), 0, kind, String::new());
+            Some(unsaid(Kind::Array(unsaid(Kind::Simple))))
+        }
     }
+}
+
+struct Known {
+    ready: Arc<Ready>,
+    uses: u32,
+    last_used: u64,
 }
 
 struct TableStatements {
     mapping: Arc<TableMapping>,
-    by_shape: HashMap<Shape, Arc<Prepared>>,
+    by_shape: HashMap<Shape, Known>,
 }
 
-/// A connection to the replica with its prepared shapes.
+/// A connection to the replica and the shapes it has been sent.
 pub(crate) struct ReplicaSession {
     pub(crate) client: Arc<Client>,
     /// Of the values in the batches that are written.
     format: ValueFormat,
     tables: HashMap<RelationId, TableStatements>,
-    prepared_count: usize,
+    known_count: usize,
+    /// Batches until now.
+    batches: u64,
+    tidied_at: u64,
     /// Answers are one request behind: of no use any more.
     pub(super) is_out_of_step: bool,
     /// The last batch did not pass as sets of rows.
@@ -121,7 +151,9 @@ impl ReplicaSession {
             client: Arc::new(client),
             format: ValueFormat::Text,
             tables: HashMap::new(),
-            prepared_count: 0,
+            known_count: 0,
+            batches: 0,
+            tidied_at: 0,
             is_out_of_step: false,
             wrote_in_source_order: false,
         }
@@ -141,51 +173,127 @@ impl ReplicaSession {
 
     fn forget(&mut self) {
         self.tables.clear();
-        self.prepared_count = 0;
+        self.known_count = 0;
     }
 
-    /// The shape for a table, prepared now if it was not.
-    pub(crate) async fn prepare(
+    /// Another batch is to be written.
+    pub(super) fn begin_batch(&mut self) {
+        self.wrote_in_source_order = false;
+        self.batches += 1;
+    }
+
+    /// These shapes, so that they can be sent without a wait.
+    pub(crate) async fn ready(
+        &mut self,
+        wanted: &[(&Arc<TableMapping>, &Shape)],
+    ) -> Result<Vec<Arc<Ready>>, ApplyError> {
+        let mut all = Vec::with_capacity(wanted.len());
+        let mut unnamed: Vec<(&Arc<TableMapping>, &Shape)> = Vec::new();
+        let mut places = Vec::new();
+        // One that is wanted many times has one name.
+        let mut numbers = HashMap::new();
+        for (mapping, shape) in wanted {
+            let at_hand = self.at_hand(mapping, shape)?;
+            if at_hand.is_none() {
+                let key = (Arc::as_ptr(mapping).addr(), *shape);
+                let number = *numbers.entry(key).or_insert_with(|| {
+                    unnamed.push((mapping, shape));
+                    unnamed.len() - 1
+                });
+                places.push((all.len(), number));
+            }
+            all.push(at_hand);
+        }
+        let mut named = Vec::with_capacity(unnamed.len());
+        for (mapping, shape) in &unnamed {
+            let (client, mapping) = (Arc::clone(&self.client), Arc::clone(mapping));
+            named.push(name(client, mapping, Shape::clone(shape), self.format));
+        }
+        let named: Vec<_> = stream::iter(named).buffered(NAMED_AT_ONCE).collect().await;
+        let named = all_or_first(named)?;
+        for ((mapping, shape), ready) in unnamed.into_iter().zip(&named) {
+            self.remember(mapping, shape, ready);
+        }
+        for (place, number) in places {
+            all[place] = named.get(number).cloned();
+        }
+        Ok(all.into_iter().flatten().collect())
+    }
+
+    /// The shape, if it has a name or is to be sent whole.
+    fn at_hand(
         &mut self,
         mapping: &Arc<TableMapping>,
         shape: &Shape,
-    ) -> Result<Arc<Prepared>, ApplyError> {
-        let relation = mapping.relation.id;
-        if let Some(known) = self.tables.get(&relation)
-            && Arc::ptr_eq(&known.mapping, mapping)
-            && let Some(prepared) = known.by_shape.get(shape)
+    ) -> Result<Option<Arc<Ready>>, ApplyError> {
+        let batches = self.batches;
+        if let Some(table) = self.tables.get_mut(&mapping.relation.id)
+            && Arc::ptr_eq(&table.mapping, mapping)
+            && let Some(known) = table.by_shape.get_mut(shape)
         {
-            return Ok(Arc::clone(prepared));
+            known.uses += 1;
+            known.last_used = batches;
+            let is_named = matches!(known.ready.given, Given::ByName(_));
+            let is_at_hand = is_named || known.uses <= whole_first();
+            return Ok(is_at_hand.then(|| Arc::clone(&known.ready)));
         }
-        let text = statement(mapping, shape, self.format)?;
-        let types: Vec<Type> = text.params.iter().map(type_of).collect();
-        let prepared = self.client.prepare_typed(&text.sql, &types).await;
-        let statement =
-            prepared.map_err(|error| ApplyError::statement(mapping, "prepare", error))?;
-        let prepared = Arc::new(Prepared::new(statement, text.params));
-        self.remember(mapping, shape.clone(), Arc::clone(&prepared));
-        Ok(prepared)
+        let Text { sql, params } = statement(mapping, shape, self.format)?;
+        let types = params.iter().map(type_of).collect();
+        match types {
+            Some(types) if *shape != Shape::Copy && whole_first() > 0 => {
+                let ready = Arc::new(Ready::new(Given::Whole { sql, types }, params));
+                self.remember(mapping, shape, &ready);
+                Ok(Some(ready))
+            }
+            _ => Ok(None),
+        }
     }
 
-    fn remember(&mut self, mapping: &Arc<TableMapping>, shape: Shape, prepared: Arc<Prepared>) {
-        if self.prepared_count >= PREPARED_MAX {
-            self.forget();
+    /// While there is room.
+    fn remember(&mut self, mapping: &Arc<TableMapping>, shape: &Shape, ready: &Arc<Ready>) {
+        let known_max = faults::limit("apply.known_max", KNOWN_MAX) as usize;
+        self.make_room(known_max);
+        let has_room = self.known_count < known_max;
+        if !has_room && !self.tables.contains_key(&mapping.relation.id) {
+            return;
         }
-        let table = self
-            .tables
-            .entry(mapping.relation.id)
-            .or_insert_with(|| TableStatements {
-                mapping: Arc::clone(mapping),
-                by_shape: HashMap::new(),
-            });
+        let table = self.tables.entry(mapping.relation.id);
+        let table = table.or_insert_with(|| TableStatements {
+            mapping: Arc::clone(mapping),
+            by_shape: HashMap::new(),
+        });
         if !Arc::ptr_eq(&table.mapping, mapping) {
             // The table's mapping changed: its old statements are of no use.
-            self.prepared_count -= table.by_shape.len();
+            self.known_count -= table.by_shape.len();
             table.mapping = Arc::clone(mapping);
             table.by_shape.clear();
         }
-        table.by_shape.insert(shape, prepared);
-        self.prepared_count += 1;
+        if let Some(known) = table.by_shape.get_mut(shape) {
+            known.ready = Arc::clone(ready);
+        } else if has_room {
+            let known = Known {
+                ready: Arc::clone(ready),
+                uses: 1,
+                last_used: self.batches,
+            };
+            table.by_shape.insert(shape.clone(), known);
+            self.known_count += 1;
+        }
+    }
+
+    fn make_room(&mut self, known_max: usize) {
+        if self.known_count < known_max || self.batches < self.tidied_at + KEPT_FOR {
+            return;
+        }
+        self.tidied_at = self.batches;
+        let used_since = self.batches - KEPT_FOR;
+        self.tables.retain(|_, table| {
+            table
+                .by_shape
+                .retain(|_, known| known.last_used > used_since);
+            !table.by_shape.is_empty()
+        });
+        self.known_count = self.tables.values().map(|table| table.by_shape.len()).sum();
     }
 
     /// Requests that follow each other without a wait.
@@ -224,16 +332,30 @@ impl Flight {
         self.send(None, 0, Box::pin(request)).await
     }
 
-    /// Sends a prepared statement with its rows; the rows it touches are counted for `place`.
+    /// Sends a shape with its rows; the rows it touches are counted for `place`.
     pub(crate) async fn send_rows(
         &mut self,
         place: usize,
-        prepared: &Arc<Prepared>,
+        ready: &Arc<Ready>,
         parameters: Vec<Parameter>,
     ) -> Result<(), Failed> {
-        let bytes = parameters.iter().map(Parameter::len).sum();
-        let (client, prepared) = (Arc::clone(&self.client), Arc::clone(prepared));
-        let request = async move { client.execute_raw(&prepared.statement, &parameters).await };
+        let text_len = match &ready.given {
+            Given::Whole { sql, .. } => sql.len(),
+            Given::ByName(_) => 0,
+        };
+        let bytes = text_len + parameters.iter().map(Parameter::len).sum::<usize>();
+        let (client, ready) = (Arc::clone(&self.client), Arc::clone(ready));
+        let request = async move {
+            match &ready.given {
+                Given::ByName(statement) => client.execute_raw(statement, &parameters).await,
+                Given::Whole { sql, types } => {
+                    let typed = parameters.into_iter().zip(types.iter().cloned());
+                    let mut rows = pin!(client.query_typed_raw(sql, typed).await?);
+                    while rows.try_next().await?.is_some() {}
+                    Ok(rows.rows_affected().unwrap_or_default())
+                }
+            }
+        };
         self.send(Some(place), bytes, Box::pin(request)).await
     }
 
@@ -264,12 +386,15 @@ impl Flight {
     pub(crate) async fn copy<E>(
         &mut self,
         place: usize,
-        prepared: &Prepared,
+        ready: &Ready,
         mut next_piece: impl FnMut() -> Result<Option<Bytes>, E>,
     ) -> Result<Result<(), E>, Failed> {
         self.land().await?;
         let failed = |error| (Some(place), error);
-        let begun = self.client.copy_in::<_, Bytes>(&prepared.statement).await;
+        let begun = match &ready.given {
+            Given::ByName(statement) => self.client.copy_in::<_, Bytes>(statement).await,
+            Given::Whole { sql, .. } => self.client.copy_in(sql).await,
+        };
         self.is_out_of_step = begun.is_err();
         let mut sink = pin!(begun.map_err(failed)?);
         loop {
@@ -311,6 +436,46 @@ impl Flight {
         self.touched.extend(place.map(|place| (place, rows)));
         Ok(())
     }
+}
+
+fn whole_first() -> u32 {
+    faults::limit("apply.whole_first", WHOLE_FIRST)
+}
+
+/// All of them, or the first error: not that of one which came too late, in a transaction that had
+/// failed by then (25P02).
+fn all_or_first(named: Vec<Result<Ready, ApplyError>>) -> Result<Vec<Arc<Ready>>, ApplyError> {
+    let is_late = |error: &ApplyError| error.sqlstate() == Some("25P02");
+    let mut all = Vec::with_capacity(named.len());
+    let mut first: Option<ApplyError> = None;
+    for ready in named {
+        match ready {
+            Ok(ready) => all.push(Arc::new(ready)),
+            Err(error) if first.as_ref().is_none_or(is_late) => first = Some(error),
+            Err(_) => {}
+        }
+    }
+    first.map_or(Ok(all), Err)
+}
+
+/// Has the server parse a shape, under a name.
+async fn name(
+    client: Arc<Client>,
+    mapping: Arc<TableMapping>,
+    shape: Shape,
+    format: ValueFormat,
+) -> Result<Ready, ApplyError> {
+    let text = statement(&mapping, &shape, format)?;
+    // Types of the replica's own it finds by itself.
+    let own = |param| type_of(param).filter(|own| own.oid() != 0);
+    let types: Vec<Type> = text
+        .params
+        .iter()
+        .map(|param| own(param).unwrap_or(Type::UNKNOWN))
+        .collect();
+    let prepared = client.prepare_typed(&text.sql, &types).await;
+    let statement = prepared.map_err(|error| ApplyError::statement(&mapping, "prepare", error))?;
+    Ok(Ready::new(Given::ByName(statement), text.params))
 }
 
 /// Polls a request for the first time, which sends it; its answer if that is here already.

@@ -6,7 +6,7 @@ use super::error::ApplyError;
 use super::net_effect::Stage;
 use super::plan::{StageContext, Step};
 use super::row::CopyRows;
-use super::session::{Failed, Flight, Prepared, ReplicaSession};
+use super::session::{Failed, Flight, Ready, ReplicaSession};
 use super::statement::{Fields, ImageSide, Shape};
 use crate::mapping::TableMapping;
 use crate::pg::{Tuple, TupleValue};
@@ -66,16 +66,15 @@ impl StageContext<'_> {
         steps: Vec<Step<'_>>,
         balance: &mut Balance,
     ) -> Result<(), ApplyError> {
-        // First all of these: a statement that fails would be in the way of the next preparation.
-        let mut prepared = Vec::with_capacity(steps.len());
+        // First all of these: a statement that fails would be in the way of a shape that is named.
+        let mut wanted = Vec::with_capacity(steps.len());
         for step in &steps {
-            let before_copy = match step.shape {
-                Shape::Copy => Some(session.prepare(step.mapping, &Shape::Insert).await?),
-                _ => None,
-            };
-            let own = session.prepare(step.mapping, &step.shape).await?;
-            prepared.push((own, before_copy));
+            if step.shape == Shape::Copy {
+                wanted.push((step.mapping, &Shape::Insert));
+            }
+            wanted.push((step.mapping, &step.shape));
         }
+        let mut ready = session.ready(&wanted).await?.into_iter();
         let mut flight = session.flight();
         let failed = |(place, error): Failed| match place.and_then(|place| steps.get(place)) {
             Some(step) => ApplyError::statement(step.mapping, step.what(), error),
@@ -84,12 +83,17 @@ impl StageContext<'_> {
         if let Some(sql) = first {
             flight.send_sql(sql).await.map_err(failed)?;
         }
-        for (place, (step, (prepared, before_copy))) in steps.iter().zip(&prepared).enumerate() {
+        let steps_ready = steps.iter().map_while(|step| {
+            let insert = match step.shape {
+                Shape::Copy => Some(ready.next()?),
+                _ => None,
+            };
+            Some((step, insert, ready.next()?))
+        });
+        for (place, (step, insert, ready)) in steps_ready.enumerate() {
             *balance.entry(step.table).or_default() += step.offered.cast_signed();
-            if let Some(insert) = before_copy {
-                let copied = self
-                    .copy(&mut flight, place, step, [insert, prepared])
-                    .await;
+            if let Some(insert) = insert {
+                let copied = self.copy(&mut flight, place, step, [&insert, &ready]).await;
                 session.is_out_of_step = flight.is_out_of_step;
                 copied.map_err(failed)??;
                 continue;
@@ -97,10 +101,9 @@ impl StageContext<'_> {
             let mut rest = step.items.as_slice();
             while !rest.is_empty() {
                 let bytes_max = bytes_at_once(&step.shape);
-                let (parameters, rows) =
-                    self.parameters(step.mapping, prepared, rest, bytes_max)?;
+                let (parameters, rows) = self.parameters(step.mapping, &ready, rest, bytes_max)?;
                 rest = rest.get(rows..).unwrap_or_default();
-                let sent = flight.send_rows(place, prepared, parameters).await;
+                let sent = flight.send_rows(place, &ready, parameters).await;
                 sent.map_err(failed)?;
             }
         }
@@ -124,7 +127,7 @@ impl StageContext<'_> {
         flight: &mut Flight,
         place: usize,
         step: &Step<'_>,
-        [insert, copy]: [&Arc<Prepared>; 2],
+        [insert, copy]: [&Arc<Ready>; 2],
     ) -> Result<Result<(), ApplyError>, Failed> {
         let Some((first, rest)) = step.items.split_first() else {
             return Ok(Ok(()));
@@ -179,11 +182,13 @@ impl StageContext<'_> {
         let Some(mapping) = self.batch.mapping(table) else {
             return Ok(0);
         };
-        let prepared = session.prepare(mapping, shape).await?;
-        let (parameters, _) = self.parameters(mapping, &prepared, &[item], usize::MAX)?;
+        let Some(ready) = session.ready(&[(mapping, shape)]).await?.pop() else {
+            return Ok(0);
+        };
+        let (parameters, _) = self.parameters(mapping, &ready, &[item], usize::MAX)?;
         let mut flight = session.flight();
         let failed = |(_, error)| ApplyError::statement(mapping, "write", error);
-        let sent = flight.send_rows(0, &prepared, parameters).await;
+        let sent = flight.send_rows(0, &ready, parameters).await;
         sent.map_err(failed)?;
         flight.land().await.map_err(failed)?;
         Ok(flight.touched().iter().map(|(_, rows)| rows).sum())
@@ -194,15 +199,15 @@ impl StageContext<'_> {
     fn parameters(
         &self,
         mapping: &TableMapping,
-        prepared: &Prepared,
+        ready: &Ready,
         items: &[u32],
         bytes_max: usize,
     ) -> Result<(Vec<Parameter>, usize), ApplyError> {
-        let mut parameters = prepared.parameters();
+        let mut parameters = ready.parameters();
         let mut values = Vec::new();
         let mut taken = 0;
         for item in items {
-            let filled = self.fill_row(mapping, prepared, *item, &mut values, &mut parameters);
+            let filled = self.fill_row(mapping, ready, *item, &mut values, &mut parameters);
             filled.map_err(|error| ApplyError::value(mapping, &error))?;
             taken += 1;
             let bytes = || parameters.iter().map(Parameter::len).sum::<usize>();
@@ -216,7 +221,7 @@ impl StageContext<'_> {
     fn fill_row<'v>(
         &'v self,
         mapping: &TableMapping,
-        prepared: &Prepared,
+        ready: &Ready,
         item: u32,
         values: &mut Vec<TupleValue<'v>>,
         parameters: &mut [Parameter],
@@ -225,16 +230,16 @@ impl StageContext<'_> {
             return Ok(());
         };
         let is_key = |position| mapping.iter_key_positions().any(|key| key == position);
-        if let Some(tuple) = change.new_tuple().filter(|_| !prepared.new.is_empty()) {
-            fill(&prepared.new, tuple, parameters, |position| {
+        if let Some(tuple) = change.new_tuple().filter(|_| !ready.new.is_empty()) {
+            fill(&ready.new, tuple, parameters, |position| {
                 self.effect
                     .new_value(self.batch, item, position, is_key(position))
             })?;
         }
-        if let Some(tuple) = self.old_or_new(item).filter(|_| !prepared.old.is_empty()) {
-            fill(&prepared.old, tuple, parameters, |_| None)?;
+        if let Some(tuple) = self.old_or_new(item).filter(|_| !ready.old.is_empty()) {
+            fill(&ready.old, tuple, parameters, |_| None)?;
         }
-        for (number, side, fields) in &prepared.rows {
+        for (number, side, fields) in &ready.rows {
             self.values(values, mapping, item, *side);
             let is_wanted = |position: usize| match fields {
                 Fields::Key => is_key(position),
@@ -247,7 +252,7 @@ impl StageContext<'_> {
                 rows.push(row_type, is_wanted, values)?;
             }
         }
-        prepared
+        ready
             .markers
             .iter()
             .try_for_each(|marker| match parameters.get_mut(*marker) {

@@ -43,7 +43,7 @@ impl Applier {
             (false, false) => "BEGIN; SET CONSTRAINTS ALL DEFERRED",
         };
         self.failed_key = None;
-        self.session.wrote_in_source_order = false;
+        self.session.begin_batch();
         let mut done = self.run_sets(batch, begin).await;
         let mut noted = Vec::new();
         while !self.session.is_out_of_step

@@ -61,6 +61,8 @@ fn the_least_takes_defaults() {
 fn the_file_that_is_shipped_loads() {
     let config = parse(include_str!("../../config/pglockstep.toml")).unwrap();
     assert_eq!(config.name, "crm");
+    let unset = apply::Settings::default();
+    assert_eq!(config.apply, unset, "what it shows is what holds without");
     let rule = &config.mapping.rules[0];
     assert_eq!(rule.source.to_string(), "public.leads");
     assert_eq!(rule.columns["current_project_id"], "project_id");

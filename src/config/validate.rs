@@ -236,14 +236,17 @@ fn validate_apply(raw: &RawApply, report: &mut Report) -> apply::Settings {
         None => default,
     };
     let settings = apply::Settings {
-        batch_changes_max: bounded(
-            raw.batch_changes_max,
-            default.batch_changes_max,
-            1,
-            1_000_000,
-            "apply.batch_changes_max",
-            report,
-        ),
+        batch_changes_max: match raw.batch_changes_max {
+            None => default.batch_changes_max,
+            given => apply::ChangesMax::Exactly(bounded(
+                given,
+                1,
+                1,
+                1_000_000,
+                "apply.batch_changes_max",
+                report,
+            )),
+        },
         batch_bytes_max: bytes(raw.batch_bytes_max, default.batch_bytes_max),
         memory_max: bytes(raw.memory_max, default.memory_max),
         on_error: raw.on_error.unwrap_or_default(),

@@ -275,7 +275,8 @@ impl InHand {
 
     /// Never without rows, however much arrived: there would be nothing to write.
     pub(super) fn is_full(&self, settings: &Settings) -> bool {
-        let is_full = self.batch.len() >= settings.batch_changes_max
+        let (changes, tables) = (self.batch.len(), self.batch.tables.len());
+        let is_full = settings.batch_changes_max.is_reached(changes, tables)
             || self.batch.bytes.max(self.held_bytes) >= settings.batch_bytes_max;
         is_full && self.has_rows()
     }

@@ -208,7 +208,8 @@ impl Streamed {
     }
 
     pub(super) fn is_full(&self, settings: &Settings) -> bool {
-        let is_full = self.gathered.len() >= settings.batch_changes_max
+        let (changes, tables) = (self.gathered.len(), self.gathered.tables.len());
+        let is_full = settings.batch_changes_max.is_reached(changes, tables)
             || self.gathered.bytes.max(self.held_bytes) >= settings.batch_bytes_max;
         is_full && !self.gathered.is_empty()
     }

@@ -66,11 +66,11 @@ pub async fn supervise(
                     memory.disown();
                     continue;
                 };
-                telemetry.error(ErrorCategory::System, Severity::Critical);
                 let advice = "mend what held the pipeline up, then `pglockstep rebase`";
                 tracing::error!(error = why, advice, "the pipeline has failed");
                 telemetry.set_last_error(why.clone(), Some(advice.to_owned()));
                 telemetry.set_state(PipelineState::Failed, Some(why.clone()));
+                telemetry.error(ErrorCategory::System, Severity::Critical);
                 memory.give_up(why);
             }
         }
@@ -224,7 +224,6 @@ fn tell(telemetry: &Telemetry, error: &PipelineError, delay: Duration, told: &mu
         return;
     }
     let message = Chain(error).to_string();
-    let advice = error.advice();
     let is_definite = error.disposition() == Disposition::Definite;
     let state = if is_definite {
         PipelineState::Failed
@@ -232,6 +231,12 @@ fn tell(telemetry: &Telemetry, error: &PipelineError, delay: Duration, told: &mu
         PipelineState::Starting
     };
     telemetry.set_state(state, Some(message.clone()));
+    if message != *told {
+        log(error, &message, delay);
+        telemetry.set_last_error(message.clone(), error.advice());
+        *told = message;
+    }
+    // Last: whoever sees it counted finds it told.
     let severity = match (is_definite, error) {
         (true, _) => Severity::Critical,
         (false, PipelineError::SetAside { .. } | PipelineError::ResyncFailed { .. }) => {
@@ -243,10 +248,10 @@ fn tell(telemetry: &Telemetry, error: &PipelineError, delay: Duration, told: &mu
     if error.is_write_to_source() {
         telemetry.source_write_attempted();
     }
-    if message == *told {
-        return;
-    }
-    let advice_text = advice.clone().unwrap_or_default();
+}
+
+fn log(error: &PipelineError, message: &str, delay: Duration) {
+    let advice_text = error.advice().unwrap_or_default();
     let retry_in_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
     if let PipelineError::SetAside { table, .. } = error {
         tracing::error!(
@@ -257,7 +262,7 @@ fn tell(telemetry: &Telemetry, error: &PipelineError, delay: Duration, told: &mu
         );
     } else if matches!(error, PipelineError::ResyncFailed { .. }) {
         tracing::error!(error = message, advice = advice_text, "a resync has failed");
-    } else if is_definite {
+    } else if error.disposition() == Disposition::Definite {
         tracing::error!(
             error = message,
             advice = advice_text,
@@ -272,8 +277,6 @@ fn tell(telemetry: &Telemetry, error: &PipelineError, delay: Duration, told: &mu
             "trying again"
         );
     }
-    telemetry.set_last_error(message.clone(), advice);
-    *told = message;
 }
 
 /// All sessions went with the attempt; one that was lost says why.

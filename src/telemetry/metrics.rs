@@ -18,6 +18,10 @@ use std::sync::Arc;
 const BATCH_SECONDS: &[f64] = &[
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 ];
+/// From a slot that is made at once to a repair that takes all the time it may.
+const CUT_SECONDS: &[f64] = &[
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
+];
 /// From a local network's round trip to a backlog of an hour.
 const END_TO_END_SECONDS: &[f64] = &[
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
@@ -29,6 +33,7 @@ pub(super) struct Metrics {
     pub(super) transactions_applied: IntCounter,
     pub(super) apply_batch_seconds: Histogram,
     pub(super) end_to_end_seconds: Histogram,
+    pub(super) cut_held_seconds: Histogram,
     pub(super) source_write_attempts: IntCounter,
     streamed: IntCounterVec,
     errors: IntCounterVec,
@@ -48,21 +53,23 @@ impl Metrics {
                     "Transactions of the source that are durable on the replica.",
                 )?,
             )?,
-            apply_batch_seconds: add(
+            apply_batch_seconds: histogram(
                 &registry,
-                histogram(
-                    "pglockstep_apply_batch_seconds",
-                    "Time from a batch's first statement to its commit.",
-                    BATCH_SECONDS,
-                )?,
+                "pglockstep_apply_batch_seconds",
+                "Time from a batch's first statement to its commit.",
+                BATCH_SECONDS,
             )?,
-            end_to_end_seconds: add(
+            end_to_end_seconds: histogram(
                 &registry,
-                histogram(
-                    "pglockstep_end_to_end_seconds",
-                    "Time from a commit on the source to the same on the replica.",
-                    END_TO_END_SECONDS,
-                )?,
+                "pglockstep_end_to_end_seconds",
+                "Time from a commit on the source to the same on the replica.",
+                END_TO_END_SECONDS,
+            )?,
+            cut_held_seconds: histogram(
+                &registry,
+                "pglockstep_cut_held_seconds",
+                "Time the apply stood still for a comparison's or a repair's cut.",
+                CUT_SECONDS,
             )?,
             source_write_attempts: add(
                 &registry,
@@ -156,8 +163,14 @@ impl Metrics {
     }
 }
 
-fn histogram(name: &str, help: &str, buckets: &[f64]) -> prometheus::Result<Histogram> {
-    Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))
+fn histogram(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    buckets: &[f64],
+) -> prometheus::Result<Histogram> {
+    let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
+    add(registry, Histogram::with_opts(options)?)
 }
 
 /// One counter for each combination of the labels' values.

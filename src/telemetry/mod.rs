@@ -35,7 +35,7 @@ pub use table::TableTelemetry;
 
 use crate::pg::{Lsn, QualifiedName, Side};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// The version that runs.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -167,6 +167,11 @@ impl Telemetry {
     /// A batch took this long, from its first statement to its commit.
     pub fn observe_batch(&self, seconds: f64) {
         self.0.metrics.apply_batch_seconds.observe(seconds.max(0.0));
+    }
+
+    /// The apply stood still this long for a cut.
+    pub fn observe_cut(&self, held: Duration) {
+        self.0.metrics.cut_held_seconds.observe(held.as_secs_f64());
     }
 
     /// A commit took this long from the source to the replica. Clocks may differ: never negative.

@@ -48,11 +48,7 @@ async fn start(s: &Scenario<'_>, bug: Option<Bug>) -> Daemon {
     let mut daemon = Daemon::start_with(&s.config(""), &planted);
     s.until_state(&mut daemon, "streaming").await;
     if let Some(bug) = bug {
-        assert!(
-            daemon.stderr().contains(&format!("planted: {bug}")),
-            "{}",
-            daemon.stderr()
-        );
+        daemon.until_said(&format!("planted: {bug}")).await;
     }
     daemon
 }

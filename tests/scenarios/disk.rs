@@ -175,7 +175,7 @@ async fn with_its_witness_ends_the_stream() {
         s.in_step(&daemon, &[ROWS]).await;
     }
     let why = "the session with the replica is lost";
-    assert!(daemon.stderr().contains(why), "{}", daemon.stderr());
+    daemon.until_said(why).await;
 }
 
 /// One copies, one applies, one makes durable; the books and the catalogue share what is left.

@@ -299,11 +299,7 @@ async fn a_slot_whose_birth_was_not_noted_is_made_anew() {
     s.on_replica("SELECT pg_advisory_unlock(43); DROP TRIGGER wait ON pglockstep.pipelines")
         .await;
     let daemon = s.start("").await;
-    assert!(
-        daemon.stderr().contains("interrupted first start"),
-        "{}",
-        daemon.stderr()
-    );
+    daemon.until_said("interrupted first start").await;
     s.on_source("INSERT INTO t VALUES (3)").await;
     s.in_step(&daemon, &["SELECT * FROM t"]).await;
     assert_eq!(s.one(slots).await, "1");

@@ -18,7 +18,7 @@ async fn ended_in_order_or_killed_it_goes_on_where_it_was() {
             let started = Instant::now();
             assert!(daemon.terminate().success(), "{}", daemon.stderr());
             assert!(started.elapsed() < Duration::from_secs(10));
-            assert!(daemon.stderr().contains("stopped"), "{}", daemon.stderr());
+            daemon.until_said("stopped").await;
         } else {
             daemon.kill9();
         }

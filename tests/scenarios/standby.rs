@@ -71,11 +71,7 @@ async fn the_slot_of_a_dead_leader_is_freed_and_that_of_a_living_one_is_not() {
     )
     .await;
     s.until_state(&mut second, "streaming").await;
-    assert!(
-        second.stderr().contains("held the slot"),
-        "{}",
-        second.stderr()
-    );
+    second.until_said("held the slot").await;
     s.on_source("INSERT INTO t VALUES (500, 'by the second')")
         .await;
     s.in_step(&second, &ALL).await;

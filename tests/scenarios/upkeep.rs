@@ -53,6 +53,8 @@ async fn tables_are_compared_by_themselves_and_drift_is_told() {
     until_metric(&daemon, &of("in_sync", "leads"), 1.0).await;
     let after = daemon.metric(&of("verified_lsn", "leads")).await.unwrap();
     assert!(after > before, "{before}, then {after}");
+    let cuts = daemon.metric("pglockstep_cut_held_seconds_count").await;
+    assert!(cuts >= Some(3.0), "{cuts:?}");
     let history = "SELECT bool_or(in_sync) AND bool_or(NOT in_sync) FROM pglockstep.proofs \
                    WHERE source_table = 'leads' AND NOT counts_only";
     assert_eq!(s.replica_one(history).await, "t");

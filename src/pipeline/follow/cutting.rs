@@ -15,7 +15,7 @@ use crate::pipeline::receive::Event;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_postgres::Client;
 
 /// One statement that looks at nothing.
@@ -27,6 +27,8 @@ pub(super) struct PendingCut {
     replica: Arc<Client>,
     done: oneshot::Sender<Result<Exported, ServerError>>,
     hold: Option<oneshot::Receiver<()>>,
+    /// How long nothing was committed for it until now.
+    held: Duration,
 }
 
 impl PendingCut {
@@ -53,13 +55,20 @@ impl<W: ReplicaWriter> Follower<'_, W> {
         if request.held.send(()).is_err() {
             return Ok(());
         }
-        if let Ok(Ok(at)) = timeout(HOLD_MAX, request.at).await {
-            self.cut = Some(PendingCut {
-                at,
-                replica: request.replica,
-                done: request.done,
-                hold: request.hold,
-            });
+        let since = Instant::now();
+        let said = timeout(HOLD_MAX, request.at).await;
+        let held = since.elapsed();
+        match said {
+            Ok(Ok(at)) => {
+                self.cut = Some(PendingCut {
+                    at,
+                    replica: request.replica,
+                    done: request.done,
+                    hold: request.hold,
+                    held,
+                });
+            }
+            _ => self.telemetry.observe_cut(held),
         }
         self.cut_where_all_is_applied().await
     }
@@ -86,6 +95,14 @@ impl<W: ReplicaWriter> Follower<'_, W> {
         let Some(cut) = self.cut.take() else {
             return Ok(());
         };
+        let since = Instant::now();
+        let held_before = cut.held;
+        let done = self.export_for(cut).await;
+        self.telemetry.observe_cut(held_before + since.elapsed());
+        done
+    }
+
+    async fn export_for(&mut self, cut: PendingCut) -> Result<(), PipelineError> {
         // What these have written is seen by nobody: whoever writes here might undo it.
         if cut.hold.is_some() && self.segments.is_one_open() {
             return Ok(());

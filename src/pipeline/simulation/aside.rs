@@ -8,7 +8,7 @@
 
 use super::history::{History, Transaction, lsn};
 use super::tables::{KINDS, Plan, empty};
-use crate::apply::{Batch, BatchItem, Settings, model};
+use crate::apply::{Batch, BatchItem, ChangesMax, Settings, model};
 use crate::faults::random::{Random, for_seeds, is_soak};
 use crate::pg::{Change, Lsn, Relation, RelationId};
 use crate::pgoutput::{Decoder, Message, Streaming};
@@ -75,7 +75,7 @@ impl<'a> Run<'a> {
             }
         }
         let settings = Settings {
-            batch_changes_max: [1, 2, 5, 100][random.below(4)],
+            batch_changes_max: ChangesMax::Exactly([1, 2, 5, 100][random.below(4)]),
             ..Settings::default()
         };
         let replica = Replica {

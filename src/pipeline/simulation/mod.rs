@@ -29,8 +29,8 @@ pub(super) mod tables;
 mod world;
 
 use super::PipelineError;
-use crate::apply::Settings;
 use crate::apply::model::Taken;
+use crate::apply::{ChangesMax, Settings};
 use crate::faults::random::{Random, is_soak, seed};
 use crate::pg::{Disposition, Lsn};
 use std::future::poll_fn;
@@ -134,7 +134,7 @@ impl Simulation {
         let mut random = Random::new(seed);
         let world = World::new(&mut random);
         let settings = Settings {
-            batch_changes_max: [2, 5, 12, 100][random.below(4)],
+            batch_changes_max: ChangesMax::Exactly([2, 5, 12, 100][random.below(4)]),
             batch_bytes_max: [400, 2_000, 1 << 20][random.below(3)],
             memory_max: 1 << 20,
             ..Settings::default()
