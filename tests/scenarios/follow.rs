@@ -1,9 +1,8 @@
 //! Following: what commits on the source is committed on the replica, whole and in order.
 
 use futures_util::SinkExt;
-use rustix::process::Signal;
 
-use crate::support::{Family, Scenario, digest, fetch_rows, row};
+use crate::support::{Family, Scenario, digest, eventually, fetch_rows, row};
 
 static FAMILY: Family = Family::const_new();
 
@@ -94,7 +93,7 @@ async fn transactions_that_leave_nothing_or_a_part() {
 
 #[tokio::test]
 async fn transactions_in_one_batch_are_merged_by_key() {
-    let (s, mut daemon) = with_table("batches").await;
+    let (s, daemon) = with_table("batches").await;
     s.on_source("INSERT INTO t SELECT g, 'first' FROM generate_series(1, 100) g")
         .await;
     s.in_step(&daemon, &[ALL]).await;
@@ -103,8 +102,12 @@ async fn transactions_in_one_batch_are_merged_by_key() {
     let transactions_before = daemon.metric(transactions).await.unwrap();
     let batches_before = daemon.metric(batches).await.unwrap();
 
-    // While it stands still, changes pile up: every pair of kinds for some key.
-    daemon.signal(Signal::STOP);
+    // While a lock holds it up, changes pile up: every pair of kinds for some key.
+    let other = s.pair.replica.connect(&s.name).await.unwrap();
+    other
+        .batch_execute("BEGIN; LOCK TABLE t IN SHARE MODE")
+        .await
+        .unwrap();
     let kinds = [
         "INSERT INTO t VALUES (k, n)",
         "UPDATE t SET v = n WHERE id = k",
@@ -123,7 +126,17 @@ async fn transactions_in_one_batch_are_merged_by_key() {
         // Some fail on a key that is there: they are rolled back and leave nothing.
         let _ = s.source.batch_execute(&sql).await;
     }
-    daemon.signal(Signal::CONT);
+    let end = s.one("SELECT pg_current_wal_insert_lsn() - '0/0'").await;
+    let end: f64 = end.parse().unwrap();
+    s.on_source("INSERT INTO t VALUES (5000, 'beyond it')")
+        .await;
+    let evidence = || daemon.stderr();
+    eventually("all to be received", evidence, async || {
+        let received = daemon.metric("pglockstep_received_lsn").await?;
+        (received > end).then_some(())
+    })
+    .await;
+    other.batch_execute("ROLLBACK").await.unwrap();
     s.in_step(&daemon, &[ALL]).await;
     let transactions = daemon.metric(transactions).await.unwrap() - transactions_before;
     let batches = daemon.metric(batches).await.unwrap() - batches_before;
