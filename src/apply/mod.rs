@@ -25,6 +25,7 @@ mod moving;
 mod net_effect;
 mod plan;
 mod preview;
+mod ready;
 mod resolve;
 mod row;
 mod rows;

@@ -436,3 +436,39 @@ fn many_rows_in_binary_are_copied_where_copy_does_what_insert_does() {
     assert_eq!(shape(64, binary, row_type(false)), Shape::Insert);
     assert_eq!(shape(64, binary, None), Shape::Insert);
 }
+
+#[test]
+fn the_rest_of_a_batch_speaks_only_of_its_own_tables() {
+    let of_relation = |id| {
+        let mut mapping = TableMapping::clone(&mapping());
+        mapping.relation.id = id;
+        Arc::new(mapping)
+    };
+    let [first, second] = [1, 2].map(of_relation);
+    let mut batch = Batch::default();
+    let numbers = [batch.table(&first), batch.table(&second)];
+    batch.push_row(
+        numbers[0],
+        RowChange::Insert {
+            new: tuple(1, None),
+        },
+    );
+    let cut = batch.end();
+    batch.push_row(
+        numbers[1],
+        RowChange::Insert {
+            new: tuple(2, None),
+        },
+    );
+    batch.push_truncate(vec![numbers[1]], false);
+    let mut rest = batch.split_off(cut);
+
+    assert_eq!((batch.len(), rest.len(), rest.tables.len()), (1, 2, 1));
+    let spoken_of = rest.row_mapping(0).unwrap();
+    assert!(Arc::ptr_eq(spoken_of, &second));
+    let BatchItem::Truncate { tables, .. } = &rest.items[1] else {
+        panic!("not a TRUNCATE");
+    };
+    assert_eq!(*tables, [0]);
+    assert_eq!([rest.table(&second), rest.table(&first)], [0, 1]);
+}

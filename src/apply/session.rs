@@ -11,10 +11,10 @@
 //! failed statement the server answers 25P02 to the rest until ROLLBACK; the first error is the
 //! one that counts.
 
-use super::array::{ColumnArray, Parameter};
+use super::array::Parameter;
 use super::error::ApplyError;
-use super::row::RowArray;
-use super::statement::{Element, Fields, ImageSide, Param, Shape, Statement as Text, statement};
+use super::ready::{Given, Ready, all_or_first, name, type_of};
+use super::statement::{Shape, Statement as Text, statement};
 use crate::faults;
 use crate::mapping::TableMapping;
 use crate::pg::{RelationId, ValueFormat};
@@ -25,8 +25,7 @@ use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
-use tokio_postgres::types::{Kind, Type};
-use tokio_postgres::{Client, Statement};
+use tokio_postgres::Client;
 
 /// Shapes remembered in one session. Beyond it each is sent whole, but COPY, and has no name for long.
 const KNOWN_MAX: u32 = 4_096;
@@ -38,85 +37,6 @@ const WHOLE_FIRST: u32 = 2;
 const NAMED_AT_ONCE: usize = 64;
 /// Bytes of parameters that may be under way before answers are waited for.
 const UNDER_WAY_MAX: usize = 2 << 20;
-
-/// How the server is given a shape.
-enum Given {
-    /// Whole, with each set of rows: it parses and plans it each time, and nobody waits for that.
-    Whole { sql: String, types: Vec<Type> },
-    /// By the name of what it has parsed and planned. tokio-postgres waits for that, and asks for
-    /// the types of parameters that it does not know: not worth it for what is seldom written.
-    ByName(Statement),
-}
-
-/// A shape that can be sent, and which parameter each value of a row goes to.
-pub(crate) struct Ready {
-    given: Given,
-    params: Vec<Param>,
-    /// Position in the new tuple and number of the parameter, by position.
-    pub(crate) new: Vec<(usize, usize)>,
-    /// The same of the old tuple.
-    pub(crate) old: Vec<(usize, usize)>,
-    /// Parameters that take whole rows: their number, which tuple, and what of it.
-    pub(crate) rows: Vec<(usize, ImageSide, Fields)>,
-    /// Parameters that only count rows.
-    pub(crate) markers: Vec<usize>,
-}
-
-impl Ready {
-    fn new(given: Given, params: Vec<Param>) -> Self {
-        let mut ready = Self {
-            given,
-            new: Vec::new(),
-            old: Vec::new(),
-            rows: Vec::new(),
-            markers: Vec::new(),
-            params: Vec::new(),
-        };
-        for (number, param) in params.iter().enumerate() {
-            match param {
-                Param::Column { side, position, .. } => match side {
-                    ImageSide::New => ready.new.push((*position, number)),
-                    ImageSide::Old => ready.old.push((*position, number)),
-                },
-                Param::Row { side, fields } => {
-                    ready.rows.push((number, *side, fields.clone()));
-                }
-                Param::Marker => ready.markers.push(number),
-            }
-        }
-        ready.new.sort_unstable();
-        ready.old.sort_unstable();
-        ready.params = params;
-        ready
-    }
-
-    /// The parameters, without rows yet.
-    pub(crate) fn parameters(&self) -> Vec<Parameter> {
-        let parameter = |param: &Param| match param {
-            Param::Column { element, .. } => Parameter::Column(ColumnArray::new(*element)),
-            Param::Marker => Parameter::Column(ColumnArray::new(Element::Text)),
-            Param::Row { .. } => Parameter::Rows(RowArray::default()),
-        };
-        self.params.iter().map(parameter).collect()
-    }
-}
-
-/// What the server is to take a parameter for, where that is known without asking it. What is cast to
-/// the table's own row type needs no object id: of types that are not built in no server believes
-/// what an array says (arrayfuncs.c, `array_recv`, since 14).
-fn type_of(param: &Param) -> Option<Type> {
-    match param {
-        Param::Column {
-            element: Element::Typed { array_oid },
-            ..
-        } => Type::from_oid(*array_oid),
-        Param::Column { .. } | Param::Marker => Some(Type::TEXT_ARRAY),
-        Param::Row { .. } => {
-            let unsaid = |kind| Type::new(String::new(), 0, kind, String::new());
-            Some(unsaid(Kind::Array(unsaid(Kind::Simple))))
-        }
-    }
-}
 
 struct Known {
     ready: Arc<Ready>,
@@ -182,28 +102,42 @@ impl ReplicaSession {
         self.batches += 1;
     }
 
-    /// These shapes, so that they can be sent without a wait.
+    /// A shape, so that it can be sent.
+    pub(crate) async fn ready_one(
+        &mut self,
+        mapping: &Arc<TableMapping>,
+        shape: &Shape,
+    ) -> Result<Arc<Ready>, ApplyError> {
+        if let Some(ready) = self.at_hand(mapping, shape)? {
+            return Ok(ready);
+        }
+        let client = Arc::clone(&self.client);
+        let named = name(client, Arc::clone(mapping), shape.clone(), self.format);
+        let ready = Arc::new(named.await?);
+        self.remember(mapping, shape, &ready);
+        Ok(ready)
+    }
+
+    /// Each of these shapes, in their order, so that they can be sent without a wait.
     pub(crate) async fn ready(
         &mut self,
         wanted: &[(&Arc<TableMapping>, &Shape)],
     ) -> Result<Vec<Arc<Ready>>, ApplyError> {
         let mut all = Vec::with_capacity(wanted.len());
         let mut unnamed: Vec<(&Arc<TableMapping>, &Shape)> = Vec::new();
-        let mut places = Vec::new();
         // One that is wanted many times has one name.
         let mut numbers = HashMap::new();
         for (mapping, shape) in wanted {
-            let at_hand = self.at_hand(mapping, shape)?;
-            if at_hand.is_none() {
+            // At hand, or the number of one that is to be named.
+            all.push(self.at_hand(mapping, shape)?.ok_or_else(|| {
                 let key = (Arc::as_ptr(mapping).addr(), *shape);
-                let number = *numbers.entry(key).or_insert_with(|| {
+                *numbers.entry(key).or_insert_with(|| {
                     unnamed.push((mapping, shape));
                     unnamed.len() - 1
-                });
-                places.push((all.len(), number));
-            }
-            all.push(at_hand);
+                })
+            }));
         }
+        drop(numbers);
         let mut named = Vec::with_capacity(unnamed.len());
         for (mapping, shape) in &unnamed {
             let (client, mapping) = (Arc::clone(&self.client), Arc::clone(mapping));
@@ -214,10 +148,10 @@ impl ReplicaSession {
         for ((mapping, shape), ready) in unnamed.into_iter().zip(&named) {
             self.remember(mapping, shape, ready);
         }
-        for (place, number) in places {
-            all[place] = named.get(number).cloned();
-        }
-        Ok(all.into_iter().flatten().collect())
+        let all = all.into_iter();
+        Ok(all
+            .map(|ready| ready.unwrap_or_else(|number| Arc::clone(&named[number])))
+            .collect())
     }
 
     /// The shape, if it has a name or is to be sent whole.
@@ -440,42 +374,6 @@ impl Flight {
 
 fn whole_first() -> u32 {
     faults::limit("apply.whole_first", WHOLE_FIRST)
-}
-
-/// All of them, or the first error: not that of one which came too late, in a transaction that had
-/// failed by then (25P02).
-fn all_or_first(named: Vec<Result<Ready, ApplyError>>) -> Result<Vec<Arc<Ready>>, ApplyError> {
-    let is_late = |error: &ApplyError| error.sqlstate() == Some("25P02");
-    let mut all = Vec::with_capacity(named.len());
-    let mut first: Option<ApplyError> = None;
-    for ready in named {
-        match ready {
-            Ok(ready) => all.push(Arc::new(ready)),
-            Err(error) if first.as_ref().is_none_or(is_late) => first = Some(error),
-            Err(_) => {}
-        }
-    }
-    first.map_or(Ok(all), Err)
-}
-
-/// Has the server parse a shape, under a name.
-async fn name(
-    client: Arc<Client>,
-    mapping: Arc<TableMapping>,
-    shape: Shape,
-    format: ValueFormat,
-) -> Result<Ready, ApplyError> {
-    let text = statement(&mapping, &shape, format)?;
-    // Types of the replica's own it finds by itself.
-    let own = |param| type_of(param).filter(|own| own.oid() != 0);
-    let types: Vec<Type> = text
-        .params
-        .iter()
-        .map(|param| own(param).unwrap_or(Type::UNKNOWN))
-        .collect();
-    let prepared = client.prepare_typed(&text.sql, &types).await;
-    let statement = prepared.map_err(|error| ApplyError::statement(&mapping, "prepare", error))?;
-    Ok(Ready::new(Given::ByName(statement), text.params))
 }
 
 /// Polls a request for the first time, which sends it; its answer if that is here already.

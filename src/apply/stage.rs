@@ -5,8 +5,9 @@ use super::batch::BatchItem;
 use super::error::ApplyError;
 use super::net_effect::Stage;
 use super::plan::{StageContext, Step};
+use super::ready::Ready;
 use super::row::CopyRows;
-use super::session::{Failed, Flight, Ready, ReplicaSession};
+use super::session::{Failed, Flight, ReplicaSession};
 use super::statement::{Fields, ImageSide, Shape};
 use crate::mapping::TableMapping;
 use crate::pg::{Tuple, TupleValue};
@@ -67,14 +68,11 @@ impl StageContext<'_> {
         balance: &mut Balance,
     ) -> Result<(), ApplyError> {
         // First all of these: a statement that fails would be in the way of a shape that is named.
-        let mut wanted = Vec::with_capacity(steps.len());
-        for step in &steps {
-            if step.shape == Shape::Copy {
-                wanted.push((step.mapping, &Shape::Insert));
-            }
-            wanted.push((step.mapping, &step.shape));
-        }
-        let mut ready = session.ready(&wanted).await?.into_iter();
+        let copies = steps.iter().filter(|step| step.shape == Shape::Copy);
+        let inserts: Vec<_> = copies.map(|step| (step.mapping, &Shape::Insert)).collect();
+        let mut inserts = session.ready(&inserts).await?.into_iter();
+        let own = steps.iter().map(|step| (step.mapping, &step.shape));
+        let own = session.ready(&own.collect::<Vec<_>>()).await?;
         let mut flight = session.flight();
         let failed = |(place, error): Failed| match place.and_then(|place| steps.get(place)) {
             Some(step) => ApplyError::statement(step.mapping, step.what(), error),
@@ -83,17 +81,12 @@ impl StageContext<'_> {
         if let Some(sql) = first {
             flight.send_sql(sql).await.map_err(failed)?;
         }
-        let steps_ready = steps.iter().map_while(|step| {
-            let insert = match step.shape {
-                Shape::Copy => Some(ready.next()?),
-                _ => None,
-            };
-            Some((step, insert, ready.next()?))
-        });
-        for (place, (step, insert, ready)) in steps_ready.enumerate() {
+        for (place, (step, ready)) in steps.iter().zip(&own).enumerate() {
             *balance.entry(step.table).or_default() += step.offered.cast_signed();
-            if let Some(insert) = insert {
-                let copied = self.copy(&mut flight, place, step, [&insert, &ready]).await;
+            if step.shape == Shape::Copy
+                && let Some(insert) = inserts.next()
+            {
+                let copied = self.copy(&mut flight, place, step, [&insert, ready]).await;
                 session.is_out_of_step = flight.is_out_of_step;
                 copied.map_err(failed)??;
                 continue;
@@ -101,9 +94,9 @@ impl StageContext<'_> {
             let mut rest = step.items.as_slice();
             while !rest.is_empty() {
                 let bytes_max = bytes_at_once(&step.shape);
-                let (parameters, rows) = self.parameters(step.mapping, &ready, rest, bytes_max)?;
+                let (parameters, rows) = self.parameters(step.mapping, ready, rest, bytes_max)?;
                 rest = rest.get(rows..).unwrap_or_default();
-                let sent = flight.send_rows(place, &ready, parameters).await;
+                let sent = flight.send_rows(place, ready, parameters).await;
                 sent.map_err(failed)?;
             }
         }
@@ -182,9 +175,7 @@ impl StageContext<'_> {
         let Some(mapping) = self.batch.mapping(table) else {
             return Ok(0);
         };
-        let Some(ready) = session.ready(&[(mapping, shape)]).await?.pop() else {
-            return Ok(0);
-        };
+        let ready = session.ready_one(mapping, shape).await?;
         let (parameters, _) = self.parameters(mapping, &ready, &[item], usize::MAX)?;
         let mut flight = session.flight();
         let failed = |(_, error)| ApplyError::statement(mapping, "write", error);
