@@ -16,7 +16,7 @@ fn numbered_tables(count: u32) -> String {
 /// Each transaction changes one to five rows, each of another table.
 pub fn tables(size: Size) -> Workload {
     let tables = size.at_least(1_000, 20);
-    let count = size.of(60_000);
+    let count = size.of(180_000);
     let title = format!(
         "{} tables, {} transactions of 1 to 5 rows",
         thousands(tables.into()),
@@ -43,7 +43,7 @@ pub fn tables(size: Size) -> Workload {
 
 /// Unique keys that swap, keys that change, tables that are emptied, work that is taken back.
 pub fn adversarial(size: Size) -> Workload {
-    let count = size.at_least(30_000, 400);
+    let count = size.at_least(90_000, 400);
     let title = format!(
         "adversarial mix: swaps, key changes, truncates, savepoints, {} transactions",
         thousands(count.into())

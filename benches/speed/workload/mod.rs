@@ -9,7 +9,8 @@ mod transactions;
 use crate::arguments::Size;
 use crate::contender::Contender;
 
-/// One work. Sizes are chosen so that a subscription takes seconds for it.
+/// One work. Sizes are chosen so that a subscription takes seconds for it: a start, a tenth of one,
+/// is part of every run.
 pub struct Workload {
     pub name: &'static str,
     /// With its size, for people.

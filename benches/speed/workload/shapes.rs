@@ -65,7 +65,7 @@ fn wide_value(type_name: &str) -> &'static str {
 
 /// Forty columns; in each transaction ten rows come, five change in five columns, and five go.
 pub fn wide(size: Size) -> Workload {
-    let count = size.of(6_000);
+    let count = size.of(24_000);
     let columns: Vec<String> = (0..40)
         .map(|c| format!("c{c:02} {}", WIDE_TYPES[c % WIDE_TYPES.len()]))
         .collect();
@@ -110,8 +110,8 @@ pub fn toast(size: Size) -> Workload {
     const BODY: &str =
         "(SELECT string_agg(md5(i || '.' || n), '') FROM generate_series(1, 640) AS n)";
     let rows = size.at_least(4_000, 20);
-    let count = size.of(10_000);
-    let inserts = size.of(2_000);
+    let count = size.of(40_000);
+    let inserts = size.of(8_000);
     let title = format!(
         "20 kB of TOAST, {} updates beside it in 10-row transactions, {} inserts with it",
         thousands(u64::from(count) * 10),

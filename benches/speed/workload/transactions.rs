@@ -6,7 +6,7 @@ use crate::arguments::Size;
 const ROWS_OF_A_TRANSACTION: u32 = 25;
 
 pub fn insert25(size: Size) -> Workload {
-    let count = size.of(500_000 / ROWS_OF_A_TRANSACTION);
+    let count = size.of(1_500_000 / ROWS_OF_A_TRANSACTION);
     let rows = u64::from(count * ROWS_OF_A_TRANSACTION);
     let title = format!("25-row insert transactions, {} rows", thousands(rows));
     Workload::new("insert25", title)
@@ -25,7 +25,7 @@ pub fn insert25(size: Size) -> Workload {
 }
 
 pub fn insert1(size: Size) -> Workload {
-    let count = size.of(200_000);
+    let count = size.of(600_000);
     let title = format!("1-row insert transactions, {}", thousands(count.into()));
     Workload::new("insert1", title)
         .at_least(1.6)
@@ -43,7 +43,7 @@ pub fn insert1(size: Size) -> Workload {
 pub fn tpcb(size: Size) -> Workload {
     const CLIENTS: u32 = 4;
     let scale = size.of(20);
-    let transactions = size.of(25_000);
+    let transactions = size.of(50_000);
     let total = u64::from(CLIENTS * transactions);
     let title = format!(
         "TPC-B by pgbench, scale {scale}, {} transactions",
