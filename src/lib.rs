@@ -63,14 +63,14 @@ pub mod apply;
 pub mod pipeline;
 /// Compares source and replica at a cut, table by table.
 pub mod verify;
-/// Mends what a comparison found, at a cut: the plan, its bounds, what was before.
-pub mod repair;
-/// The daemon's proving and mending: what is asked for, and what is due.
-pub mod upkeep;
 /// Checks that yield findings with remedies.
 pub mod preflight;
 /// The replica's own integrity: orphans, duplicates, what it lacks, who else may write.
 pub mod diagnose;
+/// Mends what a comparison or a diagnosis found, at a cut: the plan, its bounds, what was before.
+pub mod repair;
+/// The daemon's proving and mending: what is asked for, and what is due.
+pub mod upkeep;
 /// What a person reads once a day: counts side by side, drift, relationships, since when in step.
 pub mod sync_report;
 /// Endpoints: they read, and hold no logic.

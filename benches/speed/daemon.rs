@@ -1,6 +1,7 @@
 //! The daemon as a process of its own, as an operator runs it.
 
 use std::io::Write;
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
 use anyhow::{Context, Result, ensure};
@@ -12,15 +13,26 @@ use crate::ground::{DATABASE, Ground, PUBLICATION};
 /// Dropped, it is killed.
 pub struct Daemon {
     child: Child,
-    _config: tempfile::TempPath,
+    config: tempfile::TempPath,
 }
 
 impl Daemon {
     /// `tables` are rules of its mapping, as the configuration has them.
     pub fn spawn(ground: &Ground, contender: Contender, tables: &str) -> Result<Self> {
+        let listen = "[http]\nlisten = \"127.0.0.1:0\"\n";
+        Self::spawn_with(ground, contender, tables, listen)
+    }
+
+    /// With this in the place of the endpoints' settings.
+    pub fn spawn_with(
+        ground: &Ground,
+        contender: Contender,
+        tables: &str,
+        listen: &str,
+    ) -> Result<Self> {
         let config = format!(
             "name = \"{}\"\n[source]\nurl = \"{}\"\npublication = \"{PUBLICATION}\"\nslot = \"{}\"\n\
-             [replica]\nurl = \"{}\"\n[http]\nlisten = \"127.0.0.1:0\"\n[verify]\nevery = \"0s\"\ncounts_every = \"0s\"\n{tables}",
+             [replica]\nurl = \"{}\"\n{listen}[verify]\nevery = \"0s\"\ncounts_every = \"0s\"\n{tables}",
             contender.pipeline(),
             ground.source.url(DATABASE),
             contender.slot(),
@@ -44,10 +56,11 @@ impl Daemon {
             .stdout(Stdio::null())
             .spawn()
             .context("starting the daemon")?;
-        Ok(Self {
-            child,
-            _config: config,
-        })
+        Ok(Self { child, config })
+    }
+
+    pub fn config(&self) -> &Path {
+        &self.config
     }
 
     pub fn id(&self) -> u32 {

@@ -10,6 +10,7 @@
 //!                                            └▶ restored ─▶ walsender into nothing: the ceiling
 //!  first_copy  tables with rows ─▶ from nothing until all are in step
 //!  latency     a writer at a low and at a high rate ─▶ how long until each row is seen
+//!  proving     a comparison's speed, how late a cut makes changes, what it costs the apply
 //!  ways        each way to write rows, by rows of a statement and columns; no contenders
 //! ```
 //!
@@ -29,6 +30,7 @@ mod ground;
 mod latency;
 mod null_sink;
 mod processes;
+mod proving;
 mod report;
 mod ways;
 mod workload;
@@ -74,6 +76,7 @@ async fn run(arguments: &Arguments) -> Result<()> {
     let mut names: Vec<&str> = workloads.iter().map(|workload| workload.name).collect();
     names.extend(copies.iter().map(|copy| copy.name));
     names.push(latency::NAME);
+    names.push(proving::NAME);
     names.push(ways::NAME);
     if arguments.list {
         println!("{}", names.join("\n"));
@@ -110,6 +113,11 @@ async fn run(arguments: &Arguments) -> Result<()> {
     if is_wanted(latency::NAME) {
         let measured = latency::measure(arguments, &mut results).await;
         measured.context(latency::NAME)?;
+        results.write()?;
+    }
+    if is_wanted(proving::NAME) {
+        let measured = Box::pin(proving::measure(arguments, &mut results)).await;
+        measured.context(proving::NAME)?;
         results.write()?;
     }
     if is_wanted(ways::NAME) {

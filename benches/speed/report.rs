@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::arguments::Arguments;
 use crate::contender::Contender;
 use crate::null_sink::Mode;
+use crate::proving::Proving;
 use crate::ways::{PositionSample, WaySample};
 
 const JSON: &str = "bench.json";
@@ -27,6 +28,8 @@ pub struct Results {
     pub works: Vec<Work>,
     pub samples: Vec<Sample>,
     pub latencies: Vec<LatencySample>,
+    #[serde(default)]
+    pub proving: Option<Proving>,
     #[serde(default)]
     pub ways: Vec<WaySample>,
     #[serde(default)]
@@ -132,6 +135,9 @@ impl Results {
         if !is_kept(crate::latency::NAME) {
             results.latencies.clear();
         }
+        if !is_kept(crate::proving::NAME) {
+            results.proving = None;
+        }
         if !is_kept(crate::ways::NAME) {
             results.ways.clear();
             results.positions.clear();
@@ -152,6 +158,7 @@ impl Results {
         for name in measured {
             let has = read.samples.iter().any(|sample| sample.work == *name)
                 || *name == crate::latency::NAME && !read.latencies.is_empty()
+                || *name == crate::proving::NAME && read.proving.is_some()
                 || *name == crate::ways::NAME
                     && !read.ways.is_empty()
                     && !read.positions.is_empty();

@@ -5,6 +5,7 @@
 
 mod asking;
 mod check;
+mod cleanup;
 mod confirm;
 mod copy_progress;
 mod demo;
@@ -96,6 +97,8 @@ enum Verb {
     Verify(verify::Args),
     /// Shows how what is not the same would be mended; with --apply does it.
     Repair(repair::Args),
+    /// Shows rows that refer to nothing or share a key, and the source has not; with --apply takes them away.
+    Cleanup(cleanup::Args),
     /// The replica's own integrity: orphans, duplicates, what it lacks, who else may write.
     Diagnose(diagnose::Args),
     /// What becomes of the source's tables.
@@ -127,6 +130,7 @@ impl Verb {
             Self::Status(args) => status::run(load()?, args).await,
             Self::Verify(args) => Box::pin(verify::run(load()?, args)).await,
             Self::Repair(args) => Box::pin(repair::run(load()?, args)).await,
+            Self::Cleanup(args) => Box::pin(cleanup::run(load()?, args)).await,
             Self::Diagnose(args) => diagnose::run(load()?, args).await,
             Self::Mapping(args) => mapping::run(load()?, args).await,
             Self::Errors(args) => errors::run(load()?, args).await,
@@ -222,6 +226,10 @@ mod tests {
             (&["mapping", "explain", "public.leads"], None),
             (&["verify", "public.leads", "--counts", "--json"], None),
             (&["mapping"], Some(Outcome::Misused)),
+            (&["cleanup", "orphans", "public.leads", "--apply"], None),
+            (&["cleanup", "duplicates", "--json"], None),
+            (&["cleanup"], Some(Outcome::Misused)),
+            (&["cleanup", "leads"], Some(Outcome::Misused)),
             (&["errors", "skip", "3", "--reason", "a test row"], None),
             (&["errors", "skip", "3"], Some(Outcome::Misused)),
             (&["resync", "public.leads", "public.clients"], None),

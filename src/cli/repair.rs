@@ -5,7 +5,7 @@ use super::{Misuse, Outcome, output, settings, verify};
 use crate::config::Config;
 use crate::pg::QualifiedName;
 use crate::pipeline::{CutAsker, PipelineConfig};
-use crate::repair::{Bounds, Report, RowToMend, TableRepair, Way, Wish, repair};
+use crate::repair::{Asked, Bounds, Report, RowToMend, TableRepair, Way, Wish, repair};
 use crate::verify::DriftKind;
 use anyhow::Context;
 
@@ -50,7 +50,7 @@ pub(super) async fn run(config: Config, args: Args) -> anyhow::Result<Outcome> {
     let asking = Asking::open(&config).await?;
     let report = match asking.has_daemon().await? {
         true => {
-            let asked = serde_json::to_string(&wish)?;
+            let asked = Asked::Repair(wish.clone()).to_json();
             let answer = asking.daemon(&wish.tables, false, Some(&asked)).await?;
             Report::from_json(&answer).context("the daemon is of another version")?
         }

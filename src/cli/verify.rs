@@ -78,14 +78,18 @@ pub(super) fn text(report: &Report, counts_only: bool) -> String {
                 table.missing, table.extra, table.different
             ),
         };
+        let how = if table.rechecked { ", rechecked" } else { "" };
         format!(
-            "{} -> {}: {verdict}; {rows}",
+            "{} -> {}: {verdict}{how}; {rows}",
             table.table, table.replica_table
         )
     };
     let mut lines: Vec<String> = report.tables.iter().map(line).collect();
     let passed_by = report.not_compared.iter();
     lines.extend(passed_by.map(|one| format!("{}: not compared: {}", one.table, one.reason)));
+    lines.extend(report.near.iter().map(|why| {
+        format!("{why}; so the position is nearly the source's, and rows that differed were looked at again")
+    }));
     let verdict = if report.in_sync {
         "in sync"
     } else {

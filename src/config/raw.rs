@@ -119,6 +119,17 @@ pub(super) struct RawTable {
     pub(super) extra_rows: Option<ExtraRows>,
     pub(super) on_conflict: Option<String>,
     pub(super) priority: Option<i64>,
+    pub(super) references: Vec<RawReference>,
+    pub(super) unique: Vec<Vec<String>>,
+}
+
+/// One of `[[tables]] references`.
+pub(super) struct RawReference {
+    /// `tables[3].references[0]`
+    pub(super) path: String,
+    pub(super) columns: Vec<String>,
+    pub(super) table: Option<String>,
+    pub(super) to: Vec<String>,
 }
 
 const EXISTING_ROWS: [(&str, ExistingRows); 3] = [
@@ -288,6 +299,7 @@ impl RawVerify {
 
 impl RawTable {
     fn read(mut section: Section, report: &mut Report) -> Self {
+        let references = section.take_sections("references", report);
         let raw = Self {
             path: section.path().to_owned(),
             source: section.take("source", report),
@@ -301,6 +313,24 @@ impl RawTable {
             extra_rows: section.take_choice("extra_rows", &EXTRA_ROWS, report),
             on_conflict: section.take("on_conflict", report),
             priority: section.take("priority", report),
+            references: references
+                .into_iter()
+                .map(|reference| RawReference::read(reference, report))
+                .collect(),
+            unique: section.take("unique", report).unwrap_or_default(),
+        };
+        section.finish(report);
+        raw
+    }
+}
+
+impl RawReference {
+    fn read(mut section: Section, report: &mut Report) -> Self {
+        let raw = Self {
+            path: section.path().to_owned(),
+            columns: section.take("columns", report).unwrap_or_default(),
+            table: section.take("table", report),
+            to: section.take("to", report).unwrap_or_default(),
         };
         section.finish(report);
         raw

@@ -223,6 +223,20 @@ impl FromValue for Vec<String> {
     }
 }
 
+impl FromValue for Vec<Vec<String>> {
+    fn from_value(value: Value) -> Result<Self, &'static str> {
+        const EXPECTED: &str = "a list of lists of texts, as in [[\"a\"], [\"b\", \"c\"]]";
+        match value.kind {
+            ValueKind::Array(items) => items
+                .into_iter()
+                .map(Vec::<String>::from_value)
+                .collect::<Result<_, _>>()
+                .map_err(|_| EXPECTED),
+            _ => Err(EXPECTED),
+        }
+    }
+}
+
 impl FromValue for BTreeMap<String, String> {
     fn from_value(value: Value) -> Result<Self, &'static str> {
         const EXPECTED: &str = "names and texts, as in { a = \"b\" }";

@@ -4,8 +4,11 @@
 //! here only what is wrong in itself.
 
 use super::problems::Report;
-use super::raw::RawTable;
-use crate::mapping::{ConflictPolicy, ExistingRows, ExtraRows, Settings, TablePattern, TableRule};
+use super::raw::{RawReference, RawTable};
+use crate::mapping::{
+    ConflictPolicy, ExistingRows, ExtraRows, Reference, Settings, TablePattern, TableRule,
+};
+use crate::pg::QualifiedName;
 use std::collections::BTreeSet;
 
 /// The rules, and what holds for tables without one.
@@ -73,6 +76,13 @@ fn validate_table(
     if let Some(Err(_)) = priority {
         report.add(&key("priority"), "too large a number");
     }
+    let references = raw.references.iter();
+    let references = references
+        .filter_map(|reference| validate_reference(reference, report))
+        .collect();
+    if raw.unique.iter().any(Vec::is_empty) {
+        report.add(&key("unique"), "a key without columns");
+    }
     Some(TableRule {
         source: source?,
         replica,
@@ -85,6 +95,37 @@ fn validate_table(
         extra_rows: raw.extra_rows.unwrap_or(defaults.extra_rows),
         on_conflict: on_conflict.unwrap_or_else(|| defaults.on_conflict.clone()),
         priority: priority.and_then(Result::ok).unwrap_or(0),
+        references,
+        unique: raw.unique,
+    })
+}
+
+fn validate_reference(raw: &RawReference, report: &mut Report) -> Option<Reference> {
+    let key = |key: &str| format!("{}.{key}", raw.path);
+    let table = parse_pattern(raw.table.as_deref(), &key("table"), report);
+    if raw.table.is_none() && !report.is_broken(&key("table")) {
+        report.add(
+            &key("table"),
+            "missing; expected schema.table of the replica",
+        );
+    }
+    let is_exact = table.as_ref().is_none_or(TablePattern::is_exact);
+    if !is_exact {
+        report.add(&key("table"), "expected one table: no * here");
+    }
+    for (name, columns) in [("columns", &raw.columns), ("to", &raw.to)] {
+        if columns.is_empty() && !report.is_broken(&key(name)) {
+            report.add(&key(name), "missing; expected a list of replica columns");
+        }
+    }
+    if raw.columns.len() != raw.to.len() && !raw.columns.is_empty() && !raw.to.is_empty() {
+        report.add(&key("to"), "expected as many as in columns");
+    }
+    let table = table?;
+    Some(Reference {
+        columns: raw.columns.clone(),
+        table: QualifiedName::new(table.schema, table.table),
+        to: raw.to.clone(),
     })
 }
 

@@ -1,7 +1,7 @@
 //! Keys: rows that share one, keys and indexes that the source has and the replica lacks, and what is
 //! there and does not hold.
 
-use super::{Survey, all_kept_in, count, kept_in, quoted};
+use super::{Survey, Suspects, all_kept_in, count, kept_in, quoted, suspects_of};
 use crate::catalog::TableColumn;
 use crate::mapping::RowIdentity;
 use crate::pg::{QualifiedName, quote_ident};
@@ -18,9 +18,17 @@ pub(super) async fn look(survey: &Survey<'_>, findings: &mut Findings) -> Result
     what_does_not_hold(survey, findings).await
 }
 
-/// Columns of the replica that no two rows share on the source: the key by which rows are found, and
-/// the source's own unique keys.
-fn promised_keys(table: &PlannedTable) -> Vec<Vec<String>> {
+/// Columns of the replica that no two rows are to share.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct PromisedKey {
+    columns: Vec<String>,
+    /// The source keeps it; otherwise the configuration says so.
+    is_of_source: bool,
+}
+
+/// The key by which rows are found, the source's own unique keys, and natural ones of the
+/// configuration.
+fn promised_keys(table: &PlannedTable) -> Vec<PromisedKey> {
     let mut keys: Vec<Vec<String>> = Vec::new();
     if let RowIdentity::Key(key) = &table.mapping.identity {
         let columns = key.iter().filter_map(|i| table.mapping.columns.get(*i));
@@ -28,37 +36,107 @@ fn promised_keys(table: &PlannedTable) -> Vec<Vec<String>> {
     }
     let of_source = table.source.unique_keys.iter();
     keys.extend(of_source.filter_map(|key| all_kept_in(&table.mapping, &key.columns)));
-    for key in &mut keys {
-        key.sort_unstable();
-    }
-    keys.sort_unstable();
-    keys.dedup();
-    keys
+    let has_columns = |key: &&Vec<String>| key.iter().all(|c| table.replica.column(c).is_some());
+    let said = table.resolved.rule.unique.iter().filter(has_columns);
+    let of_source = keys.into_iter().map(|columns| (columns, true));
+    let mut promised: Vec<PromisedKey> = of_source
+        .chain(said.map(|columns| (columns.clone(), false)))
+        .map(|(mut columns, is_of_source)| {
+            columns.sort_unstable();
+            PromisedKey {
+                columns,
+                is_of_source,
+            }
+        })
+        .collect();
+    // What both say the source says.
+    promised.sort_unstable_by_key(|key| (key.columns.clone(), !key.is_of_source));
+    promised.dedup_by(|later, first| later.columns == first.columns);
+    promised
 }
 
-/// A unique key of the replica that holds proves it; otherwise its rows are looked at.
-async fn look_at_key(
+/// Whether the columns are the key by which rows are found.
+fn is_identity(table: &PlannedTable, columns: &[String]) -> bool {
+    let RowIdentity::Key(key) = &table.mapping.identity else {
+        return false;
+    };
+    let name = |place: &usize| table.mapping.columns.get(*place).map(|c| &c.name);
+    key.len() == columns.len()
+        && key
+            .iter()
+            .filter_map(name)
+            .all(|name| columns.contains(name))
+}
+
+/// A unique key of the replica that holds proves it.
+fn is_kept(table: &PlannedTable, columns: &[String]) -> bool {
+    table.replica.unique_keys.iter().any(|unique| {
+        unique.is_immediate && unique.columns.iter().all(|column| columns.contains(column))
+    })
+}
+
+/// Rows that share a promised key with others, of each key that is shared.
+pub(super) async fn suspects(
     survey: &Survey<'_>,
-    table: &PlannedTable,
-    key: &[String],
-    findings: &mut Findings,
-) -> Result<(), CheckError> {
-    let name = &table.replica.name;
-    let has_it = table.replica.unique_keys.iter().any(|unique| {
-        unique.is_immediate && unique.columns.iter().all(|column| key.contains(column))
-    });
-    if has_it {
-        return Ok(());
+    keys_max: u64,
+) -> Result<Vec<Suspects>, CheckError> {
+    let mut all = Vec::new();
+    for table in &survey.tables {
+        for PromisedKey { columns, .. } in promised_keys(table) {
+            if is_kept(table, &columns) {
+                continue;
+            }
+            let of_row: Vec<String> = columns
+                .iter()
+                .map(|c| format!("c.{}", quote_ident(c)))
+                .collect();
+            let is_double = format!(
+                "({}) IN ({})",
+                of_row.join(", "),
+                doubles_sql(table, &columns)
+            );
+            let found = suspects_of(survey.replica, table, &is_double, keys_max).await?;
+            all.extend(found.map(|found| Suspects {
+                what: format!("({})", columns.join(", ")),
+                is_by_identity: is_identity(table, &columns),
+                ..found
+            }));
+        }
     }
-    let not_null: Vec<String> = key
+    Ok(all)
+}
+
+/// Values of these columns that several rows have.
+fn doubles_sql(table: &PlannedTable, columns: &[String]) -> String {
+    let not_null: Vec<String> = columns
         .iter()
         .map(|column| format!("{} IS NOT NULL", quote_ident(column)))
         .collect();
-    let sql = format!(
-        "SELECT pg_catalog.count(*) FROM (SELECT 1 FROM {} WHERE {} GROUP BY {} HAVING pg_catalog.count(*) > 1) AS d",
+    let columns = quoted(columns);
+    format!(
+        "SELECT {columns} FROM {} WHERE {} GROUP BY {columns} HAVING pg_catalog.count(*) > 1",
         table.mapping.replica_rows(),
-        not_null.join(" AND "),
-        quoted(key)
+        not_null.join(" AND ")
+    )
+}
+
+/// Where nothing keeps a key, its rows are looked at.
+async fn look_at_key(
+    survey: &Survey<'_>,
+    table: &PlannedTable,
+    PromisedKey {
+        columns: key,
+        is_of_source,
+    }: &PromisedKey,
+    findings: &mut Findings,
+) -> Result<(), CheckError> {
+    let name = &table.replica.name;
+    if is_kept(table, key) {
+        return Ok(());
+    }
+    let sql = format!(
+        "SELECT pg_catalog.count(*) FROM ({}) AS d",
+        doubles_sql(table, key)
     );
     let doubles = match count(survey.replica, &sql).await? {
         Ok(doubles) => doubles,
@@ -77,9 +155,15 @@ async fn look_at_key(
         findings.error(
             "diagnose.duplicates",
             name,
-            format!("{doubles} values of ({columns}) are held by more than one row of {name}, and by one on the source"),
             format!(
-                "`pglockstep resync {}` makes it what the source has",
+                "{doubles} values of ({columns}) are held by more than one row of {name}, {}",
+                match is_of_source {
+                    true => "and by one on the source",
+                    false => "which [[tables]] unique says is never so",
+                }
+            ),
+            format!(
+                "`pglockstep cleanup duplicates {}` takes away what the source has not",
                 table.source.name
             ),
         );
@@ -87,7 +171,13 @@ async fn look_at_key(
         findings.warning(
             "diagnose.unique",
             name,
-            format!("({columns}) is unique on the source, and nothing of {name} keeps it so"),
+            format!(
+                "({columns}) is unique {}, and nothing of {name} keeps it so",
+                match is_of_source {
+                    true => "on the source",
+                    false => "by [[tables]] unique",
+                }
+            ),
             format!(
                 "CREATE UNIQUE INDEX CONCURRENTLY ON {} ({})",
                 name.quoted(),

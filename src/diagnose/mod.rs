@@ -17,10 +17,11 @@ pub use relations::RelationFound;
 
 use crate::apply::take_replica_role;
 use crate::conn::Session;
-use crate::mapping::{ColumnValue, TableMapping};
-use crate::pg::{ServerError, quote_ident};
+use crate::mapping::{ColumnValue, RowIdentity, TableMapping};
+use crate::pg::{QualifiedName, ServerError, quote_ident};
 use crate::pipeline::{PipelineConfig, PlannedTable, TablePlan, survey_tables};
-use crate::preflight::{CheckError, Finding, Findings};
+use crate::preflight::{self, CheckError, Finding, Findings};
+use serde::{Deserialize, Serialize};
 use tokio_postgres::Client;
 
 /// One side each, and what takes part.
@@ -62,6 +63,104 @@ pub async fn diagnose(config: &PipelineConfig) -> Result<Vec<Finding>, CheckErro
     keys::look(&survey, &mut findings).await?;
     access::look(&survey, is_quiet, &mut findings).await?;
     Ok(findings.into_vec())
+}
+
+/// What is wrong with rows of the replica, by themselves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Flaw {
+    /// They refer to rows that are not there.
+    Orphans,
+    /// They share a key with others.
+    Duplicates,
+}
+
+/// Rows of one table that have one flaw.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Suspects {
+    /// The source table.
+    pub source: QualifiedName,
+    /// What they refer to, or the columns of the key.
+    pub what: String,
+    /// Several of them have the key by which the source's rows are found.
+    pub is_by_identity: bool,
+    /// How many there are.
+    pub rows: u64,
+    /// The keys by which the source's rows are found, as texts: as many as were wanted; of a table without such a
+    /// key none.
+    pub keys: Vec<Vec<String>>,
+}
+
+/// Rows with a flaw, table by table and reason by reason; at most `keys_max` keys of each.
+///
+/// # Errors
+/// [`CheckError`]: one of the sides cannot be read.
+pub async fn suspects(
+    source: &Client,
+    replica: &Client,
+    plan: &TablePlan,
+    flaw: Flaw,
+    keys_max: u64,
+) -> Result<Vec<Suspects>, CheckError> {
+    let survey = Survey {
+        source,
+        replica,
+        tables: plan.tables.values().collect(),
+    };
+    begin(replica).await?;
+    let found = match flaw {
+        Flaw::Orphans => relations::suspects(&survey, keys_max).await?,
+        Flaw::Duplicates => keys::suspects(&survey, keys_max).await?,
+    };
+    let ended = replica.batch_execute("COMMIT").await;
+    ended.map_err(|error| CheckError::Query {
+        what: "the replica",
+        source: error.into(),
+    })?;
+    Ok(found)
+}
+
+/// The rows `c` of a table for which this is true; `None` if there are none.
+async fn suspects_of(
+    replica: &Client,
+    table: &PlannedTable,
+    is_suspect: &str,
+    keys_max: u64,
+) -> Result<Option<Suspects>, CheckError> {
+    let rows_of = format!("{} AS c WHERE {is_suspect}", table.mapping.replica_rows());
+    let count = format!("SELECT pg_catalog.count(*) FROM {rows_of}");
+    let found = preflight::rows(replica, "rows", &count, &[]).await?;
+    let rows = found
+        .first()
+        .map_or(0, |row| row.get::<_, i64>(0).unsigned_abs());
+    if rows == 0 {
+        return Ok(None);
+    }
+    let mut keys = Vec::new();
+    if let RowIdentity::Key(key) = &table.mapping.identity {
+        let columns = key.iter().filter_map(|i| table.mapping.columns.get(*i));
+        let texts: Vec<String> = columns
+            .map(|c| format!("c.{}::pg_catalog.text", quote_ident(&c.name)))
+            .collect();
+        let sql = format!(
+            "SELECT DISTINCT ARRAY[{}] FROM {rows_of} LIMIT {keys_max}",
+            texts.join(", ")
+        );
+        let found = preflight::rows(replica, "keys", &sql, &[]).await?;
+        let whole = |row: &tokio_postgres::Row| {
+            let key: Vec<Option<String>> = row.get(0);
+            // A key with NULL in it finds no row.
+            key.into_iter().collect::<Option<Vec<String>>>()
+        };
+        keys = found.iter().filter_map(whole).collect();
+    }
+    Ok(Some(Suspects {
+        source: table.source.name.clone(),
+        what: String::new(),
+        is_by_identity: false,
+        rows,
+        keys,
+    }))
 }
 
 /// Every relation between tables that take part, with the rows of it that refer to nothing.

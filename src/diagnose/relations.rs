@@ -1,6 +1,7 @@
 //! Rows that refer to rows which are not there, and what would keep it so.
 
-use super::{Survey, all_kept_in, count, quoted};
+use super::{Survey, Suspects, all_kept_in, count, quoted, suspects_of};
+use crate::mapping::Reference;
 use crate::pg::{QualifiedName, quote_ident};
 use crate::pipeline::PlannedTable;
 use crate::preflight::{CheckError, Findings, index_columns, rows};
@@ -33,7 +34,15 @@ struct Relation {
     /// What the parent's column `p` and the child's `c` are compared by, column by column; `None`: as
     /// text, since their types have none in common.
     equalities: Vec<Option<String>>,
-    is_declared: bool,
+    said_by: SaidBy,
+}
+
+/// Who says that there is a relation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum SaidBy {
+    Replica,
+    Source,
+    Configuration,
 }
 
 impl Relation {
@@ -64,6 +73,8 @@ pub struct RelationFound {
     pub child: QualifiedName,
     /// The table referred to.
     pub parent: QualifiedName,
+    /// Its name, or the one that PostgreSQL would give it.
+    pub name: String,
     /// `a, b -> c, d`
     pub columns: String,
     /// Rows that refer to rows which are not there; `None`: nobody may look.
@@ -75,6 +86,7 @@ pub(super) async fn found(survey: &Survey<'_>) -> Result<Vec<RelationFound>, Che
     for relation in relations(survey).await? {
         found.push(RelationFound {
             columns: relation.columns(),
+            name: relation.name.clone(),
             orphans: count_orphans(survey.replica, &relation).await?.ok(),
             child: relation.child,
             parent: relation.parent,
@@ -117,7 +129,7 @@ fn tell_orphans(relation: &Relation, orphans: Result<u64, String>, findings: &mu
                 relation.columns()
             ),
             format!(
-                "`pglockstep verify` says whether the source has them; `pglockstep repair` brings those that are missing in {parent}"
+                "`pglockstep repair` brings those that are missing in {parent}; `pglockstep cleanup orphans` takes away those that only the replica has"
             ),
         ),
         Err(why) => findings.warning(
@@ -142,12 +154,17 @@ fn tell_what_it_lacks(relation: &Relation, indexes: &[Vec<String>], findings: &m
         parent,
         ..
     } = relation;
-    if !relation.is_declared {
+    let of = match relation.said_by {
+        SaidBy::Replica => None,
+        SaidBy::Source => Some("the source's foreign key"),
+        SaidBy::Configuration => Some("the configuration's reference"),
+    };
+    if let Some(of) = of {
         findings.info(
             "diagnose.foreign_key",
             child,
             format!(
-                "the source's foreign key {name} ({}) is not declared on the replica",
+                "{of} {name} ({}) is not declared on the replica",
                 relation.columns()
             ),
             format!(
@@ -202,7 +219,53 @@ async fn relations(survey: &Survey<'_>) -> Result<Vec<Relation>, CheckError> {
             relations.push(relation);
         }
     }
+    let by_name: HashMap<&QualifiedName, &PlannedTable> = survey
+        .tables
+        .iter()
+        .map(|t| (&t.replica.name, *t))
+        .collect();
+    for child in &survey.tables {
+        for reference in &child.resolved.rule.references {
+            let relation = configured_relation(child, reference, &by_name);
+            if let Some(relation) = relation
+                && !relations.iter().any(|known| known.is_the_same(&relation))
+            {
+                relations.push(relation);
+            }
+        }
+    }
     Ok(relations)
+}
+
+/// `None` where a pattern's rule names columns that this table has not.
+fn configured_relation(
+    child: &PlannedTable,
+    reference: &Reference,
+    by_name: &HashMap<&QualifiedName, &PlannedTable>,
+) -> Option<Relation> {
+    let parent = by_name.get(&reference.table);
+    let pairs = reference.columns.iter().zip(&reference.to);
+    let equality = |(of_child, of_parent): (&String, &String)| {
+        let of_child = child.replica.column(of_child)?;
+        // Of a table that takes no part nothing is known.
+        let of_parent = parent.and_then(|parent| parent.replica.column(of_parent));
+        let of_parent = of_parent.filter(|column| column.base_type == of_child.base_type);
+        Some(of_parent.map(|column| column.equality.written()))
+    };
+    let equalities: Option<Vec<Option<String>>> = pairs.map(equality).collect();
+    Some(Relation {
+        name: format!(
+            "{}_{}_fkey",
+            child.replica.name.name,
+            reference.columns.join("_")
+        ),
+        child: child.replica.name.clone(),
+        child_columns: reference.columns.clone(),
+        parent: reference.table.clone(),
+        parent_columns: reference.to.clone(),
+        equalities: equalities?,
+        said_by: SaidBy::Configuration,
+    })
 }
 
 fn declared_relation(row: &Row, by_replica: &HashMap<u32, &PlannedTable>) -> Option<Relation> {
@@ -213,7 +276,7 @@ fn declared_relation(row: &Row, by_replica: &HashMap<u32, &PlannedTable>) -> Opt
         parent: QualifiedName::new(row.get::<_, String>(3), row.get::<_, String>(4)),
         parent_columns: row.get(6),
         equalities: row.get::<_, Vec<String>>(7).into_iter().map(Some).collect(),
-        is_declared: true,
+        said_by: SaidBy::Replica,
     })
 }
 
@@ -238,15 +301,51 @@ fn mapped_relation(row: &Row, by_source: &HashMap<u32, &PlannedTable>) -> Option
             .collect(),
         child_columns,
         parent_columns,
-        is_declared: false,
+        said_by: SaidBy::Source,
     })
 }
 
-/// A row with a NULL among its columns refers to nothing (MATCH SIMPLE).
 async fn count_orphans(
     replica: &Client,
     relation: &Relation,
 ) -> Result<Result<u64, String>, CheckError> {
+    let sql = format!(
+        "SELECT pg_catalog.count(*) FROM {} AS c WHERE {}",
+        relation.child.quoted(),
+        is_orphan(relation)
+    );
+    count(replica, &sql).await
+}
+
+/// Rows that refer to nothing, of each relation that has some.
+pub(super) async fn suspects(
+    survey: &Survey<'_>,
+    keys_max: u64,
+) -> Result<Vec<Suspects>, CheckError> {
+    let mut all = Vec::new();
+    for relation in relations(survey).await? {
+        let child = survey
+            .tables
+            .iter()
+            .find(|t| t.replica.name == relation.child);
+        let Some(child) = child else {
+            continue;
+        };
+        let what = format!(
+            "{} ({}), {}",
+            relation.parent,
+            relation.columns(),
+            relation.name
+        );
+        let found = suspects_of(survey.replica, child, &is_orphan(&relation), keys_max).await?;
+        all.extend(found.map(|found| Suspects { what, ..found }));
+    }
+    Ok(all)
+}
+
+/// Whether the row `c` refers to one that is not there. A row with a NULL among its columns refers to
+/// nothing (MATCH SIMPLE).
+fn is_orphan(relation: &Relation) -> String {
     let refers: Vec<String> = relation
         .child_columns
         .iter()
@@ -263,12 +362,10 @@ async fn count_orphans(
             }
         })
         .collect();
-    let sql = format!(
-        "SELECT pg_catalog.count(*) FROM {} AS c WHERE {} AND NOT EXISTS (SELECT 1 FROM {} AS p WHERE {})",
-        relation.child.quoted(),
+    format!(
+        "{} AND NOT EXISTS (SELECT 1 FROM {} AS p WHERE {})",
         refers.join(" AND "),
         relation.parent.quoted(),
         same.join(" AND ")
-    );
-    count(replica, &sql).await
+    )
 }

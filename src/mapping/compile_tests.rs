@@ -107,6 +107,8 @@ fn resolved(change: impl FnOnce(&mut TableRule)) -> Resolved {
         extra_rows: ExtraRows::Keep,
         on_conflict: ConflictPolicy::SourceWins,
         priority: 0,
+        references: Vec::new(),
+        unique: Vec::new(),
     };
     change(&mut rule);
     Resolved {

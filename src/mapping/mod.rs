@@ -23,7 +23,7 @@ pub use expression::Expression;
 pub use row_type::{BinaryInput, Field, FieldValue, RowType};
 pub use rule::{Resolved, resolve};
 pub use settings::{
-    ConflictPolicy, ExistingRows, ExtraRows, ParseConflictPolicyError, ParsePatternError, Settings,
-    TablePattern, TableRule,
+    ConflictPolicy, ExistingRows, ExtraRows, ParseConflictPolicyError, ParsePatternError,
+    Reference, Settings, TablePattern, TableRule,
 };
 pub use table::{ColumnMapping, ColumnValue, InputColumn, RowIdentity, TableMapping};

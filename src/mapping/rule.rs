@@ -63,6 +63,8 @@ fn same_name_rule(settings: &Settings, source: &QualifiedName) -> TableRule {
         extra_rows: settings.extra_rows,
         on_conflict: settings.on_conflict.clone(),
         priority: 0,
+        references: Vec::new(),
+        unique: Vec::new(),
     }
 }
 

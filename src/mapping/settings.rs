@@ -1,5 +1,6 @@
 //! What an operator says about tables: the validated form of `[[tables]]`.
 
+use crate::pg::QualifiedName;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -139,6 +140,17 @@ impl fmt::Display for TablePattern {
     }
 }
 
+/// Replica columns that refer to rows of another replica table, whether that is declared there or not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reference {
+    /// The columns that refer.
+    pub columns: Vec<String>,
+    /// The replica table referred to.
+    pub table: QualifiedName,
+    /// Its columns, as many.
+    pub to: Vec<String>,
+}
+
 /// One `[[tables]]` entry: which source tables it speaks of and what becomes of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TableRule {
@@ -164,6 +176,10 @@ pub struct TableRule {
     pub on_conflict: ConflictPolicy,
     /// Higher is copied earlier.
     pub priority: i32,
+    /// What `diagnose` holds the replica's rows against, beside what is declared.
+    pub references: Vec<Reference>,
+    /// Sets of replica columns that no two rows share: natural keys.
+    pub unique: Vec<Vec<String>>,
 }
 
 /// All rules in file order, and what holds where none says otherwise.

@@ -19,7 +19,7 @@ mod segments;
 mod taking;
 mod telling;
 
-use self::cutting::PendingCut;
+use self::cutting::{PendingCut, placed};
 use self::disk::Disk;
 use self::segments::Segments;
 use super::PipelineError;
@@ -236,7 +236,8 @@ impl<'a, W: ReplicaWriter> Follower<'a, W> {
                     self.telemetry.set_pool(self.relations.pool_health());
                     self.advance_idle().await?;
                 }
-                request = cuts.next(), if self.may_cut() => self.hold(request).await?,
+                request = cuts.next(), if self.may_cut() => self.seek_cut(request),
+                () = placed(&mut self.cut) => self.cut_where_all_is_applied().await?,
                 chunk = self.inbox.chunks.recv() => match chunk {
                     Some(chunk) => self.take_all(chunk).await?,
                     None => return Ok(Ended::NothingMoreComes),
@@ -256,7 +257,7 @@ impl<'a, W: ReplicaWriter> Follower<'a, W> {
             self.state.in_hand.hold(chunk.bytes);
             self.segments.known.hold(chunk.bytes);
             for event in chunk.events {
-                self.cut_before(&event).await?;
+                self.cut_before(&event, chunk.arrived).await?;
                 if let Some(errand) = self.take(event)? {
                     self.run_errand(errand).await?;
                 }

@@ -53,6 +53,8 @@ pub(crate) struct Chunk {
     pub(crate) events: Vec<Event>,
     /// Bytes that its events hold on to.
     pub(crate) bytes: usize,
+    /// When the last of them had come.
+    pub(crate) arrived: Instant,
     /// None in a simulation, whose queue has no bound.
     _room: Option<OwnedSemaphorePermit>,
 }
@@ -81,6 +83,7 @@ impl Chunk {
         Self {
             events,
             bytes,
+            arrived: Instant::now(),
             _room: None,
         }
     }
@@ -214,6 +217,7 @@ impl Gathered {
         Chunk {
             events: self.events,
             bytes: self.bytes,
+            arrived: Instant::now(),
             _room: Some(room),
         }
     }

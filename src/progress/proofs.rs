@@ -30,6 +30,8 @@ pub struct Proof {
     pub drift: [u64; 3],
     /// Nothing was found.
     pub in_sync: bool,
+    /// The source's snapshot was a moment before `at`, and rows that differed were looked at again.
+    pub rechecked: bool,
     /// How long it took.
     pub took: Duration,
 }
@@ -55,10 +57,10 @@ impl Store {
     ) -> Result<(), ProgressError> {
         let sql = "INSERT INTO pglockstep.proofs (pipeline, source_schema, source_table, replica_schema, \
                    replica_table, counts_only, lsn, source_rows, replica_rows, missing, extra, different, \
-                   in_sync, seconds, rules) SELECT $1, p.*, $15 FROM ROWS FROM (unnest($2::text[]), unnest($3::text[]), \
+                   in_sync, seconds, rechecked, rules) SELECT $1, p.*, $16 FROM ROWS FROM (unnest($2::text[]), unnest($3::text[]), \
                    unnest($4::text[]), unnest($5::text[]), unnest($6::bool[]), unnest($7::pg_lsn[]), \
                    unnest($8::int8[]), unnest($9::int8[]), unnest($10::int8[]), unnest($11::int8[]), \
-                   unnest($12::int8[]), unnest($13::bool[]), unnest($14::float8[])) AS p";
+                   unnest($12::int8[]), unnest($13::bool[]), unnest($14::float8[]), unnest($15::bool[])) AS p";
         let text = |of: fn(&Proof) -> &str| proofs.iter().map(of).collect::<Vec<_>>();
         let count = |of: fn(&Proof) -> u64| proofs.iter().map(|p| wide(of(p))).collect::<Vec<_>>();
         let truth = |of: fn(&Proof) -> bool| proofs.iter().map(of).collect::<Vec<_>>();
@@ -80,6 +82,7 @@ impl Store {
             &count(|p| p.drift[2]),
             &truth(|p| p.in_sync),
             &seconds,
+            &truth(|p| p.rechecked),
             &rules,
         ];
         let doing = || ProgressError::doing("keep what a comparison found");
@@ -116,7 +119,7 @@ impl Store {
                      SELECT DISTINCT ON (source_schema, source_table, counts_only, in_sync) id FROM ours \
                      ORDER BY source_schema, source_table, counts_only, in_sync, id DESC) \
                    SELECT source_schema, source_table, replica_schema, replica_table, counts_only, lsn, \
-                     source_rows, replica_rows, missing, extra, different, in_sync, seconds, \
+                     source_rows, replica_rows, missing, extra, different, in_sync, seconds, rechecked, \
                      EXTRACT(EPOCH FROM pg_catalog.now() - compared_at)::float8 \
                    FROM ours WHERE id IN (SELECT id FROM last) ORDER BY id";
         let rows = client.query(sql, &[&pipeline, &rules]).await;
@@ -212,8 +215,9 @@ fn kept(row: &Row) -> KeptProof {
             drift: [count(8), count(9), count(10)],
             in_sync: row.get(11),
             took: seconds(12),
+            rechecked: row.get(13),
         },
-        age: seconds(13),
+        age: seconds(14),
     }
 }
 

@@ -106,6 +106,7 @@ CREATE TABLE IF NOT EXISTS "pglockstep"."proofs" (
   in_sync boolean NOT NULL,
   seconds float8 NOT NULL,
   rules text NOT NULL,
+  rechecked boolean NOT NULL DEFAULT false,
   compared_at timestamptz NOT NULL DEFAULT pg_catalog.now()
 );
 CREATE INDEX IF NOT EXISTS "proofs_of_table" ON "pglockstep"."proofs"
@@ -127,6 +128,7 @@ CREATE TABLE IF NOT EXISTS "pglockstep"."repairs" (
 ALTER TABLE "pglockstep"."pipelines" ADD COLUMN IF NOT EXISTS given_up text;
 ALTER TABLE "pglockstep"."pipelines" ADD COLUMN IF NOT EXISTS rebasing boolean NOT NULL DEFAULT false;
 ALTER TABLE "pglockstep"."verifications" ADD COLUMN IF NOT EXISTS wish text;
+ALTER TABLE "pglockstep"."proofs" ADD COLUMN IF NOT EXISTS rechecked boolean NOT NULL DEFAULT false;
 "#;
 
 /// The tables of the bookkeeping schema; those that refer to others first.
@@ -142,7 +144,7 @@ pub const BOOKKEEPING_TABLES: [&str; 8] = [
 ];
 
 /// Table and column of the last addition: they stand for all that books of an older version lack.
-pub const LAST_ADDITION: (&str, &str) = ("repairs", "before");
+pub const LAST_ADDITION: (&str, &str) = ("proofs", "rechecked");
 
 /// The SQL that makes the bookkeeping schema; with `owner`, as an administrator for the daemon's role.
 #[must_use]

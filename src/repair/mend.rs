@@ -11,7 +11,7 @@
 
 use super::RepairError;
 use super::report::Deeds;
-use super::statement::{mend_sql, note_sql, on_replica, on_source};
+use super::statement::{Treatment, mend_sql, note_sql, on_replica, on_source};
 use crate::apply::take_replica_role;
 use crate::conn::Session;
 use crate::pg::{Disposition, QualifiedName, ServerError, TypeNames};
@@ -49,14 +49,13 @@ struct Sessions {
 }
 
 impl Mender<'_> {
-    /// Makes the rows of these keys what the source has: how many, and what ended it before its end. Where it `deletes`, those that the source has
-    /// not go; otherwise they stay.
+    /// Makes the rows of these keys what the source has: how many, and what ended it before its end.
     pub(super) async fn mend(
         &self,
         planned: &PlannedTable,
         types: &TypeNames,
         keys: &[Vec<String>],
-        deletes: bool,
+        treatment: Treatment,
     ) -> (Deeds, Option<RepairError>) {
         let mut deeds = Deeds::default();
         for keys in keys.chunks(KEYS_AT_ONCE) {
@@ -69,7 +68,7 @@ impl Mender<'_> {
                 types,
                 of_source,
                 of_replica: on_replica(&planned.mapping, keys),
-                deletes,
+                treatment,
             };
             match self.mend_part(&part).await {
                 Ok(more) => deeds.add(&more),
@@ -93,7 +92,10 @@ impl Mender<'_> {
     async fn try_to_mend(&self, part: &Part<'_>) -> Result<Deeds, RepairError> {
         let sessions = self.open().await?;
         // Other rows may refer to them, and nobody would note what becomes of those.
-        if part.deletes && !sessions.is_replica_role && part.planned.replica.is_referred_to {
+        if part.treatment.deletes()
+            && !sessions.is_replica_role
+            && part.planned.replica.is_referred_to
+        {
             return Err(RepairError::ReferredTo(
                 part.planned.mapping.replica.clone(),
             ));
@@ -151,7 +153,7 @@ impl Mender<'_> {
         enter_snapshot(source, &held.cut.source_snapshot).await?;
         stage(sessions, part, &staging).await?;
         let (from, to) = (&planned.source.name, &mapping.replica);
-        let note = note_sql(mapping, &staging, &part.of_replica, part.deletes);
+        let note = note_sql(mapping, &staging, &part.of_replica, part.treatment);
         let at = held.cut.at.to_string();
         let noted = replica
             .query(
@@ -167,7 +169,7 @@ impl Mender<'_> {
             )
             .await
             .map_err(RepairError::writing(planned))?;
-        let mend = mend_sql(mapping, &staging, &part.of_replica, part.deletes);
+        let mend = mend_sql(mapping, &staging, &part.of_replica, part.treatment);
         let mended = replica.batch_execute(&(mend + "COMMIT")).await;
         mended.map_err(RepairError::writing(planned))?;
         Ok(noted.iter().map(|row| row.get::<_, String>(0)).collect())
@@ -217,7 +219,7 @@ struct Part<'a> {
     /// Which, on each side.
     of_source: String,
     of_replica: String,
-    deletes: bool,
+    treatment: Treatment,
 }
 
 impl RepairError {
@@ -245,7 +247,7 @@ impl RepairError {
         }
     }
 
-    fn reading(planned: &PlannedTable) -> impl Fn(tokio_postgres::Error) -> Self {
+    pub(super) fn reading(planned: &PlannedTable) -> impl Fn(tokio_postgres::Error) -> Self {
         let table = planned.source.name.clone();
         move |error| Self::Reading {
             table: table.clone(),

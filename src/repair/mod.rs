@@ -10,11 +10,13 @@
 //! Every row that is changed is kept as it was, in `pglockstep.repairs`, by the transaction that
 //! changes it. Nothing is deleted unless that is asked for.
 
+mod cleanup;
 mod mend;
 mod plan;
 mod report;
 mod statement;
 
+pub use cleanup::{Cleaned, CleanupReport, CleanupWish, clean};
 pub use plan::Bounds;
 pub use report::{Deeds, Report, RowToMend, TableRepair, Way};
 
@@ -25,16 +27,35 @@ use crate::pg::{QualifiedName, ServerError, TypeNames};
 use crate::pipeline::{
     CutAsker, CutError, PipelineConfig, PipelineError, PlannedTable, TablePlan, fetch_plan,
 };
+use crate::preflight::CheckError;
 use crate::progress::{ProgressError, Store};
 use crate::snapshot::SnapshotError;
 use crate::telemetry::Chain;
 use crate::verify::{DriftKind, Progress, TableReport, VerifyError, Wanted, verify};
 use mend::Mender;
 use serde::{Deserialize, Serialize};
-use statement::is_key_as_it_is;
+use statement::{Treatment, is_key_as_it_is};
 
 /// So many rows of a table are shown.
 const SHOWN_MAX: usize = 100;
+
+/// What somebody asks for by way of the books, as JSON.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Asked {
+    /// [`repair`].
+    Repair(Wish),
+    /// [`clean`].
+    Cleanup(CleanupWish),
+}
+
+impl Asked {
+    /// The form in the books.
+    #[must_use]
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).unwrap_or_else(|_| unreachable!("words and numbers"))
+    }
+}
 
 /// What is to be mended, and how far that may go.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -92,6 +113,9 @@ pub enum RepairError {
     /// Its rows cannot be told from each other.
     #[error("{0} has no key of plain columns")]
     NoKey(QualifiedName),
+    /// The replica's own integrity cannot be looked at.
+    #[error(transparent)]
+    Look(#[from] CheckError),
     /// The source refuses.
     #[error("rows of the source table {table} cannot be read")]
     Reading {
@@ -223,7 +247,7 @@ impl<'a> Work<'a> {
         }
         let planned = self.planned;
         let deleted = match is_key_as_it_is(&planned.mapping, &planned.source) {
-            true => mender.mend(planned, types, &keys, true).await,
+            true => mender.mend(planned, types, &keys, Treatment::Delete).await,
             false => {
                 let name = planned.mapping.replica.clone();
                 (Deeds::default(), Some(RepairError::CastKey(name)))
@@ -236,7 +260,9 @@ impl<'a> Work<'a> {
     async fn restore(&mut self, mender: &Mender<'_>, types: &TypeNames) {
         if self.told.way == Way::Rows {
             let keys = plan::keys(self.found, |kind| kind != DriftKind::Extra);
-            let done = mender.mend(self.planned, types, &keys, false).await;
+            let done = mender
+                .mend(self.planned, types, &keys, Treatment::Restore)
+                .await;
             self.note(done);
         }
     }

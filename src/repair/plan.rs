@@ -87,6 +87,7 @@ mod tests {
             missing,
             extra,
             different,
+            rechecked: false,
             counts_only: false,
             rows: Vec::new(),
             took: Duration::ZERO,

@@ -10,7 +10,48 @@
 use crate::catalog::Table;
 use crate::mapping::{ColumnValue, ConflictPolicy, RowIdentity, TableMapping};
 use crate::pg::{QualifiedName, TypeNames, quote_ident, quote_literal};
-use crate::snapshot::{drop_staging_sql, same_key, upsert_sql};
+use crate::pipeline::PlannedTable;
+use crate::snapshot::{drop_staging_sql, same_key, source_rows, upsert_sql};
+
+/// What is done to the rows of some keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Treatment {
+    /// What the source has is brought and mended.
+    Restore,
+    /// And what it has not goes.
+    Delete,
+    /// And of several rows of one key one is left.
+    Deduplicate,
+}
+
+impl Treatment {
+    pub(super) fn deletes(self) -> bool {
+        self != Self::Restore
+    }
+
+    /// Whether a row `t` of the replica goes though the source has its key: the one that is left is as
+    /// staged, if one is.
+    fn is_double(self, mapping: &TableMapping, staging: &str) -> String {
+        if self != Self::Deduplicate {
+            return "false".to_owned();
+        }
+        let place = |alias: &str| {
+            format!(
+                "(NOT EXISTS (SELECT 1 FROM {staging} AS r WHERE {} AND {} = {}), {alias}.tableoid, {alias}.ctid)",
+                have_one_key(mapping, "r", alias),
+                values_text(mapping, "r"),
+                values_text(mapping, alias)
+            )
+        };
+        format!(
+            "EXISTS (SELECT 1 FROM {} AS o WHERE {} AND {} < {})",
+            mapping.replica_rows(),
+            have_one_key(mapping, "o", "t"),
+            place("o"),
+            place("t")
+        )
+    }
+}
 
 /// One side's column of a key: how it is named, its type, its equality.
 struct KeyColumn {
@@ -113,6 +154,28 @@ fn key_of(mapping: &TableMapping) -> &[usize] {
     }
 }
 
+fn have_one_key(mapping: &TableMapping, one: &str, other: &str) -> String {
+    let columns = key_of(mapping)
+        .iter()
+        .filter_map(|i| mapping.columns.get(*i));
+    let same = columns.map(|c| {
+        let (name, equals) = (quote_ident(&c.name), c.equality.written());
+        format!("{one}.{name} {equals} {other}.{name}")
+    });
+    same.collect::<Vec<_>>().join(" AND ")
+}
+
+/// All but the key, as text: not every type has an equality, and not every equality is identity.
+fn values_text(mapping: &TableMapping, alias: &str) -> String {
+    let columns = mapping.columns.iter().enumerate();
+    let others = columns.filter(|(place, _)| !key_of(mapping).contains(place));
+    let columns = others.map(|(_, c)| format!("{alias}.{}", quote_ident(&c.name)));
+    format!(
+        "ROW({})::pg_catalog.text",
+        columns.collect::<Vec<_>>().join(", ")
+    )
+}
+
 /// In a form for which every server uses the key's index.
 fn condition(columns: &[KeyColumn], keys: &[Vec<String>]) -> String {
     // There are no arrays of arrays.
@@ -151,13 +214,36 @@ fn condition(columns: &[KeyColumn], keys: &[Vec<String>]) -> String {
     format!("({})", rows.join(" OR "))
 }
 
+/// The keys of these rows as the source has them, as an array of texts each; `of_source` is
+/// [`on_source`]'s.
+pub(super) fn held_sql(planned: &PlannedTable, types: &TypeNames, of_source: &str) -> String {
+    let mapping = &planned.mapping;
+    let rows = source_rows(
+        mapping,
+        types,
+        planned.source_has_parts(),
+        planned.published.row_filter.as_deref(),
+        Some(of_source),
+    );
+    let key = key_of(mapping).iter().filter_map(|place| {
+        let column = mapping.columns.get(*place)?;
+        let value = rows.values.get(*place)?;
+        Some(format!(
+            "(({value})::{})::pg_catalog.text",
+            column.stored_as
+        ))
+    });
+    let key: Vec<String> = key.collect();
+    format!("SELECT ARRAY[{}] FROM {}", key.join(", "), rows.from)
+}
+
 /// Notes what will be done, with the rows as they are; `$1` to `$6` are the pipeline, the source
 /// table's and the replica table's schema and name, and the position. Returns each deed's word.
 pub(super) fn note_sql(
     mapping: &TableMapping,
     staging: &QualifiedName,
     on_replica: &str,
-    deletes: bool,
+    treatment: Treatment,
 ) -> String {
     let (rows, staging, same_key) = (mapping.replica_rows(), staging.quoted(), same_key(mapping));
     let key = |alias: &str| {
@@ -167,28 +253,20 @@ pub(super) fn note_sql(
         let texts = columns.map(|c| format!("{alias}.{}::pg_catalog.text", quote_ident(&c.name)));
         format!("ARRAY[{}]", texts.collect::<Vec<_>>().join(", "))
     };
-    let values = |alias: &str| {
-        let columns = mapping.columns.iter().enumerate();
-        let others = columns.filter(|(place, _)| !key_of(mapping).contains(place));
-        let columns = others.map(|(_, c)| format!("{alias}.{}", quote_ident(&c.name)));
-        format!(
-            "ROW({})::pg_catalog.text",
-            columns.collect::<Vec<_>>().join(", ")
-        )
-    };
+    let (deletes, is_double) = (treatment.deletes(), treatment.is_double(mapping, &staging));
     format!(
         "INSERT INTO pglockstep.repairs (pipeline, source_schema, source_table, replica_schema, \
          replica_table, lsn, deed, key, before) \
          SELECT $1, $2, $3, $4, $5, $6::text::pg_lsn, d.* FROM (\
-         SELECT CASE WHEN s.ctid IS NULL THEN 'deleted' ELSE 'updated' END, {}, pg_catalog.to_json(t.*) \
+         SELECT CASE WHEN s.ctid IS NULL OR {is_double} THEN 'deleted' ELSE 'updated' END, {}, pg_catalog.to_json(t.*) \
          FROM {rows} AS t LEFT JOIN {staging} AS s ON {same_key} WHERE {on_replica} \
-         AND CASE WHEN s.ctid IS NULL THEN {deletes} ELSE {} <> {} END \
+         AND CASE WHEN s.ctid IS NULL OR {is_double} THEN {deletes} ELSE {} <> {} END \
          UNION ALL SELECT 'inserted', {}, NULL FROM {staging} AS s \
          WHERE NOT EXISTS (SELECT 1 FROM {rows} AS t WHERE {same_key})) AS d (deed, key, before) \
          RETURNING deed",
         key("t"),
-        values("t"),
-        values("s"),
+        values_text(mapping, "t"),
+        values_text(mapping, "s"),
         key("s"),
     )
 }
@@ -198,15 +276,16 @@ pub(super) fn mend_sql(
     mapping: &TableMapping,
     staging: &QualifiedName,
     on_replica: &str,
-    deletes: bool,
+    treatment: Treatment,
 ) -> String {
     let mut sql = String::new();
-    if deletes {
+    if treatment.deletes() {
         sql = format!(
-            "DELETE FROM {} AS t WHERE {on_replica} AND NOT EXISTS (SELECT 1 FROM {} AS s WHERE {});",
+            "DELETE FROM {} AS t WHERE {on_replica} AND (NOT EXISTS (SELECT 1 FROM {} AS s WHERE {}) OR {});",
             mapping.replica_rows(),
             staging.quoted(),
-            same_key(mapping)
+            same_key(mapping),
+            treatment.is_double(mapping, &staging.quoted())
         );
     }
     sql.push_str(&upsert_sql(mapping, staging, &ConflictPolicy::SourceWins));

@@ -109,6 +109,22 @@ impl ReplicationConnection {
         })
     }
 
+    /// How far the source's log can be read: what commits from here on lies beyond it.
+    ///
+    /// # Errors
+    /// [`ReplicationError`], also when the answer is none.
+    pub async fn readable_end(&mut self) -> Result<Lsn, ReplicationError> {
+        let sql = "SELECT CASE WHEN pg_catalog.pg_is_in_recovery() \
+             THEN pg_catalog.pg_last_wal_replay_lsn() ELSE pg_catalog.pg_current_wal_flush_lsn() END";
+        let rows = self.simple_query(sql).await?;
+        let end = rows
+            .into_iter()
+            .next()
+            .and_then(|row| row.into_iter().next());
+        let end = end.flatten().and_then(|end| end.parse().ok());
+        end.ok_or_else(|| ReplicationError::Protocol("a source that has no log".to_owned()))
+    }
+
     /// Where `timeline` was left for another, by the history of the timeline `now`; `None` where
     /// that history does not know it. (Protocol: `TIMELINE_HISTORY`; the file's form: timeline.c.)
     ///

@@ -148,6 +148,7 @@ mod tests {
             relations: vec![RelationFound {
                 child: QualifiedName::new("crm", "leads"),
                 parent: QualifiedName::new("crm", "projects"),
+                name: "leads_project_id_fkey".into(),
                 columns: "project_id -> id".into(),
                 orphans: Some(orphans),
             }],

@@ -5,6 +5,7 @@ use super::labels::{ConnectionState, PipelineState};
 use crate::pg::{Lsn, Side};
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -172,6 +173,8 @@ pub(super) struct Slow {
     pub(super) endpoints: Option<(Endpoint, Endpoint)>,
     pub(super) last_error: Option<LastError>,
     pub(super) open_errors: Vec<ErrorStatus>,
+    /// By foreign key.
+    pub(super) orphans: BTreeMap<String, u64>,
 }
 
 /// A lag older than this is no measurement any more: it has grown by its own age.
@@ -288,6 +291,7 @@ impl Facts {
             endpoints: None,
             last_error: None,
             open_errors: Vec::new(),
+            orphans: BTreeMap::new(),
         };
         Self {
             received: Position::default(),
@@ -368,12 +372,18 @@ const OPEN_ERRORS: Family = Family::gauge(
     &[],
     "Changes that could not be applied and wait for somebody.",
 );
+const ORPHANS: Family = Family::gauge(
+    "pglockstep_foreign_key_orphans",
+    &["constraint"],
+    "Rows of the replica that refer to rows which are not there, when they were last counted.",
+);
 const SLOT_BUDGET: Family = Family::gauge(
     "pglockstep_slot_budget_bytes",
     &["budget"],
     "Log that the source may keep for the slot: warning, critical; and beyond which it is dropped: drop.",
 );
-const FAMILIES: [&Family; 14] = [
+const FAMILIES: [&Family; 15] = [
+    &ORPHANS,
     &SLOT_BUDGET,
     &OPEN_ERRORS,
     &STATE,
@@ -431,7 +441,10 @@ impl Collector for FactsCollector {
             ]
         });
         let bounds = bounds.filter_map(|(name, bytes)| Some((vec![name], bytes? as f64)));
+        let orphans = slow.orphans.iter();
+        let orphans = orphans.map(|(constraint, rows)| (vec![constraint.as_str()], *rows as f64));
         vec![
+            ORPHANS.samples(orphans),
             SLOT_BUDGET.samples(bounds),
             OPEN_ERRORS.single(Some(slow.open_errors.len() as f64)),
             STATE.samples(Family::one_hot(&[], states, slow.state.state.as_str())),

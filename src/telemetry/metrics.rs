@@ -68,7 +68,7 @@ impl Metrics {
             cut_held_seconds: histogram(
                 &registry,
                 "pglockstep_cut_held_seconds",
-                "Time the apply stood still for a comparison's or a repair's cut.",
+                "Longest time that a transaction was kept for a comparison's or a repair's cut.",
                 CUT_SECONDS,
             )?,
             source_write_attempts: add(

@@ -34,6 +34,7 @@ pub use status::{EndpointStatus, Status, TableStatus};
 pub use table::TableTelemetry;
 
 use crate::pg::{Lsn, QualifiedName, Side};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -169,7 +170,7 @@ impl Telemetry {
         self.0.metrics.apply_batch_seconds.observe(seconds.max(0.0));
     }
 
-    /// The apply stood still this long for a cut.
+    /// No transaction was kept longer for a cut.
     pub fn observe_cut(&self, held: Duration) {
         self.0.metrics.cut_held_seconds.observe(held.as_secs_f64());
     }
@@ -192,6 +193,11 @@ impl Telemetry {
             advice,
         };
         self.0.facts.slow().last_error = Some(error);
+    }
+
+    /// Rows that refer to nothing, by foreign key: of all that could be looked at.
+    pub fn set_orphans(&self, orphans: BTreeMap<String, u64>) {
+        self.0.facts.slow().orphans = orphans;
     }
 
     /// All changes that could not be applied and wait for somebody.

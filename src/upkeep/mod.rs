@@ -8,6 +8,7 @@
 //!                                                    └ not the same, and `repair = true` ─▶ repair
 //! ```
 
+mod relations;
 mod schedule;
 mod settings;
 
@@ -15,24 +16,25 @@ pub use settings::Settings;
 
 use crate::conn::Session;
 use crate::pg::QualifiedName;
-use crate::pipeline::{CutAsker, PipelineConfig};
+use crate::pipeline::{CutAsker, CutError, PipelineConfig};
 use crate::progress::{ProgressError, Store, TableState, VerificationRequest};
-use crate::repair::{Bounds, Wish, repair};
+use crate::repair::{Asked, Bounds, CleanupWish, RepairError, Wish, clean, repair};
 use crate::telemetry::{Chain, PipelineState, Telemetry};
-use crate::verify::{Progress, Report, Wanted, verify};
+use crate::verify::{Progress, Report, VerifyError, Wanted, verify};
+use relations::Relations;
 use schedule::{Due, Kind, Schedule};
 use std::collections::BTreeMap;
-use std::fmt::Display;
+use std::error::Error;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use tokio_postgres::Client;
 
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// Which tables take part is looked up this often.
 const TABLES_EVERY: Duration = Duration::from_secs(60);
-/// All tries of a cut that comes to nothing take less.
-const CUT_WITHIN: Duration = Duration::from_secs(15);
+/// All tries of a cut that comes to nothing take less, but for a standby's.
+const CUT_WITHIN: Duration = Duration::from_secs(30);
 /// What stands in the way is the pipeline's to tell of.
 const TRY_AGAIN_AFTER: Duration = Duration::from_secs(5);
 
@@ -55,6 +57,7 @@ pub async fn serve(
                 cuts: &cuts,
                 telemetry: &telemetry,
                 schedule: Schedule::new(settings),
+                relations: Relations::new(settings.every, Instant::now()),
                 turns_every: settings.look_every(),
                 repairs: settings.repair,
                 told: &mut told,
@@ -63,7 +66,7 @@ pub async fn serve(
             };
             if let Err(error) = upkeep.run().await {
                 // The next attempt has another session.
-                upkeep.tell_failure(&Chain(&error));
+                upkeep.tell_failure(&error);
             }
         }
         sleep(TRY_AGAIN_AFTER).await;
@@ -84,6 +87,7 @@ struct Upkeep<'a> {
     cuts: &'a CutAsker,
     telemetry: &'a Telemetry,
     schedule: Schedule,
+    relations: Relations,
     turns_every: Duration,
     repairs: bool,
     /// Why what was due could not be done, as the log was told.
@@ -123,6 +127,9 @@ impl Upkeep<'_> {
                     Store::end_turn(self.books, id).await?;
                 }
                 turns_at = Instant::now();
+            }
+            if self.relations.are_due(Instant::now()) {
+                Box::pin(self.relations.count(self.config, self.telemetry)).await;
             }
             sleep(LOOK_EVERY).await;
         }
@@ -203,15 +210,23 @@ impl Upkeep<'_> {
             let report = compared.map_err(|error| Chain(&error).to_string())?;
             return Ok((report.to_json(), Some(report)));
         };
-        let wish: Wish = serde_json::from_str(wish)
+        let asked: Asked = serde_json::from_str(wish)
             .map_err(|_| "the request is of another version".to_owned())?;
-        let wish = Wish {
-            tables: request.tables.clone(),
-            ..wish
-        };
-        let repaired = Box::pin(repair(self.config, self.cuts, &wish, say)).await;
-        let report = repaired.map_err(|error| Chain(&error).to_string())?;
-        Ok((report.to_json(), report.verified))
+        let failed = |error: RepairError| Chain(&error).to_string();
+        let tables = request.tables.clone();
+        match asked {
+            Asked::Repair(wish) => {
+                let wish = Wish { tables, ..wish };
+                let repaired = Box::pin(repair(self.config, self.cuts, &wish, say)).await;
+                let report = repaired.map_err(failed)?;
+                Ok((report.to_json(), report.verified))
+            }
+            Asked::Cleanup(wish) => {
+                let wish = CleanupWish { tables, ..wish };
+                let cleaned = Box::pin(clean(self.config, self.cuts, &wish, say)).await;
+                Ok((cleaned.map_err(failed)?.to_json(), None))
+            }
+        }
     }
 
     /// Whether tables were compared.
@@ -237,7 +252,7 @@ impl Upkeep<'_> {
                 Ok(true)
             }
             Err(error) => {
-                self.tell_failure(&Chain(&error));
+                self.tell_failure(&error);
                 Ok(false)
             }
         }
@@ -303,12 +318,16 @@ impl Upkeep<'_> {
         Ok(())
     }
 
-    /// Once for each reason: a source that is busy may be so for hours.
-    fn tell_failure(&mut self, why: &impl Display) {
-        let why = why.to_string();
-        if self.told.as_ref() != Some(&why) {
+    /// Once for each reason: a source that is busy may be so for hours, by one session or another.
+    fn tell_failure(&mut self, error: &(dyn Error + 'static)) {
+        let why = Chain(error).to_string();
+        let reason = match error.downcast_ref() {
+            Some(VerifyError::Cut(CutError::SourceBusy { .. })) => "the source is busy".to_owned(),
+            _ => why.clone(),
+        };
+        if self.told.as_ref() != Some(&reason) {
             tracing::warn!(%why, "tables whose turn it is cannot be compared: trying again");
-            *self.told = Some(why);
+            *self.told = Some(reason);
         }
     }
 

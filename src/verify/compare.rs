@@ -16,7 +16,7 @@ pub type Key = Vec<Option<String>>;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Block {
     pub(crate) rows: u64,
-    /// A sum of 64-bit numbers, which may be longer than one.
+    /// Sums of 64-bit numbers, which may be longer than one.
     pub(crate) sum: String,
 }
 

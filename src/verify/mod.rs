@@ -6,11 +6,12 @@
 //! ```
 //!
 //! Both snapshots are of the same position, so that a difference is one: there is no waiting for
-//! quiet and no second look. A table that cannot be compared is said to be so, and never to be in
+//! quiet and no second look; but where a transaction of the source is in the way (`recheck.rs`). A table that cannot be compared is said to be so, and never to be in
 //! sync.
 
 mod compare;
 mod error;
+mod recheck;
 mod report;
 mod statement;
 mod table;
@@ -23,9 +24,12 @@ pub use table::compare_now;
 use crate::catalog::TableKind;
 use crate::conn::Session;
 use crate::pg::{Lsn, QualifiedName};
-use crate::pipeline::{Cut, CutAsker, PipelineConfig, PlannedTable, TablePlan, fetch_plan};
+use crate::pipeline::{
+    Cut, CutAsker, CutError, PipelineConfig, PlannedTable, TablePlan, fetch_plan,
+};
 use crate::progress::{Store, TableRecord, TableState};
 use crate::snapshot::enter_snapshot;
+use recheck::Again;
 use std::collections::HashMap;
 use std::time::Instant;
 use table::{Compared, Sessions, compare_table, settle};
@@ -55,16 +59,22 @@ pub async fn verify(
     wanted: &Wanted,
     mut tell: impl FnMut(Progress<'_>),
 ) -> Result<Report, VerifyError> {
-    let cut = cuts.cut(config).await?;
+    let (cut, near) = match cuts.cut(config).await {
+        Err(error @ CutError::SourceBusy { .. }) => {
+            (cuts.cut_nearly(config).await?, Some(error.to_string()))
+        }
+        cut => (cut?, None),
+    };
     let source = config.source.connect(Session::SourceRead).await?;
     let replica = config.replica.connect(Session::ReplicaWrite).await?;
     let plan = fetch_plan(&source, &replica, &config.publication, &config.mapping).await?;
     let at = cut.at;
     // The slot that was made for it would hold the source's log.
     let sessions = enter(source, replica, cut).await?;
+    let again = near.is_some().then_some(Again { config, cuts });
     // How far each table was at the cut.
     let records = Store::fetch_tables(&sessions.replica, &config.name).await?;
-    let mut report = Report::new(at);
+    let mut report = Report::new(at, near);
     let (tables, unknown) = named(&plan, wanted)?;
     unknown
         .iter()
@@ -79,9 +89,24 @@ pub async fn verify(
             Some(reason) => report.pass_by(&planned.source.name, reason),
             None => {
                 let begun = Instant::now();
-                let compared = compare_table(&sessions, planned, &plan.types, wanted).await?;
+                let first = match again {
+                    // All of them are looked at again.
+                    Some(_) => &Wanted {
+                        named_max: recheck::ROWS_MAX,
+                        ..wanted.clone()
+                    },
+                    None => wanted,
+                };
+                let compared = compare_table(&sessions, planned, &plan.types, first).await?;
+                let compared = match (compared, &again) {
+                    (Compared::Fully(table, blocks), Some(again)) => {
+                        let found = (*table, blocks);
+                        Box::pin(again.recheck(planned, &plan.types, wanted, found)).await?
+                    }
+                    (compared, _) => compared,
+                };
                 match compared {
-                    Compared::Fully(table) => report.add(*table, begun.elapsed()),
+                    Compared::Fully(table, _) => report.add(*table, begun.elapsed()),
                     Compared::Not(reason) => report.pass_by(&planned.source.name, reason),
                 }
             }

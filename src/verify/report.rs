@@ -14,6 +14,9 @@ pub struct Report {
     pub in_sync: bool,
     /// The position.
     pub lsn: Lsn,
+    /// Why the source could be held there only nearly.
+    #[serde(default)]
+    pub near: Option<String>,
     /// Those that were compared.
     pub tables: Vec<TableReport>,
     /// Those that were not.
@@ -39,6 +42,10 @@ pub struct TableReport {
     pub extra: u64,
     /// Rows of one key that are not the same.
     pub different: u64,
+    /// A transaction of the source was in the way of an exact position: rows that differed were looked at
+    /// again, and those are told that differed while the source had not changed them.
+    #[serde(default)]
+    pub rechecked: bool,
     /// They were only counted.
     #[serde(skip)]
     pub counts_only: bool,
@@ -74,6 +81,11 @@ pub enum NotCompared {
     Gone,
     /// It was emptied or rewritten after the cut: what was there cannot be read any more.
     Rewritten,
+    /// A transaction of the source is in the way of an exact position, and its rows, which differ, have no key by
+    /// which they could be looked at again.
+    NoKey,
+    /// The same, and so many of the rows that differ changed on the source at each look.
+    Changing(u64),
     /// A server refuses.
     Refused(String),
 }
@@ -89,16 +101,24 @@ impl std::fmt::Display for NotCompared {
             Self::Rewritten => f.write_str(
                 "it was emptied or rewritten after the comparison had begun: compare it again",
             ),
+            Self::NoKey => f.write_str(
+                "a transaction of the source is in the way of an exact position, and its rows have no key by which they could be looked at again",
+            ),
+            Self::Changing(rows) => write!(
+                f,
+                "a transaction of the source is in the way of an exact position, and {rows} rows changed there at each look"
+            ),
             Self::Refused(why) => write!(f, "it cannot be read: {why}"),
         }
     }
 }
 
 impl Report {
-    pub(super) fn new(lsn: Lsn) -> Self {
+    pub(super) fn new(lsn: Lsn, near: Option<String>) -> Self {
         Self {
             in_sync: true,
             lsn,
+            near,
             tables: Vec::new(),
             not_compared: Vec::new(),
         }
@@ -140,6 +160,7 @@ impl Report {
                 replica_rows: table.replica_rows,
                 drift: [table.missing, table.extra, table.different],
                 in_sync: table.in_sync,
+                rechecked: table.rechecked,
                 took: table.took,
             })
         };

@@ -15,7 +15,8 @@
 //!
 //! The sum of hashes has no order, so that nothing is sorted; it tells two equal rows from none,
 //! which an exclusive or does not. The hash of a record is a sum as well, by column: over all rows it
-//! would not matter which row has which value. So it is hashed once more.
+//! does not matter to it which row has which value. So there is a second sum, of what each row's hash is
+//! hashed to once more. That has 32 bits of it only: a row that changes changes the first sum, but for once in 2^64.
 
 use crate::mapping::{ColumnMapping, RowIdentity, TableMapping};
 use crate::pg::{TypeName, TypeNames, quote_ident};
@@ -104,10 +105,7 @@ fn side_queries(
             ),
         }
     };
-    let row_hash = format!(
-        "pg_catalog.hash_record_extended(ROW(pg_catalog.int8send({})), 0)",
-        sum(&mut (0..forms.len()))
-    );
+    let row_hash = sum(&mut (0..forms.len()));
     let (key_hash, key_texts) = match key.is_empty() {
         true => (
             row_hash.clone(),
@@ -118,8 +116,14 @@ fn side_queries(
                 .iter()
                 .map(|place| format!("r.v{place}::pg_catalog.text"));
             let texts: Vec<String> = texts.collect();
+            let cheap = match key {
+                [place] => forms
+                    .get(*place)
+                    .and_then(|form| form.spread(&format!("r.v{place}"))),
+                _ => None,
+            };
             (
-                sum(&mut key.iter().copied()),
+                cheap.unwrap_or_else(|| sum(&mut key.iter().copied())),
                 format!("ARRAY[{}]", texts.join(", ")),
             )
         }
@@ -127,9 +131,11 @@ fn side_queries(
     let block = format!("({key_hash} & {})::pg_catalog.int4", BLOCKS - 1);
     let rows = format!("(SELECT {} FROM {from}) AS r", values.join(", "));
     SideQueries {
+        // OFFSET 0: each row is hashed once, and not for each sum.
         blocks: format!(
-            "SELECT b.block, pg_catalog.count(*), pg_catalog.sum(b.hash)::pg_catalog.text \
-             FROM (SELECT {block} AS block, {row_hash} AS hash FROM {rows}) AS b GROUP BY b.block"
+            "SELECT b.block, pg_catalog.count(*), pg_catalog.concat(pg_catalog.sum(b.hash), ' ', \
+             pg_catalog.sum(pg_catalog.hashint8extended(b.hash, 0))) \
+             FROM (SELECT {block} AS block, {row_hash} AS hash FROM {rows} OFFSET 0) AS b GROUP BY b.block"
         ),
         count: format!("SELECT 0, pg_catalog.count(*), '' FROM {from}"),
         rows: format!("SELECT {key_texts}, {row_hash} FROM {rows} WHERE {block} = ANY ($1)"),
@@ -141,6 +147,8 @@ fn side_queries(
 enum Form {
     /// Its type's hash tells apart whatever is not the same.
     Itself,
+    /// So it does; and as a key rows are dealt out by this function, which is cheaper than a record's.
+    Spread(&'static str),
     /// What this function sends: all of the value and nothing else.
     Sent(&'static str),
     /// The same of a floating-point number, whose NaN may have a sign here and none there.
@@ -162,9 +170,10 @@ impl Form {
             return Self::Text;
         }
         match name.0.name.as_str() {
-            "bool" | "int2" | "int4" | "oid" | "date" | "uuid" | "bytea" | "macaddr" => {
-                Self::Itself
-            }
+            "int2" => Self::Spread("hashint2extended"),
+            "int4" => Self::Spread("hashint4extended"),
+            "uuid" => Self::Spread("uuid_hash_extended"),
+            "bool" | "oid" | "date" | "bytea" | "macaddr" => Self::Itself,
             "int8" => Self::Sent("int8send"),
             "time" => Self::Sent("time_send"),
             "timestamp" => Self::Sent("timestamp_send"),
@@ -186,9 +195,19 @@ impl Form {
         }
     }
 
+    /// By what rows are dealt out to blocks: it need not tell all keys apart.
+    fn spread(self, value: &str) -> Option<String> {
+        let function = match self {
+            Self::Spread(function) => function,
+            Self::Sent("int8send") => "hashint8extended",
+            _ => return None,
+        };
+        Some(format!("pg_catalog.{function}({value}, 0)"))
+    }
+
     fn hashable(self, value: &str) -> String {
         match self {
-            Self::Itself => value.to_owned(),
+            Self::Itself | Self::Spread(_) => value.to_owned(),
             Self::Sent(send) => format!("pg_catalog.{send}({value})"),
             Self::SentNumber { send, name } => {
                 let nan = format!("'NaN'::pg_catalog.{name}");

@@ -37,7 +37,8 @@ pub(super) async fn settle(client: &Client) -> Result<(), VerifyError> {
 }
 
 pub(super) enum Compared {
-    Fully(Box<TableReport>),
+    /// And the blocks in which the sides are unlike.
+    Fully(Box<TableReport>, Vec<i32>),
     Not(NotCompared),
 }
 
@@ -117,32 +118,41 @@ async fn compare(
         fetch_blocks(&sessions.source, &queries.source, wanted),
         fetch_blocks(&sessions.replica, &queries.replica, wanted)
     )?;
-    let of_source = rewritten_sql(planned.source.oid, planned.source_has_parts());
-    let of_replica = rewritten_sql(planned.replica.oid, planned.replica_has_parts());
-    let (source_moved, replica_moved) = tokio::try_join!(
-        sessions.source.query_opt(&of_source, &[]),
-        sessions.replica.query_opt(&of_replica, &[])
-    )?;
-    if source_moved.is_some() || replica_moved.is_some() {
+    if is_rewritten(sessions, planned).await? {
         return Ok(Compared::Not(NotCompared::Rewritten));
     }
     let mut found = Found::default();
+    let mut groups = Vec::new();
     if !wanted.counts_only {
-        for group in unlike(&source, &replica, ROWS_MAX) {
+        groups = unlike(&source, &replica, ROWS_MAX);
+        for group in &groups {
             let mut rows = Rows::default();
-            let add = |rows: &mut Rows, key, hash| rows.source(key, hash);
-            fetch_rows(&sessions.source, &queries.source, &group, &mut rows, add).await?;
-            let add = |rows: &mut Rows, key, hash| rows.replica(key, hash);
-            fetch_rows(&sessions.replica, &queries.replica, &group, &mut rows, add).await?;
+            let add = |key, hash| rows.source(key, hash);
+            fetch_rows(&sessions.source, &queries.source, group, add).await?;
+            let add = |key, hash| rows.replica(key, hash);
+            fetch_rows(&sessions.replica, &queries.replica, group, add).await?;
             for (kind, key) in rows.differences() {
                 found.add(kind, key, wanted.named_max);
             }
         }
     }
     let blocks = (&source, &replica);
-    Ok(Compared::Fully(Box::new(report(
-        planned, wanted, blocks, found,
-    ))))
+    let report = report(planned, wanted, blocks, found);
+    Ok(Compared::Fully(Box::new(report), groups.concat()))
+}
+
+/// Whether a snapshot has lost a side's rows; asked once they are locked.
+pub(super) async fn is_rewritten(
+    sessions: &Sessions,
+    planned: &PlannedTable,
+) -> Result<bool, ServerError> {
+    let of_source = rewritten_sql(planned.source.oid, planned.source_has_parts());
+    let of_replica = rewritten_sql(planned.replica.oid, planned.replica_has_parts());
+    let (source_moved, replica_moved) = tokio::try_join!(
+        sessions.source.query_opt(&of_source, &[]),
+        sessions.replica.query_opt(&of_replica, &[])
+    )?;
+    Ok(source_moved.is_some() || replica_moved.is_some())
 }
 
 /// Rows that are not the same.
@@ -180,6 +190,7 @@ fn report(
         missing,
         extra,
         different,
+        rechecked: false,
         counts_only: wanted.counts_only,
         rows: found.rows,
         took: Duration::ZERO,
@@ -205,16 +216,15 @@ async fn fetch_blocks(
     Ok(rows.iter().map(block).collect())
 }
 
-async fn fetch_rows(
+pub(super) async fn fetch_rows(
     client: &Client,
     side: &SideQueries,
     group: &[i32],
-    rows: &mut Rows,
-    mut add: impl FnMut(&mut Rows, Key, i64),
+    mut add: impl FnMut(Key, i64),
 ) -> Result<(), tokio_postgres::Error> {
     let mut stream = pin!(client.query_raw(&side.rows, [group]).await?);
     while let Some(row) = stream.try_next().await? {
-        add(rows, row.get(0), row.get(1));
+        add(row.get(0), row.get(1));
     }
     Ok(())
 }

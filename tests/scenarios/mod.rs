@@ -3,6 +3,7 @@
 
 mod beside;
 mod binary;
+mod cleanup;
 mod conflicts;
 mod copy;
 mod counter;

@@ -4,7 +4,9 @@ use std::fmt::Write as _;
 
 use super::{LatencySample, Results, Sample, Work, median};
 use crate::contender::Contender;
+use crate::proving::Proving;
 use crate::ways::{COLUMNS, Kind, STATEMENT_ROWS, Way, WaySample};
+use crate::workload::thousands;
 
 /// Fewer changes have no rate.
 const FEW: u64 = 100;
@@ -20,6 +22,10 @@ pub fn all(results: &Results) -> String {
     if !results.latencies.is_empty() {
         text.push('\n');
         text.push_str(&latency(results));
+    }
+    if let Some(measured) = &results.proving {
+        text.push('\n');
+        text.push_str(&proving(measured));
     }
     if !results.ways.is_empty() {
         text.push('\n');
@@ -126,6 +132,38 @@ fn costs(results: &Results) -> String {
             );
         }
     }
+    text
+}
+
+fn proving(measured: &Proving) -> String {
+    let of = |seconds: &[f64]| median(seconds.to_vec()).unwrap_or(f64::NAN);
+    let (by_hand, by_verify) = (of(&measured.by_hand), of(&measured.by_verify));
+    let (alone, beside) = (of(&measured.alone), of(&measured.beside));
+    #[allow(clippy::cast_precision_loss)]
+    let a_second = measured.rows as f64 / by_verify / 1e6;
+    let mut text = format!(
+        "| proving | measured | at most |\n\
+         | --- | --- | --- |\n\
+         | {} rows by `verify`, {by_verify:.2} s, {a_second:.2} million a second; `count(*), sum(hashtext(t::text))` by hand on both sides at once {by_hand:.2} s | {:.2} of it | 1.0 |\n\
+         | the daemon's memory meanwhile | {:.0} MiB | 64 |\n",
+        thousands(measured.rows),
+        by_verify / by_hand,
+        measured.daemon_mib_max,
+    );
+    if let Some(cuts) = &measured.cuts {
+        let _ = writeln!(
+            text,
+            "| {} cuts at {:.0} transactions a second: the longest that one was kept, {:.0} ms in the mean | {:.0} ms | 100 |",
+            cuts.made, cuts.rate, cuts.mean_ms, cuts.within_ms
+        );
+    }
+    let _ = writeln!(
+        text,
+        "| {} changes written and followed, {alone:.2} s; beside comparisons without a rest {beside:.2} s, {:.0} % longer; at a twentieth of the time | {:.1} % | 15 % |",
+        thousands(measured.changes),
+        (beside / alone - 1.0) * 100.0,
+        (beside / alone - 1.0) * 5.0,
+    );
     text
 }
 

@@ -19,7 +19,7 @@ replica = "mapped.sentinel"
 "#;
 
 pub fn people(size: Size) -> Workload {
-    let count = size.of(36_000);
+    let count = size.of(12_000);
     let title = format!(
         "mapped: renames, casts, filter, expression, {} inserts and updates in 25-row transactions",
         thousands(u64::from(count) * 25)
