@@ -4,7 +4,7 @@
 //! ```text
 //!  comparing  `verify` of one table ◀─ in turns ─▶ count and hash of its text by hand, on both sides at once
 //!  cuts       a writer at a rate, comparisons one after the other ─▶ how late changes were, at most
-//!  beside     a writer followed ◀─ in turns ─▶ the same while comparisons run without a rest
+//!  beside     a writer followed ◀─ in turns ─▶ the same while a table is compared all the time
 //! ```
 
 use std::io::{Read as _, Write as _};
@@ -17,9 +17,10 @@ use anyhow::{Context, Result, bail, ensure};
 use pglockstep::demo::cluster::Cluster;
 use serde::{Deserialize, Serialize};
 use tokio::process::{Child, Command};
+use tokio_postgres::Client;
 
 use crate::arguments::Arguments;
-use crate::contender::{Contender, LOOK_EVERY, Running, is_in_step};
+use crate::contender::{Contender, LOOK_EVERY, Running, holds, is_in_step};
 use crate::daemon::Daemon;
 use crate::ground::{DATABASE, Ground, Sentinel};
 use crate::processes::resident_mib_max;
@@ -46,7 +47,7 @@ pub struct Proving {
     pub by_verify: Vec<f64>,
     pub daemon_mib_max: f64,
     pub cuts: Option<Cuts>,
-    /// Seconds until a writer's changes are there, alone and beside comparisons.
+    /// Seconds until a writer's changes are there, alone and beside a comparison.
     pub changes: u64,
     pub alone: Vec<f64>,
     pub beside: Vec<f64>,
@@ -300,10 +301,10 @@ async fn beside(ground: &mut Ground, arguments: &Arguments, proving: &mut Provin
             let seconds = follow(ground, transactions, is_beside).await?;
             let (name, list) = match is_beside {
                 false => ("alone", &mut proving.alone),
-                true => ("beside comparisons", &mut proving.beside),
+                true => ("beside", &mut proving.beside),
             };
             println!(
-                "  {} {name:<18} {seconds:>7.2} s for {} changes",
+                "  {} {name:<8} {seconds:>7.2} s for {} changes",
                 pair + 1,
                 thousands(proving.changes)
             );
@@ -313,8 +314,7 @@ async fn beside(ground: &mut Ground, arguments: &Arguments, proving: &mut Provin
     Ok(())
 }
 
-/// A writer that never waits, until all of it is on the replica. Who is far behind is compared only
-/// once it has caught up, so a backlog would not do.
+/// A writer that never waits, until all of it is on the replica.
 async fn follow(ground: &Ground, transactions: u32, is_beside: bool) -> Result<f64> {
     let (source, replica) = (
         ground.source.connect(DATABASE).await?,
@@ -324,43 +324,47 @@ async fn follow(ground: &Ground, transactions: u32, is_beside: bool) -> Result<f
     let fact = async || is_in_step(Contender::Ours, &source, &replica).await;
     running.wait_until("the stream", fact).await?;
     let daemon = running.daemon().context("a daemon was started")?;
+    // It has its cut before there is anything to apply, and takes longer than the writer.
+    let comparing = match is_beside {
+        true => Some(begin_comparing(daemon, &replica).await?),
+        false => None,
+    };
     let begun = Instant::now();
-    let work = async {
-        let steps = [Step::Sql(format!(
-            "DO $do$ BEGIN FOR t IN 1..{transactions} LOOP \
-             INSERT INTO hit (n) SELECT generate_series(1, 25); COMMIT; END LOOP; END $do$"
-        ))];
-        ground.take(&steps).await?;
-        let backlog = ground.end_backlog().await?;
-        let sentinel = Sentinel::of(&replica, "sentinel").await?;
-        while sentinel.value().await? != Some(backlog.sentinel) {
-            ensure!(
-                begun.elapsed() < Duration::from_secs(600),
-                "it takes too long"
-            );
-            tokio::time::sleep(LOOK_EVERY).await;
-        }
-        anyhow::Ok(begun.elapsed().as_secs_f64())
-    };
-    let seconds = tokio::select! {
-        done = work => done?,
-        never = compare_without_rest(daemon), if is_beside => never?,
-    };
+    let steps = [Step::Sql(format!(
+        "DO $do$ BEGIN FOR t IN 1..{transactions} LOOP \
+         INSERT INTO hit (n) SELECT generate_series(1, 25); COMMIT; END LOOP; END $do$"
+    ))];
+    ground.take(&steps).await?;
+    let backlog = ground.end_backlog().await?;
+    let sentinel = Sentinel::of(&replica, "sentinel").await?;
+    let fact = async || Ok(sentinel.value().await? == Some(backlog.sentinel));
+    running.wait_until("the last change", fact).await?;
+    let seconds = begun.elapsed().as_secs_f64();
+    if let Some(verb) = comparing {
+        in_sync(verb.wait_with_output().await?)?;
+        let compared = begun.elapsed().as_secs_f64();
+        println!("    compared for {compared:.2} s");
+    }
     if let Running::Daemon(daemon) = running {
         daemon.terminate()?;
     }
     Ok(seconds)
 }
 
-/// One comparison after the other; ends with an error only.
-async fn compare_without_rest(daemon: &Daemon) -> Result<f64> {
-    loop {
-        let output = verify(daemon, &["public.compared"])
-            .await?
-            .wait_with_output()
-            .await?;
-        in_sync(output)?;
+/// Returns when the rows are being read.
+async fn begin_comparing(daemon: &Daemon, replica: &Client) -> Result<Child> {
+    let verb = verify(daemon, &["public.compared"]).await?;
+    let begun = Instant::now();
+    let sql = "SELECT count(*) > 0 FROM pglockstep.verifications \
+               WHERE state = 'running' AND progress LIKE 'comparing%'";
+    while !holds(replica, sql).await? {
+        ensure!(
+            begun.elapsed() < Duration::from_secs(60),
+            "no comparison begins"
+        );
+        tokio::time::sleep(LOOK_EVERY).await;
     }
+    Ok(verb)
 }
 
 fn free_port() -> Result<u16> {

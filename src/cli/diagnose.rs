@@ -17,9 +17,10 @@ pub(super) struct Args {
 
 pub(super) async fn run(config: Config, args: Args) -> anyhow::Result<Outcome> {
     let config = settings::pipeline_config(&config)?;
-    let findings = Box::pin(diagnose(&config))
-        .await
-        .context("the tables cannot be looked at")?;
+    let diagnosis = Box::pin(diagnose(&config)).await;
+    let findings = diagnosis
+        .context("the tables cannot be looked at")?
+        .findings;
     let text = if args.json {
         serde_json::to_string_pretty(&findings)?
     } else {

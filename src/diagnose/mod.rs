@@ -36,7 +36,7 @@ struct Survey<'a> {
 ///
 /// # Errors
 /// [`CheckError`]: one of the sides cannot be read.
-pub async fn diagnose(config: &PipelineConfig) -> Result<Vec<Finding>, CheckError> {
+pub async fn diagnose(config: &PipelineConfig) -> Result<Diagnosis, CheckError> {
     let source = config.source.connect(Session::SourceRead).await?;
     let replica = config.replica.connect(Session::ReplicaWrite).await?;
     let is_quiet = take_replica_role(&replica).await?;
@@ -59,10 +59,22 @@ pub async fn diagnose(config: &PipelineConfig) -> Result<Vec<Finding>, CheckErro
         tables,
     };
     begin(&replica).await?;
-    relations::look(&survey, &mut findings).await?;
+    let relations = relations::look(&survey, &mut findings).await?;
     keys::look(&survey, &mut findings).await?;
     access::look(&survey, is_quiet, &mut findings).await?;
-    Ok(findings.into_vec())
+    Ok(Diagnosis {
+        findings: findings.into_vec(),
+        relations,
+    })
+}
+
+/// What there is to tell of the replica.
+#[derive(Clone, Debug)]
+pub struct Diagnosis {
+    /// Each with its remedy.
+    pub findings: Vec<Finding>,
+    /// Every relation, sound or not.
+    pub relations: Vec<RelationFound>,
 }
 
 /// What is wrong with rows of the replica, by themselves.

@@ -60,6 +60,16 @@ impl Relation {
         self.child == other.child && self.parent == other.parent && pairs(self) == pairs(other)
     }
 
+    fn found(&self, orphans: Option<u64>) -> RelationFound {
+        RelationFound {
+            child: self.child.clone(),
+            parent: self.parent.clone(),
+            name: self.name.clone(),
+            columns: self.columns(),
+            orphans,
+        }
+    }
+
     fn columns(&self) -> String {
         let (child, parent) = (&self.child_columns, &self.parent_columns);
         format!("{} -> {}", child.join(", "), parent.join(", "))
@@ -84,32 +94,32 @@ pub struct RelationFound {
 pub(super) async fn found(survey: &Survey<'_>) -> Result<Vec<RelationFound>, CheckError> {
     let mut found = Vec::new();
     for relation in relations(survey).await? {
-        found.push(RelationFound {
-            columns: relation.columns(),
-            name: relation.name.clone(),
-            orphans: count_orphans(survey.replica, &relation).await?.ok(),
-            child: relation.child,
-            parent: relation.parent,
-        });
+        let orphans = count_orphans(survey.replica, &relation).await?.ok();
+        found.push(relation.found(orphans));
     }
     Ok(found)
 }
 
-pub(super) async fn look(survey: &Survey<'_>, findings: &mut Findings) -> Result<(), CheckError> {
+pub(super) async fn look(
+    survey: &Survey<'_>,
+    findings: &mut Findings,
+) -> Result<Vec<RelationFound>, CheckError> {
     let tables = survey.tables.iter();
     let oids: HashMap<&QualifiedName, u32> =
         tables.map(|t| (&t.replica.name, t.replica.oid)).collect();
     let all: Vec<u32> = oids.values().copied().collect();
     let indexes = index_columns(survey.replica, &all).await?;
+    let mut found = Vec::new();
     for relation in relations(survey).await? {
         let orphans = count_orphans(survey.replica, &relation).await?;
+        found.push(relation.found(orphans.as_ref().ok().copied()));
         tell_orphans(&relation, orphans, findings);
         let of_child = oids.get(&relation.child);
         let of_child = of_child.and_then(|oid| indexes.get(oid));
         let of_child = of_child.map_or(&[][..], Vec::as_slice);
         tell_what_it_lacks(&relation, of_child, findings);
     }
-    Ok(())
+    Ok(found)
 }
 
 fn tell_orphans(relation: &Relation, orphans: Result<u64, String>, findings: &mut Findings) {

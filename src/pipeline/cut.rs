@@ -137,7 +137,7 @@ pub struct Cut {
 /// Whose the source's snapshot is.
 #[allow(dead_code, reason = "kept, and not looked at")]
 enum SourceHold {
-    Slot(ReplicationConnection),
+    Slot(Box<ReplicationConnection>),
     Session(Client),
 }
 
@@ -309,7 +309,11 @@ impl CutAsker {
             }
             None => {
                 let made = make_slot(config, &mut source, &name).await?;
-                (made.consistent_point, made.name, SourceHold::Slot(source))
+                (
+                    made.consistent_point,
+                    made.name,
+                    SourceHold::Slot(Box::new(source)),
+                )
             }
         };
         // Closed where the follower is beyond what it could have been told, or gone.

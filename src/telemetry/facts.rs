@@ -175,6 +175,8 @@ pub(super) struct Slow {
     pub(super) open_errors: Vec<ErrorStatus>,
     /// By foreign key.
     pub(super) orphans: BTreeMap<String, u64>,
+    /// By check and severity.
+    pub(super) findings: BTreeMap<(String, String), u64>,
 }
 
 /// A lag older than this is no measurement any more: it has grown by its own age.
@@ -292,6 +294,7 @@ impl Facts {
             last_error: None,
             open_errors: Vec::new(),
             orphans: BTreeMap::new(),
+            findings: BTreeMap::new(),
         };
         Self {
             received: Position::default(),
@@ -377,12 +380,18 @@ const ORPHANS: Family = Family::gauge(
     &["constraint"],
     "Rows of the replica that refer to rows which are not there, when they were last counted.",
 );
+const FINDINGS: Family = Family::gauge(
+    "pglockstep_findings",
+    &["check", "severity"],
+    "What diagnose told of the replica when it was last looked at, by check and severity.",
+);
 const SLOT_BUDGET: Family = Family::gauge(
     "pglockstep_slot_budget_bytes",
     &["budget"],
     "Log that the source may keep for the slot: warning, critical; and beyond which it is dropped: drop.",
 );
-const FAMILIES: [&Family; 15] = [
+const FAMILIES: [&Family; 16] = [
+    &FINDINGS,
     &ORPHANS,
     &SLOT_BUDGET,
     &OPEN_ERRORS,
@@ -441,10 +450,14 @@ impl Collector for FactsCollector {
             ]
         });
         let bounds = bounds.filter_map(|(name, bytes)| Some((vec![name], bytes? as f64)));
+        let findings = slow.findings.iter();
+        let findings = findings
+            .map(|((check, severity), count)| (vec![check.as_str(), severity], *count as f64));
         let orphans = slow.orphans.iter();
         let orphans = orphans.map(|(constraint, rows)| (vec![constraint.as_str()], *rows as f64));
         vec![
             ORPHANS.samples(orphans),
+            FINDINGS.samples(findings),
             SLOT_BUDGET.samples(bounds),
             OPEN_ERRORS.single(Some(slow.open_errors.len() as f64)),
             STATE.samples(Family::one_hot(&[], states, slow.state.state.as_str())),

@@ -20,7 +20,7 @@ const BATCH_SECONDS: &[f64] = &[
 ];
 /// From a slot that is made at once to a repair that takes all the time it may.
 const CUT_SECONDS: &[f64] = &[
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0, 2.5,
 ];
 /// From a local network's round trip to a backlog of an hour.
 const END_TO_END_SECONDS: &[f64] = &[

@@ -200,6 +200,11 @@ impl Telemetry {
         self.0.facts.slow().orphans = orphans;
     }
 
+    /// What there is to tell of the replica, by check and severity.
+    pub fn set_findings(&self, findings: BTreeMap<(String, String), u64>) {
+        self.0.facts.slow().findings = findings;
+    }
+
     /// All changes that could not be applied and wait for somebody.
     pub fn set_open_errors(&self, errors: Vec<ErrorStatus>) {
         self.0.facts.slow().open_errors = errors;

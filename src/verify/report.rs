@@ -86,6 +86,10 @@ pub enum NotCompared {
     NoKey,
     /// The same, and so many of the rows that differ changed on the source at each look.
     Changing(u64),
+    /// The same, and so many rows differ: too many to be looked at again.
+    TooMany(u64),
+    /// The same, and there are not as many rows, for all that can be counted.
+    Uncertain,
     /// A server refuses.
     Refused(String),
 }
@@ -107,6 +111,13 @@ impl std::fmt::Display for NotCompared {
             Self::Changing(rows) => write!(
                 f,
                 "a transaction of the source is in the way of an exact position, and {rows} rows changed there at each look"
+            ),
+            Self::TooMany(rows) => write!(
+                f,
+                "a transaction of the source is in the way of an exact position, and {rows} rows differ, too many to be looked at again"
+            ),
+            Self::Uncertain => f.write_str(
+                "a transaction of the source is in the way of an exact position, and only there counts that differ say something",
             ),
             Self::Refused(why) => write!(f, "it cannot be read: {why}"),
         }

@@ -202,7 +202,8 @@ impl Form {
             Self::Sent("int8send") => "hashint8extended",
             _ => return None,
         };
-        Some(format!("pg_catalog.{function}({value}, 0)"))
+        // NULL is no value of a key, and may be there all the same.
+        Some(format!("COALESCE(pg_catalog.{function}({value}, 0), 0)"))
     }
 
     fn hashable(self, value: &str) -> String {

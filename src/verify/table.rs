@@ -26,9 +26,10 @@ pub(super) struct Sessions {
 }
 
 /// One process for each side, so that a comparison does not take the servers from others. The
-/// blocks are few, which the planner cannot know: it would sort all rows to group them.
-const SETTINGS: &str =
-    "SET max_parallel_workers_per_gather = 0; SET jit = off; SET enable_sort = off";
+/// blocks are few, which the planner cannot know: it would sort all rows to group them. Whoever
+/// waits for a table's lock holds up all behind him, and may wait for a session of ours.
+const SETTINGS: &str = "SET max_parallel_workers_per_gather = 0; SET jit = off; SET enable_sort = off; \
+    SET lock_timeout = '5s'";
 
 /// Makes a session ready to compare.
 pub(super) async fn settle(client: &Client) -> Result<(), VerifyError> {

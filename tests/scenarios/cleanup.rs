@@ -63,6 +63,8 @@ async fn orphans_that_only_the_replica_has_go_and_whoever_referred_to_them() {
     .await;
     let orphans = "pglockstep_foreign_key_orphans{constraint=\"crm.leads.leads_project_id_fkey\"}";
     until_metric(&daemon, orphans, 4.0).await;
+    let findings = "pglockstep_findings{check=\"diagnose.orphans\",severity=\"error\"}";
+    until_metric(&daemon, findings, 1.0).await;
     daemon
         .until_said("rows refer to rows that are not there")
         .await;

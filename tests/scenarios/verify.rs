@@ -391,6 +391,25 @@ async fn beside_a_long_transaction_of_the_source_what_differs_is_looked_at_again
     assert_eq!(s.replica_one(marked).await, "1 of 2");
 }
 
+/// Nothing keeps the replica's key from being NULL.
+#[tokio::test]
+async fn a_row_whose_key_is_null_is_extra() {
+    let s = Scenario::new(&FAMILY, "loose").await;
+    s.on_source(
+        "CREATE TABLE loose (id int PRIMARY KEY, v text); INSERT INTO loose VALUES (1, 'a')",
+    )
+    .await;
+    s.on_replica("CREATE TABLE loose (id int, v text); CREATE UNIQUE INDEX ON loose (id)")
+        .await;
+    s.publish_all().await;
+    let daemon = s.start("").await;
+    s.caught_up(&daemon).await;
+    s.on_replica("INSERT INTO loose VALUES (NULL, 'b')").await;
+    let (code, report) = verify(&s, "", &[]).await;
+    assert_eq!(code, Some(1), "{report}");
+    assert_eq!(found(&report, "public.loose"), [0, 1, 0], "{report}");
+}
+
 /// Where each commit of the source is asynchronous, its log reaches the disk five times a second.
 #[tokio::test]
 async fn a_source_that_commits_asynchronously_is_compared_like_others() {

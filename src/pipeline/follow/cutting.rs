@@ -144,17 +144,15 @@ impl<W: ReplicaWriter> Follower<'_, W> {
         let place = |cut: &Option<PendingCut>| cut.as_ref().map(|cut| cut.place);
         if place(&self.cut).is_some_and(|place| place.may_be_before(commit_lsn)) {
             let until = arrived + LATE_BY;
-            if Instant::now() < until {
+            let waits = Instant::now() < until;
+            if waits {
                 // What came before does not wait.
                 self.commit_whole().await?;
             }
-            let since = Instant::now();
             // Looks at what is said once even where it is late already.
             let _ = timeout_at(until, placed(&mut self.cut)).await;
-            if let Some(cut) = &mut self.cut
-                && Instant::now() > since
-            {
-                cut.held = cut.held.max(arrived.elapsed().min(LATE_BY));
+            if let Some(cut) = self.cut.as_mut().filter(|_| waits) {
+                cut.held = cut.held.max(arrived.elapsed());
             }
         }
         if let Some(cut) = &mut self.cut {
