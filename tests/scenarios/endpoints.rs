@@ -92,7 +92,9 @@ const ABSENT: [&str; 3] = [
 #[tokio::test]
 async fn alerts_speak_of_metrics_that_are_there() {
     let s = scenario("alerts").await;
-    // Some tell of comparisons.
+    // Some tell of comparisons, and of rows that refer to others.
+    s.on_both("CREATE TABLE referring (id int PRIMARY KEY, t_id int REFERENCES t)")
+        .await;
     let daemon = s.start("[verify]\nevery = \"10s\"").await;
     let rules = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/prometheus/alerts.yml");
     let rules = std::fs::read_to_string(rules).unwrap();
