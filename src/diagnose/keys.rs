@@ -1,7 +1,7 @@
 //! Keys: rows that share one, keys and indexes that the source has and the replica lacks, and what is
 //! there and does not hold.
 
-use super::{Survey, Suspects, all_kept_in, count, kept_in, quoted, suspects_of};
+use super::{Survey, Suspects, all_kept_in, count, kept_in, quoted, rewritable, suspects_of};
 use crate::catalog::TableColumn;
 use crate::mapping::RowIdentity;
 use crate::pg::{QualifiedName, quote_ident};
@@ -14,6 +14,7 @@ pub(super) async fn look(survey: &Survey<'_>, findings: &mut Findings) -> Result
             look_at_key(survey, table, &key, findings).await?;
         }
         look_at_nulls(table, findings);
+        look_at_names(table, findings);
     }
     what_does_not_hold(survey, findings).await
 }
@@ -78,24 +79,32 @@ fn is_kept(table: &PlannedTable, columns: &[String]) -> bool {
 /// Rows that share a promised key with others, of each key that is shared.
 pub(super) async fn suspects(
     survey: &Survey<'_>,
+    wanted: &[QualifiedName],
     keys_max: u64,
 ) -> Result<Vec<Suspects>, CheckError> {
+    let is_wanted = |t: &&&PlannedTable| wanted.is_empty() || wanted.contains(&t.source.name);
     let mut all = Vec::new();
-    for table in &survey.tables {
+    for table in survey.tables.iter().filter(is_wanted) {
         for PromisedKey { columns, .. } in promised_keys(table) {
             if is_kept(table, &columns) {
                 continue;
             }
-            let of_row: Vec<String> = columns
+            // By each type's own equality, as they are grouped.
+            let same: Vec<String> = columns
                 .iter()
-                .map(|c| format!("c.{}", quote_ident(c)))
+                .filter_map(|name| {
+                    let equals = table.replica.column(name)?.equality.written();
+                    let name = quote_ident(name);
+                    Some(format!("d.{name} {equals} c.{name}"))
+                })
                 .collect();
             let is_double = format!(
-                "({}) IN ({})",
-                of_row.join(", "),
-                doubles_sql(table, &columns)
+                "EXISTS (SELECT 1 FROM ({}) AS d WHERE {})",
+                doubles_sql(table, &columns),
+                same.join(" AND ")
             );
-            let found = suspects_of(survey.replica, table, &is_double, keys_max).await?;
+            let of = [rewritable(table)];
+            let found = suspects_of(survey.replica, table, (&is_double, &of), keys_max).await?;
             all.extend(found.map(|found| Suspects {
                 what: format!("({})", columns.join(", ")),
                 is_by_identity: is_identity(table, &columns),
@@ -138,7 +147,7 @@ async fn look_at_key(
         "SELECT pg_catalog.count(*) FROM ({}) AS d",
         doubles_sql(table, key)
     );
-    let doubles = match count(survey.replica, &sql).await? {
+    let doubles = match count(survey.replica, &sql, &[rewritable(table)]).await? {
         Ok(doubles) => doubles,
         Err(why) => {
             findings.warning(
@@ -186,6 +195,27 @@ async fn look_at_key(
         );
     }
     Ok(())
+}
+
+/// Columns that the configuration names, and the replica has not; a pattern's rule may name such.
+fn look_at_names(table: &PlannedTable, findings: &mut Findings) {
+    let rule = &table.resolved.rule;
+    let name = &table.replica.name;
+    let of_references = rule.references.iter().flat_map(|to| &to.columns);
+    let named = of_references.chain(rule.unique.iter().flatten());
+    for column in named.filter(|column| table.replica.column(column).is_none()) {
+        if rule.source.is_exact() {
+            findings.warning(
+                "diagnose.configuration",
+                name,
+                format!("[[tables]] names the column {column} of {name}, which is not there"),
+                format!(
+                    "mend references and unique in the rule of {}",
+                    table.source.name
+                ),
+            );
+        }
+    }
 }
 
 /// Columns that are never NULL on the source.

@@ -20,9 +20,10 @@ use crate::conn::Session;
 use crate::mapping::{ColumnValue, RowIdentity, TableMapping};
 use crate::pg::{QualifiedName, ServerError, quote_ident};
 use crate::pipeline::{PipelineConfig, PlannedTable, TablePlan, survey_tables};
-use crate::preflight::{self, CheckError, Finding, Findings};
+use crate::preflight::{CheckError, Finding, Findings};
+use crate::snapshot::rewritten_sql;
 use serde::{Deserialize, Serialize};
-use tokio_postgres::Client;
+use tokio_postgres::{Client, Row};
 
 /// One side each, and what takes part.
 struct Survey<'a> {
@@ -101,9 +102,12 @@ pub struct Suspects {
     /// The keys by which the source's rows are found, as texts: as many as were wanted; of a table without such a
     /// key none.
     pub keys: Vec<Vec<String>>,
+    /// Why they could not be looked at.
+    pub refused: Option<String>,
 }
 
-/// Rows with a flaw, table by table and reason by reason; at most `keys_max` keys of each.
+/// Rows with a flaw, table by table and reason by reason, of these source tables or of all; at most
+/// `keys_max` keys of each.
 ///
 /// # Errors
 /// [`CheckError`]: one of the sides cannot be read.
@@ -111,7 +115,7 @@ pub async fn suspects(
     source: &Client,
     replica: &Client,
     plan: &TablePlan,
-    flaw: Flaw,
+    (flaw, wanted): (Flaw, &[QualifiedName]),
     keys_max: u64,
 ) -> Result<Vec<Suspects>, CheckError> {
     let survey = Survey {
@@ -121,8 +125,8 @@ pub async fn suspects(
     };
     begin(replica).await?;
     let found = match flaw {
-        Flaw::Orphans => relations::suspects(&survey, keys_max).await?,
-        Flaw::Duplicates => keys::suspects(&survey, keys_max).await?,
+        Flaw::Orphans => relations::suspects(&survey, wanted, keys_max).await?,
+        Flaw::Duplicates => keys::suspects(&survey, wanted, keys_max).await?,
     };
     let ended = replica.batch_execute("COMMIT").await;
     ended.map_err(|error| CheckError::Query {
@@ -136,43 +140,47 @@ pub async fn suspects(
 async fn suspects_of(
     replica: &Client,
     table: &PlannedTable,
-    is_suspect: &str,
+    (is_suspect, of): (&str, &[Rewritable]),
     keys_max: u64,
 ) -> Result<Option<Suspects>, CheckError> {
-    let rows_of = format!("{} AS c WHERE {is_suspect}", table.mapping.replica_rows());
-    let count = format!("SELECT pg_catalog.count(*) FROM {rows_of}");
-    let found = preflight::rows(replica, "rows", &count, &[]).await?;
-    let rows = found
-        .first()
-        .map_or(0, |row| row.get::<_, i64>(0).unsigned_abs());
-    if rows == 0 {
-        return Ok(None);
-    }
-    let mut keys = Vec::new();
-    if let RowIdentity::Key(key) = &table.mapping.identity {
-        let columns = key.iter().filter_map(|i| table.mapping.columns.get(*i));
-        let texts: Vec<String> = columns
-            .map(|c| format!("c.{}::pg_catalog.text", quote_ident(&c.name)))
-            .collect();
-        let sql = format!(
-            "SELECT DISTINCT ARRAY[{}] FROM {rows_of} LIMIT {keys_max}",
-            texts.join(", ")
-        );
-        let found = preflight::rows(replica, "keys", &sql, &[]).await?;
-        let whole = |row: &tokio_postgres::Row| {
-            let key: Vec<Option<String>> = row.get(0);
-            // A key with NULL in it finds no row.
-            key.into_iter().collect::<Option<Vec<String>>>()
-        };
-        keys = found.iter().filter_map(whole).collect();
-    }
-    Ok(Some(Suspects {
+    let mut found = Suspects {
         source: table.source.name.clone(),
         what: String::new(),
         is_by_identity: false,
-        rows,
-        keys,
-    }))
+        rows: 0,
+        keys: Vec::new(),
+        refused: None,
+    };
+    let rows_of = format!("{} AS c WHERE {is_suspect}", table.mapping.replica_rows());
+    let sql = format!("SELECT pg_catalog.count(*) FROM {rows_of}");
+    match count(replica, &sql, of).await? {
+        Ok(0) => return Ok(None),
+        Ok(rows) => found.rows = rows,
+        Err(why) => found.refused = Some(why),
+    }
+    let key: &[usize] = match &table.mapping.identity {
+        RowIdentity::Key(key) if found.refused.is_none() => key,
+        _ => return Ok(Some(found)),
+    };
+    let columns = key.iter().filter_map(|i| table.mapping.columns.get(*i));
+    let texts: Vec<String> = columns
+        .map(|c| format!("c.{}::pg_catalog.text", quote_ident(&c.name)))
+        .collect();
+    let sql = format!(
+        "SELECT DISTINCT ARRAY[{}] FROM {rows_of} LIMIT {keys_max}",
+        texts.join(", ")
+    );
+    match ask(replica, &sql, of).await? {
+        Ok(rows) => {
+            // A key with NULL in it finds no row.
+            let whole = |row: &Row| -> Option<Vec<String>> {
+                row.get::<_, Vec<Option<String>>>(0).into_iter().collect()
+            };
+            found.keys = rows.iter().filter_map(whole).collect();
+        }
+        Err(why) => found.refused = Some(why),
+    }
+    Ok(Some(found))
 }
 
 /// Every relation between tables that take part, with the rows of it that refer to nothing.
@@ -193,30 +201,66 @@ pub async fn relations_found(
     relations::found(&survey).await
 }
 
-/// What a query counts; or why a server refuses it, which ends nothing else.
-async fn count(client: &Client, sql: &str) -> Result<Result<u64, String>, CheckError> {
-    let failed = |error: tokio_postgres::Error| CheckError::Query {
-        what: "rows",
-        source: error.into(),
-    };
-    client
-        .batch_execute("SAVEPOINT counted")
-        .await
-        .map_err(failed)?;
-    match client.query_one(sql, &[]).await {
-        Ok(row) => Ok(Ok(row.get::<_, i64>(0).unsigned_abs())),
-        Err(error) => {
-            let why = ServerError::from(error);
-            let undone = client.batch_execute("ROLLBACK TO SAVEPOINT counted").await;
-            undone.map_err(failed)?;
-            Ok(Err(why.to_string()))
-        }
-    }
+/// A replica table, and whether its rows are its partitions'.
+type Rewritable = (u32, bool);
+
+fn rewritable(table: &PlannedTable) -> Rewritable {
+    (table.replica.oid, table.replica_has_parts())
 }
 
-/// Has a session of the replica see one state, and only read.
+/// What a query counts in these tables; or why it says nothing, which ends nothing else.
+async fn count(
+    client: &Client,
+    sql: &str,
+    of: &[Rewritable],
+) -> Result<Result<u64, String>, CheckError> {
+    let rows = ask(client, sql, of).await?;
+    let first = |rows: Vec<Row>| {
+        rows.first()
+            .map_or(0, |row| row.get::<_, i64>(0).unsigned_abs())
+    };
+    Ok(rows.map(first))
+}
+
+/// The same of a query's rows. Its locks go with it: whoever waits for one holds up all behind him. Of a table
+/// that was emptied or rewritten since the look began, there is nothing to be seen any more.
+async fn ask(
+    client: &Client,
+    sql: &str,
+    of: &[Rewritable],
+) -> Result<Result<Vec<Row>, String>, CheckError> {
+    let failed = |error: ServerError| CheckError::Query {
+        what: "rows",
+        source: error,
+    };
+    let begun = client.batch_execute("SAVEPOINT asked").await;
+    begun.map_err(|error| failed(error.into()))?;
+    let answer = async {
+        let rows = client.query(sql, &[]).await?;
+        for (oid, has_parts) in of {
+            let sql = rewritten_sql(*oid, *has_parts);
+            if client.query_opt(&sql, &[]).await?.is_some() {
+                return Ok(Err("it was emptied or rewritten meanwhile".to_owned()));
+            }
+        }
+        Ok::<_, tokio_postgres::Error>(Ok(rows))
+    };
+    let answer = match answer.await.map_err(ServerError::from) {
+        Ok(answer) => answer,
+        Err(error) if error.is_session_lost() => return Err(failed(error)),
+        Err(error) => Err(error.to_string()),
+    };
+    let ended = "ROLLBACK TO SAVEPOINT asked; RELEASE SAVEPOINT asked";
+    let ended = client.batch_execute(ended).await;
+    ended.map_err(|error| failed(error.into()))?;
+    Ok(answer)
+}
+
+/// Has a session of the replica see one state, and only read: with one process, and without waiting long
+/// for a table's lock.
 async fn begin(replica: &Client) -> Result<(), CheckError> {
-    let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+    let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; \
+                 SET LOCAL max_parallel_workers_per_gather = 0; SET LOCAL lock_timeout = '5s'";
     let begun = replica.batch_execute(begin).await;
     begun.map_err(|error| CheckError::Query {
         what: "the replica",

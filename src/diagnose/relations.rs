@@ -1,12 +1,12 @@
 //! Rows that refer to rows which are not there, and what would keep it so.
 
-use super::{Survey, Suspects, all_kept_in, count, quoted, suspects_of};
+use super::{Rewritable, Survey, Suspects, all_kept_in, count, quoted, rewritable, suspects_of};
 use crate::mapping::Reference;
 use crate::pg::{QualifiedName, quote_ident};
 use crate::pipeline::PlannedTable;
 use crate::preflight::{CheckError, Findings, index_columns, rows};
 use std::collections::HashMap;
-use tokio_postgres::{Client, Row};
+use tokio_postgres::Row;
 
 const RELATIONS: &str = "\
 SELECT k.conname::pg_catalog.text, k.conrelid, k.confrelid, rn.nspname::pg_catalog.text, r.relname::pg_catalog.text,
@@ -94,7 +94,7 @@ pub struct RelationFound {
 pub(super) async fn found(survey: &Survey<'_>) -> Result<Vec<RelationFound>, CheckError> {
     let mut found = Vec::new();
     for relation in relations(survey).await? {
-        let orphans = count_orphans(survey.replica, &relation).await?.ok();
+        let orphans = count_orphans(survey, &relation).await?.ok();
         found.push(relation.found(orphans));
     }
     Ok(found)
@@ -111,7 +111,7 @@ pub(super) async fn look(
     let indexes = index_columns(survey.replica, &all).await?;
     let mut found = Vec::new();
     for relation in relations(survey).await? {
-        let orphans = count_orphans(survey.replica, &relation).await?;
+        let orphans = count_orphans(survey, &relation).await?;
         found.push(relation.found(orphans.as_ref().ok().copied()));
         tell_orphans(&relation, orphans, findings);
         let of_child = oids.get(&relation.child);
@@ -316,7 +316,7 @@ fn mapped_relation(row: &Row, by_source: &HashMap<u32, &PlannedTable>) -> Option
 }
 
 async fn count_orphans(
-    replica: &Client,
+    survey: &Survey<'_>,
     relation: &Relation,
 ) -> Result<Result<u64, String>, CheckError> {
     let sql = format!(
@@ -324,21 +324,23 @@ async fn count_orphans(
         relation.child.quoted(),
         is_orphan(relation)
     );
-    count(replica, &sql).await
+    count(survey.replica, &sql, &tables_of(survey, relation)).await
 }
 
 /// Rows that refer to nothing, of each relation that has some.
 pub(super) async fn suspects(
     survey: &Survey<'_>,
+    wanted: &[QualifiedName],
     keys_max: u64,
 ) -> Result<Vec<Suspects>, CheckError> {
+    let is_wanted = |t: &PlannedTable| wanted.is_empty() || wanted.contains(&t.source.name);
     let mut all = Vec::new();
     for relation in relations(survey).await? {
         let child = survey
             .tables
             .iter()
             .find(|t| t.replica.name == relation.child);
-        let Some(child) = child else {
+        let Some(child) = child.filter(|child| is_wanted(child)) else {
             continue;
         };
         let what = format!(
@@ -347,10 +349,19 @@ pub(super) async fn suspects(
             relation.columns(),
             relation.name
         );
-        let found = suspects_of(survey.replica, child, &is_orphan(&relation), keys_max).await?;
+        let (is_orphan, of) = (is_orphan(&relation), tables_of(survey, &relation));
+        let found = suspects_of(survey.replica, child, (&is_orphan, &of), keys_max).await?;
         all.extend(found.map(|found| Suspects { what, ..found }));
     }
     Ok(all)
+}
+
+/// Those of a relation that take part.
+fn tables_of(survey: &Survey<'_>, relation: &Relation) -> Vec<Rewritable> {
+    let is_one =
+        |t: &&&PlannedTable| [&relation.child, &relation.parent].contains(&&t.replica.name);
+    let tables = survey.tables.iter().filter(is_one);
+    tables.map(|table| rewritable(table)).collect()
 }
 
 /// Whether the row `c` refers to one that is not there. A row with a NULL among its columns refers to

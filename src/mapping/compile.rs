@@ -147,16 +147,6 @@ impl<'a> Compiler<'a> {
         let named = rule.columns.keys().map(|c| ("columns", c));
         let named = named.chain(rule.exclude.iter().map(|c| ("exclude", c)));
         let named = named.chain(rule.key.iter().flatten().map(|c| ("key", c)));
-        let of_replica = rule.references.iter().flat_map(|to| &to.columns);
-        let of_replica = of_replica.map(|c| ("references", c));
-        let keys = rule.unique.iter().flatten().map(|c| ("unique", c));
-        for (place, column) in of_replica.chain(keys) {
-            if self.replica.column(column).is_none() && rule.source.is_exact() {
-                self.problems.push(format!(
-                    "`{place}` names the replica column {column}, which is not there"
-                ));
-            }
-        }
         for (place, column) in named {
             // A pattern's rule may name columns that only some of its tables have.
             if self.relation.position(column).is_none() && rule.source.is_exact() {

@@ -16,8 +16,10 @@ use super::statement::{Treatment, held_sql, is_key_as_it_is, on_source};
 use super::{Bounds, RepairError, fetch_tables};
 use crate::conn::Session;
 use crate::diagnose::{Flaw, Suspects, suspects};
+use crate::mapping::RowIdentity;
 use crate::pg::{QualifiedName, TypeNames};
 use crate::pipeline::{CutAsker, PipelineConfig, PlannedTable, TablePlan};
+use crate::progress::{Store, TableRecord, TableState};
 use crate::telemetry::Chain;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
@@ -111,7 +113,7 @@ impl CleanupReport {
     /// No row with that flaw is left.
     #[must_use]
     pub fn is_clean(&self) -> bool {
-        let is_clean = |one: &Cleaned| one.left.unwrap_or(one.rows) == 0;
+        let is_clean = |one: &Cleaned| one.error.is_none() && one.left.unwrap_or(one.rows) == 0;
         self.tables.iter().all(is_clean)
     }
 }
@@ -142,7 +144,7 @@ pub async fn clean(
     };
     tell("looking at the replica's rows".to_owned());
     let mut found = cleaner.look().await?;
-    let to_go: u64 = found.iter().map(|one| one.told.to_go).sum();
+    let to_go: u64 = found.iter().map(Found::rows_to_go).sum();
     let most = wish.max_rows;
     let beyond = found.iter().find(|one| !one.is_whole);
     let refused = match beyond {
@@ -161,6 +163,7 @@ pub async fn clean(
         tables: found.iter().map(|one| one.told.clone()).collect(),
     };
     let mut left = most;
+    let mut has_failed = false;
     for _ in 0..ROUNDS_MAX {
         if !applied || !found.iter().any(|one| one.told.to_go > 0) {
             break;
@@ -169,13 +172,17 @@ pub async fn clean(
             tell(format!("taking away rows of {}", one.told.replica_table));
             let (deeds, error) = cleaner.take_away(one).await;
             left = left.saturating_sub(deeds.deleted);
+            has_failed |= error.is_some();
             report.note(&one.told, &deeds, error);
         }
         found = cleaner.look().await?;
-        if report.tables.iter().any(|one| one.error.is_some())
-            || found.iter().any(|one| !one.is_whole)
-            || found.iter().map(|one| one.told.to_go).sum::<u64>() > left
-        {
+        let is_beyond = found.iter().any(|one| !one.is_whole)
+            || found.iter().map(Found::rows_to_go).sum::<u64>() > left;
+        if is_beyond {
+            let why = format!("more would go than --max-rows {most} allows: not to the end");
+            report.refused = Some(why);
+        }
+        if has_failed || is_beyond {
             break;
         }
     }
@@ -199,6 +206,28 @@ struct Found<'p> {
     told: Cleaned,
 }
 
+impl Found<'_> {
+    /// At most: where nothing on the replica keeps the key, any number of rows may have one.
+    fn rows_to_go(&self) -> u64 {
+        let RowIdentity::Key(key) = &self.planned.mapping.identity else {
+            return 0;
+        };
+        let columns = &self.planned.mapping.columns;
+        let names: Vec<&String> = key
+            .iter()
+            .filter_map(|place| Some(&columns.get(*place)?.name))
+            .collect();
+        let is_kept = self.planned.replica.unique_keys.iter().any(|unique| {
+            unique.is_immediate && unique.columns.iter().all(|column| names.contains(&column))
+        });
+        match self.told.to_go {
+            0 => 0,
+            to_go if is_kept => to_go,
+            _ => self.told.rows,
+        }
+    }
+}
+
 struct Cleaner<'a> {
     config: &'a PipelineConfig,
     mender: Mender<'a>,
@@ -211,19 +240,22 @@ impl<'a> Cleaner<'a> {
         let source = self.config.source.connect(Session::SourceRead).await?;
         let replica = self.config.replica.connect(Session::ReplicaWrite).await?;
         let most = self.wish.max_rows.max(LOOKED_MAX);
-        let flaw = self.wish.flaw;
-        let all = suspects(&source, &replica, self.plan, flaw, most.saturating_add(1)).await?;
-        let is_wanted =
-            |one: &Suspects| self.wish.tables.is_empty() || self.wish.tables.contains(&one.source);
+        let what = (self.wish.flaw, self.wish.tables.as_slice());
+        let all = suspects(&source, &replica, self.plan, what, most.saturating_add(1)).await?;
+        let records = Store::fetch_tables(&replica, &self.config.name).await?;
         let mut found = Vec::new();
-        for one in all.into_iter().filter(is_wanted) {
+        for one in all {
             let Some(planned) = planned(self.plan, &one.source) else {
                 continue;
             };
             let is_whole = one.keys.len() as u64 <= most;
-            let held = fetch_held(&source, planned, &self.plan.types, &one.keys).await?;
+            let obstacle = obstacle(planned, &records, &one);
+            let mut keys = match obstacle {
+                None => one.keys,
+                Some(_) => Vec::new(),
+            };
+            let held = fetch_held(&source, planned, &self.plan.types, &keys).await?;
             let is_to_go = |key: &Vec<String>| one.is_by_identity || !held.contains(key);
-            let mut keys = one.keys;
             keys.retain(is_to_go);
             keys.sort_unstable();
             found.push(Found {
@@ -239,7 +271,7 @@ impl<'a> Cleaner<'a> {
                     keys: keys.iter().take(SHOWN_MAX).cloned().collect(),
                     done: None,
                     left: None,
-                    error: no_key(planned, one.rows, keys.is_empty() && held.is_empty()),
+                    error: obstacle,
                 },
                 keys,
             });
@@ -252,10 +284,6 @@ impl<'a> Cleaner<'a> {
         if found.keys.is_empty() {
             return (Deeds::default(), None);
         }
-        if !is_key_as_it_is(&planned.mapping, &planned.source) {
-            let name = planned.mapping.replica.clone();
-            return (Deeds::default(), Some(RepairError::CastKey(name)));
-        }
         let treatment = match found.is_by_identity {
             true => Treatment::Deduplicate,
             false => Treatment::Delete,
@@ -267,13 +295,25 @@ impl<'a> Cleaner<'a> {
     }
 }
 
-/// Why rows without a key are let be.
-fn no_key(planned: &PlannedTable, rows: u64, is_unknown: bool) -> Option<String> {
-    let has_no_key = planned.mapping.key_positions().is_empty();
-    (rows > 0 && is_unknown && has_no_key).then(|| {
-        let name = &planned.source.name;
-        format!("its rows have no key by which they could be told from others: `resync {name}`")
-    })
+/// Why rows are let be.
+fn obstacle(planned: &PlannedTable, records: &[TableRecord], found: &Suspects) -> Option<String> {
+    let name = &planned.source.name;
+    if let Some(why) = &found.refused {
+        return Some(format!("they cannot be looked at: {why}"));
+    }
+    let record = records.iter().find(|record| planned.is_of(record));
+    if !record.is_some_and(|record| matches!(record.state, TableState::Copied { .. })) {
+        return Some(RepairError::NotWhole(name.clone()).to_string());
+    }
+    if planned.mapping.key_positions().is_empty() {
+        return Some(format!(
+            "they have no key by which they could be told from others: `resync {name}`"
+        ));
+    }
+    match is_key_as_it_is(&planned.mapping, &planned.source) {
+        true => None,
+        false => Some(RepairError::CastKey(planned.mapping.replica.clone()).to_string()),
+    }
 }
 
 /// Which of these keys the source has.

@@ -16,7 +16,7 @@ use crate::apply::take_replica_role;
 use crate::conn::Session;
 use crate::pg::{Disposition, QualifiedName, ServerError, TypeNames};
 use crate::pipeline::{CutAsker, HeldCut, PipelineConfig, PlannedTable};
-use crate::progress::BOOKKEEPING_SCHEMA;
+use crate::progress::{BOOKKEEPING_SCHEMA, Store, TableState};
 use crate::snapshot::{copy_statements_where, create_staging, enter_snapshot, rewritten_sql};
 use bytes::Bytes;
 use futures_util::{SinkExt, TryStreamExt};
@@ -82,6 +82,8 @@ impl Mender<'_> {
         let mut tries = 1;
         loop {
             match self.try_to_mend(part).await {
+                // What takes too long once takes too long again, and the apply waits.
+                Err(error) if error.is_too_slow() => return Err(error),
                 Err(error) if error.may_pass() && tries < TRIES => sleep(TRY_AFTER).await,
                 done => return done,
             }
@@ -132,15 +134,23 @@ impl Mender<'_> {
         } else {
             "; SET CONSTRAINTS ALL DEFERRED"
         };
-        // The server itself has to end it: it goes on with what it has begun after we are gone.
+        // The server itself has to end it: it goes on with what it has begun after we are gone. What is noted is
+        // what is changed, whoever else writes meanwhile.
         let most = WRITTEN_WITHIN.as_millis();
         let begin = format!(
-            "BEGIN; SET LOCAL lock_timeout = '{LOCK_WAIT_MAX}'; SET LOCAL statement_timeout = {most}; \
+            "BEGIN ISOLATION LEVEL REPEATABLE READ; SET LOCAL lock_timeout = '{LOCK_WAIT_MAX}'; SET LOCAL statement_timeout = {most}; \
              SET LOCAL idle_in_transaction_session_timeout = {most}{deferred}"
         );
         let begun = replica.batch_execute(&begin).await;
         begun.map_err(RepairError::writing(planned))?;
         held.owner.prove_ownership(replica).await?;
+        let records = Store::fetch_tables(replica, &self.config.name).await?;
+        let record = records.iter().find(|record| planned.is_of(record));
+        match record.map(|record| record.state) {
+            Some(TableState::Copied { at }) if at <= held.cut.at => {}
+            // What it lacks is in the books, or comes with its copy.
+            _ => return Err(RepairError::NotWhole(planned.source.name.clone())),
+        }
         // From here on the position stays where it is until our transaction ends.
         if !held.is_held() {
             return Err(RepairError::TooLate);
@@ -223,6 +233,12 @@ struct Part<'a> {
 }
 
 impl RepairError {
+    /// A statement on the replica took longer than the apply may wait.
+    fn is_too_slow(&self) -> bool {
+        const QUERY_CANCELED: &str = "57014";
+        matches!(self, Self::Writing { source, .. } if source.sqlstate() == Some(QUERY_CANCELED))
+    }
+
     /// Whether another try may do.
     fn may_pass(&self) -> bool {
         let is_transient = |disposition| disposition == Disposition::Transient;

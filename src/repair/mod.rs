@@ -100,7 +100,7 @@ pub enum RepairError {
     #[error("the rows could not be written in time, at any of some tries")]
     TooLate,
     /// It is being copied.
-    #[error("{0} has no whole copy: it is being copied")]
+    #[error("{0} has no whole copy: it is being copied, or set aside")]
     NotWhole(QualifiedName),
     /// Foreign keys fire, and rows may refer to those that are to go.
     #[error(

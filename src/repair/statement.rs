@@ -228,10 +228,11 @@ pub(super) fn held_sql(planned: &PlannedTable, types: &TypeNames, of_source: &st
     let key = key_of(mapping).iter().filter_map(|place| {
         let column = mapping.columns.get(*place)?;
         let value = rows.values.get(*place)?;
-        Some(format!(
-            "(({value})::{})::pg_catalog.text",
-            column.stored_as
-        ))
+        // The source may know the replica's own types by other names, or not at all.
+        Some(match column.cast_to.is_builtin() {
+            true => format!("(({value})::{})::pg_catalog.text", column.stored_as),
+            false => format!("({value})::pg_catalog.text"),
+        })
     });
     let key: Vec<String> = key.collect();
     format!("SELECT ARRAY[{}] FROM {}", key.join(", "), rows.from)

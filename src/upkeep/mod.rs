@@ -46,6 +46,7 @@ pub async fn serve(
     telemetry: Telemetry,
 ) {
     let mut told = None;
+    let mut soundness = Soundness::new(settings.every, Instant::now());
     loop {
         if is_streaming(&telemetry)
             && let Some(config) = configure()
@@ -57,7 +58,7 @@ pub async fn serve(
                 cuts: &cuts,
                 telemetry: &telemetry,
                 schedule: Schedule::new(settings),
-                soundness: Soundness::new(settings.every, Instant::now()),
+                soundness: &mut soundness,
                 turns_every: settings.look_every(),
                 repairs: settings.repair,
                 told: &mut told,
@@ -87,7 +88,7 @@ struct Upkeep<'a> {
     cuts: &'a CutAsker,
     telemetry: &'a Telemetry,
     schedule: Schedule,
-    soundness: Soundness,
+    soundness: &'a mut Soundness,
     turns_every: Duration,
     repairs: bool,
     /// Why what was due could not be done, as the log was told.
@@ -118,18 +119,22 @@ impl Upkeep<'_> {
                 if let Some(due) = self.schedule.due(Instant::now()) {
                     let id = Store::begin_turn(self.books, &self.config.name).await?;
                     let (kind, begun) = (due.kind, Instant::now());
-                    let is_done = self.take_turn(due).await?;
+                    let spent = self.take_turn(due).await?;
                     // Looking for a moment at which there can be a cut is no load.
-                    let spent = begun.elapsed();
-                    if is_done || spent > CUT_WITHIN {
+                    let in_vain = Some(begun.elapsed()).filter(|spent| *spent > CUT_WITHIN);
+                    if let Some(spent) = spent.or(in_vain) {
                         self.schedule.rest(kind, spent, Instant::now());
                     }
                     Store::end_turn(self.books, id).await?;
                 }
                 turns_at = Instant::now();
             }
-            if self.soundness.is_due(Instant::now()) {
+            // Only there all tables are at one position.
+            let is_in_step = self.telemetry.status().state == PipelineState::Streaming;
+            if is_in_step && self.soundness.is_due(Instant::now()) {
+                let id = Store::begin_turn(self.books, &self.config.name).await?;
                 Box::pin(self.soundness.look(self.config, self.telemetry)).await;
+                Store::end_turn(self.books, id).await?;
             }
             sleep(LOOK_EVERY).await;
         }
@@ -229,8 +234,8 @@ impl Upkeep<'_> {
         }
     }
 
-    /// Whether tables were compared.
-    async fn take_turn(&mut self, due: Due) -> Result<bool, ProgressError> {
+    /// How long tables were compared, if they were.
+    async fn take_turn(&mut self, due: Due) -> Result<Option<Duration>, ProgressError> {
         let wanted = Wanted {
             tables: due.tables.clone(),
             counts_only: due.kind == Kind::Counts,
@@ -249,11 +254,11 @@ impl Upkeep<'_> {
                 if self.repairs && due.kind == Kind::Rows {
                     Box::pin(self.mend(&report)).await?;
                 }
-                Ok(true)
+                Ok(Some(report.tables.iter().map(|table| table.took).sum()))
             }
             Err(error) => {
                 self.tell_failure(&error);
-                Ok(false)
+                Ok(None)
             }
         }
     }

@@ -72,12 +72,16 @@ impl Soundness {
     }
 }
 
-/// A constraint's name is its table's own.
+/// A declared constraint's name is its table's own; one that the configuration names may have it too.
 fn by_constraint(diagnosis: &Diagnosis) -> BTreeMap<String, u64> {
-    let relations = diagnosis.relations.iter();
-    relations
-        .filter_map(|one| Some((format!("{}.{}", one.child, one.name), one.orphans?)))
-        .collect()
+    let mut all = BTreeMap::new();
+    for one in &diagnosis.relations {
+        if let Some(orphans) = one.orphans {
+            *all.entry(format!("{}.{}", one.child, one.name))
+                .or_default() += orphans;
+        }
+    }
+    all
 }
 
 /// How many there are of each check and severity.

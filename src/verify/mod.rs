@@ -179,7 +179,7 @@ impl PlannedTable {
         self.source.kind == TableKind::Partitioned
     }
 
-    fn replica_has_parts(&self) -> bool {
+    pub(crate) fn replica_has_parts(&self) -> bool {
         self.replica.kind == TableKind::Partitioned
     }
 }

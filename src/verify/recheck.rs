@@ -29,14 +29,15 @@ use tokio_postgres::Client;
 /// Rows that are looked at again at most, of a table.
 pub(super) const ROWS_MAX: usize = 100_000;
 /// Looks, the wait between them, and at how many in a row a row has to differ.
-const ROUNDS_MAX: u32 = 8;
+const ROUNDS_MAX: u32 = 10;
 const ROUND_EVERY: Duration = Duration::from_secs(1);
-const CONFIRMED: u32 = 3;
+const CONFIRMED: u32 = 5;
 /// Whether a commit may be in the log and seen by nobody for long, since it waits for a standby. Asked
 /// between the cut and the second snapshot: what hangs at both hangs here.
 const MAY_HANG: &str = "SELECT pg_catalog.current_setting('synchronous_standby_names') <> '' AND ( \
      NOT pg_catalog.pg_has_role('pg_read_all_stats', 'USAGE') OR EXISTS ( \
-     SELECT 1 FROM pg_catalog.pg_stat_activity WHERE wait_event = 'SyncRep'))";
+     SELECT 1 FROM pg_catalog.pg_stat_activity WHERE wait_event = 'SyncRep' \
+     AND query_start < pg_catalog.clock_timestamp() - interval '1 s'))";
 
 /// Makes the cuts for further looks.
 pub(super) struct Again<'a> {

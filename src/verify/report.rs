@@ -110,7 +110,7 @@ impl std::fmt::Display for NotCompared {
             ),
             Self::Changing(rows) => write!(
                 f,
-                "a transaction of the source is in the way of an exact position, and {rows} rows changed there at each look"
+                "a transaction of the source is in the way of an exact position, and {rows} rows changed there at each look, or commits hang there on a standby (GRANT pg_read_all_stats lets the role see whether they do)"
             ),
             Self::TooMany(rows) => write!(
                 f,
