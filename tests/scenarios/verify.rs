@@ -9,6 +9,7 @@ use crate::support::{Daemon, Family, Scenario, reported, run_verb, samples};
 static FAMILY: Family = Family::const_new();
 /// Slots wait for the transactions of all databases.
 static ALONE: Family = Family::const_new();
+static ASYNCHRONOUS: Family = Family::const_new();
 
 /// `verify --json` with these arguments, while the rest of the test goes on: exit code and report.
 async fn verify(s: &Scenario<'_>, more: &str, arguments: &[&str]) -> (Option<i32>, Value) {
@@ -413,7 +414,7 @@ async fn a_row_whose_key_is_null_is_extra() {
 /// Where each commit of the source is asynchronous, its log reaches the disk five times a second.
 #[tokio::test]
 async fn a_source_that_commits_asynchronously_is_compared_like_others() {
-    let (s, daemon) = running_in(&ALONE, "async").await;
+    let (s, daemon) = running_in(&ASYNCHRONOUS, "async").await;
     s.caught_up(&daemon).await;
     s.on_source(&format!(
         "ALTER DATABASE {} SET synchronous_commit = off",
