@@ -109,9 +109,13 @@ fn table_text(one: &Cleaned, flaw: Flaw) -> Vec<String> {
         Flaw::Orphans => format!("refer to no row of {what}"),
         Flaw::Duplicates => format!("share a value of {what}"),
     };
-    let mut lines = vec![format!(
-        "{table} -> {replica_table}: {rows} rows {is_wrong}; {to_go} to go, the source has the others"
-    )];
+    let mut lines = vec![match one.error {
+        // The source was not asked, or not to the end.
+        Some(_) => format!("{table} -> {replica_table}: {rows} rows {is_wrong}"),
+        None => format!(
+            "{table} -> {replica_table}: {rows} rows {is_wrong}; {to_go} keys to go, the source has the others"
+        ),
+    }];
     lines.extend(one.keys.iter().map(|key| format!("  {}", key.join(", "))));
     let more = to_go.saturating_sub(one.keys.len() as u64);
     if more > 0 {

@@ -248,13 +248,22 @@ impl<'a> Cleaner<'a> {
             let Some(planned) = planned(self.plan, &one.source) else {
                 continue;
             };
-            let is_whole = one.keys.len() as u64 <= most;
-            let obstacle = obstacle(planned, &records, &one);
+            let mut obstacle = obstacle(planned, &records, &one);
             let mut keys = match obstacle {
                 None => one.keys,
                 Some(_) => Vec::new(),
             };
-            let held = fetch_held(&source, planned, &self.plan.types, &keys).await?;
+            let is_whole = keys.len() as u64 <= most;
+            let held = match fetch_held(&source, planned, &self.plan.types, &keys).await {
+                Ok(held) => held,
+                // A key that is no value of the source's type, say: one table's trouble is no other's.
+                Err(RepairError::Reading { source, .. }) if !source.is_session_lost() => {
+                    obstacle = Some(format!("the source cannot be asked for them: {source}"));
+                    keys.clear();
+                    HashSet::new()
+                }
+                Err(error) => return Err(error),
+            };
             let is_to_go = |key: &Vec<String>| one.is_by_identity || !held.contains(key);
             keys.retain(is_to_go);
             keys.sort_unstable();

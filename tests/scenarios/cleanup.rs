@@ -178,3 +178,37 @@ async fn what_both_sides_have_is_for_the_source_to_mend() {
     let output = run_verb(&s.config(RULES), &["cleanup", "orphans", "public.nothing"]);
     assert_eq!(output.status.code(), Some(2));
 }
+
+/// A key of the replica that is no value of the source's type cannot be asked for there.
+#[tokio::test]
+async fn one_tables_trouble_is_no_others() {
+    let s = Scenario::new(&FAMILY, "trouble").await;
+    s.on_source(
+        "CREATE TABLE leads (id int PRIMARY KEY);
+         CREATE TABLE notes (id int PRIMARY KEY, lead_id int REFERENCES leads);
+         CREATE TABLE tags (id int PRIMARY KEY, lead_id int REFERENCES leads)",
+    )
+    .await;
+    s.on_replica(
+        "CREATE TABLE leads (id int PRIMARY KEY);
+         CREATE TABLE notes (id int PRIMARY KEY, lead_id int);
+         CREATE TABLE tags (id text PRIMARY KEY, lead_id int)",
+    )
+    .await;
+    s.publish_all().await;
+    let daemon = s.start("").await;
+    s.caught_up(&daemon).await;
+    s.on_replica("INSERT INTO notes VALUES (1, 99); INSERT INTO tags VALUES ('x1', 99)")
+        .await;
+    let (code, done) = reported(&s, "", &["cleanup", "orphans", "--apply"]).await;
+    assert_eq!(code, Some(1), "{done}");
+    let notes = of(&done, "public.notes", "notes_lead_id_fkey");
+    assert_eq!(
+        numbers(notes),
+        [Some(1), Some(1), Some(1), Some(0)],
+        "{done}"
+    );
+    let tags = of(&done, "public.tags", "tags_lead_id_fkey");
+    assert!(tags["error"].is_string(), "{done}");
+    assert_eq!(s.replica_one("SELECT count(*) FROM tags").await, "1");
+}
