@@ -8,8 +8,9 @@ use crate::pg::QualifiedName;
 use crate::pipeline::{CutAsker, PipelineConfig, cuts, supervise};
 use crate::progress::{Store, Verification};
 use crate::telemetry::{PipelineState, Telemetry};
-use crate::verify::Report;
+use crate::verify;
 use anyhow::{Context, anyhow, bail};
+use serde::de::DeserializeOwned;
 use std::pin::pin;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
@@ -52,7 +53,7 @@ impl<'a> Asking<'a> {
     }
 
     /// What was found here, for the daemons to come.
-    pub(super) async fn keep(&self, report: &Report) -> anyhow::Result<()> {
+    pub(super) async fn keep(&self, report: &verify::Report) -> anyhow::Result<()> {
         let proofs = report.proofs();
         let rules = self.pipeline.mapping.fingerprint();
         let of = (self.pipeline.name.as_str(), rules.as_str());
@@ -60,19 +61,19 @@ impl<'a> Asking<'a> {
     }
 
     /// Has the daemon do it; returns its report.
-    pub(super) async fn daemon(
+    pub(super) async fn daemon<Report: DeserializeOwned>(
         &self,
         tables: &[QualifiedName],
         counts_only: bool,
         wish: Option<&str>,
-    ) -> anyhow::Result<String> {
+    ) -> anyhow::Result<Report> {
         let name = &self.pipeline.name;
         let id = Store::request_verification(&self.books, name, tables, counts_only, wish).await?;
         let waited = self.wait_for(id).await;
         if waited.is_err() {
             Store::withdraw_verification(&self.books, id).await?;
         }
-        waited
+        serde_json::from_str(&waited?).context("the daemon is of another version")
     }
 
     async fn wait_for(&self, id: i64) -> anyhow::Result<String> {

@@ -8,7 +8,6 @@ use crate::diagnose::Flaw;
 use crate::pg::QualifiedName;
 use crate::pipeline::{CutAsker, PipelineConfig};
 use crate::repair::{Asked, Bounds, Cleaned, CleanupReport, CleanupWish, clean};
-use anyhow::Context;
 use clap::ValueEnum;
 
 /// The arguments.
@@ -55,8 +54,7 @@ pub(super) async fn run(config: Config, args: Args) -> anyhow::Result<Outcome> {
     let report = match asking.has_daemon().await? {
         true => {
             let asked = Asked::Cleanup(wish.clone()).to_json();
-            let answer = asking.daemon(&wish.tables, false, Some(&asked)).await?;
-            CleanupReport::from_json(&answer).context("the daemon is of another version")?
+            asking.daemon(&wish.tables, false, Some(&asked)).await?
         }
         false => {
             let clean = async |pipeline: &PipelineConfig, cuts: &CutAsker| {

@@ -7,7 +7,6 @@ use crate::pg::QualifiedName;
 use crate::pipeline::{CutAsker, PipelineConfig};
 use crate::repair::{Asked, Bounds, Report, RowToMend, TableRepair, Way, Wish, repair};
 use crate::verify::DriftKind;
-use anyhow::Context;
 
 /// The arguments.
 #[derive(Debug, clap::Args)]
@@ -51,8 +50,7 @@ pub(super) async fn run(config: Config, args: Args) -> anyhow::Result<Outcome> {
     let report = match asking.has_daemon().await? {
         true => {
             let asked = Asked::Repair(wish.clone()).to_json();
-            let answer = asking.daemon(&wish.tables, false, Some(&asked)).await?;
-            Report::from_json(&answer).context("the daemon is of another version")?
+            asking.daemon(&wish.tables, false, Some(&asked)).await?
         }
         false => {
             let mend = async |pipeline: &PipelineConfig, cuts: &CutAsker| {

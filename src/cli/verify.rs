@@ -6,7 +6,6 @@ use crate::config::Config;
 use crate::pg::QualifiedName;
 use crate::pipeline::{CutAsker, PipelineConfig};
 use crate::verify::{Progress, Report, TableReport, Wanted, verify};
-use anyhow::Context;
 
 /// The arguments.
 #[derive(Debug, clap::Args)]
@@ -33,10 +32,9 @@ pub(super) async fn run(config: Config, args: Args) -> anyhow::Result<Outcome> {
     let asking = Asking::open(&config).await?;
     let report = match asking.has_daemon().await? {
         true => {
-            let answer = asking
+            asking
                 .daemon(&wanted.tables, wanted.counts_only, None)
-                .await?;
-            Report::from_json(&answer).context("the daemon is of another version")?
+                .await?
         }
         false => {
             let compare = async |pipeline: &PipelineConfig, cuts: &CutAsker| {

@@ -102,14 +102,6 @@ impl CleanupReport {
         serde_json::to_string(self).unwrap_or_else(|_| unreachable!("names, texts and numbers"))
     }
 
-    /// A report that was kept.
-    ///
-    /// # Errors
-    /// It was kept by another version, in another form.
-    pub fn from_json(text: &str) -> serde_json::Result<Self> {
-        serde_json::from_str(text)
-    }
-
     /// No row with that flaw is left.
     #[must_use]
     pub fn is_clean(&self) -> bool {

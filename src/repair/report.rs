@@ -94,14 +94,6 @@ impl Report {
         serde_json::to_string(self).unwrap_or_else(|_| unreachable!("names, texts and numbers"))
     }
 
-    /// A report that was kept.
-    ///
-    /// # Errors
-    /// It was kept by another version, in another form.
-    pub fn from_json(text: &str) -> serde_json::Result<Self> {
-        serde_json::from_str(text)
-    }
-
     /// Source and replica are the same, as far as is known.
     #[must_use]
     pub fn is_in_sync(&self) -> bool {

@@ -141,14 +141,6 @@ impl Report {
         serde_json::to_string(self).unwrap_or_else(|_| unreachable!("names and numbers only"))
     }
 
-    /// A report that was kept.
-    ///
-    /// # Errors
-    /// It was kept by another version, in another form.
-    pub fn from_json(text: &str) -> serde_json::Result<Self> {
-        serde_json::from_str(text)
-    }
-
     /// Has the metrics say it.
     pub fn tell(&self, telemetry: &Telemetry) {
         for proof in self.proofs() {
