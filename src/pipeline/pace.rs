@@ -13,7 +13,7 @@
 //! brought: a walsender that finds it full waits, and nothing is gained.
 //!
 //! What naps bring is handed on together, for the same reason: a few milliseconds' worth of it, more
-//! where the source's commits are old news.
+//! where the source's commits are old news, or while there is no commit among it: nobody waits for that.
 //!
 //! The nap has to stop the whole thread: a reactor that goes on would be woken all the same.
 //! So nothing else may live on this thread.
@@ -44,6 +44,8 @@ const QUIET_BELOW: f64 = 16.0;
 /// each row, the more there are.
 const GATHER_PER_FRAME: Duration = Duration::from_micros(12);
 const GATHER_MAX: Duration = Duration::from_millis(2);
+/// A part of a large transaction that goes on: the replica need not be given it by twos.
+const GATHER_OPEN: Duration = Duration::from_millis(5);
 /// Who is as far behind has no use for two milliseconds, and for the processor's time.
 const GATHER_BEHIND: Duration = Duration::from_millis(20);
 const BEHIND_FROM_US: i64 = 1_000_000;
@@ -90,12 +92,20 @@ impl Pace {
         self.is_behind = age_us > BEHIND_FROM_US;
     }
 
-    /// How long frames may wait for others, to be handed on together.
+    /// How long frames may wait for others, to be handed on together, once a commit is among them.
     pub(super) fn gather_for(&self) -> Duration {
         match (self.is_busy, self.is_behind) {
             (false, _) => Duration::ZERO,
             (true, false) => GATHER_PER_FRAME.mul_f64(self.remembered).min(GATHER_MAX),
             (true, true) => GATHER_BEHIND,
+        }
+    }
+
+    /// The same for frames of which none is a commit; never less.
+    pub(super) fn gather_open_for(&self) -> Duration {
+        match self.is_busy {
+            false => Duration::ZERO,
+            true => self.gather_for().max(GATHER_OPEN),
         }
     }
 
@@ -170,13 +180,16 @@ mod tests {
         assert!(some > Duration::ZERO && some < MS, "{some:?}");
         hear(&mut pace, &mut now, 300, 50, MS);
         assert_eq!(pace.gather_for(), GATHER_MAX);
+        assert_eq!(pace.gather_open_for(), GATHER_OPEN);
         pace.committed(BEHIND_FROM_US + 1);
         assert_eq!(pace.gather_for(), GATHER_BEHIND);
+        assert_eq!(pace.gather_open_for(), GATHER_BEHIND);
         pace.committed(BEHIND_FROM_US);
         assert_eq!(pace.gather_for(), GATHER_MAX);
         pace.committed(BEHIND_FROM_US + 1);
         hear(&mut pace, &mut now, 1, 1, MS * 50);
         assert_eq!(pace.gather_for(), Duration::ZERO);
+        assert_eq!(pace.gather_open_for(), Duration::ZERO);
     }
 
     #[test]

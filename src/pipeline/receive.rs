@@ -204,6 +204,7 @@ struct Receiver {
 struct Gathered {
     events: Vec<Event>,
     bytes: usize,
+    since: Instant,
     /// When they are handed on.
     due: Instant,
 }
@@ -290,7 +291,8 @@ impl Receiver {
         let gathered = gathered.get_or_insert_with(|| Gathered {
             events: Vec::new(),
             bytes: 0,
-            due: now + self.pace.gather_for(),
+            since: now,
+            due: now + self.pace.gather_open_for(),
         });
         let before = (gathered.events.len(), gathered.bytes);
         self.last_heard = now;
@@ -344,6 +346,7 @@ impl Receiver {
                     self.pace
                         .committed(data.server_time_us.saturating_sub(*commit_time_us));
                     self.received = self.received.max(*end_lsn);
+                    gathered.due = gathered.due.min(gathered.since + self.pace.gather_for());
                 }
                 gathered.events.push(Event::Message(message));
                 Ok(false)
