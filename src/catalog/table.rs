@@ -392,8 +392,8 @@ pub async fn fetch_builtin_types(client: &Client) -> Result<TypeNames, CatalogEr
         .collect())
 }
 
-/// Main-fork sizes in bytes by object id, as the snapshot of the session sees the tables; 0 for
-/// those that are locked even for readers.
+/// Main-fork sizes in bytes by object id, as the snapshot of the session sees the tables, of a partitioned
+/// one those of its partitions; 0 for those that are locked even for readers.
 ///
 /// # Errors
 /// When the query fails.
@@ -402,10 +402,14 @@ pub async fn fetch_sizes(
     tables: &[u32],
 ) -> Result<HashMap<u32, u64>, CatalogError> {
     // The size of a table that somebody has locked would be waited for; it is not worth that.
-    let sql = "SELECT c.oid, CASE WHEN c.oid NOT IN (SELECT l.relation FROM pg_catalog.pg_locks l \
-                 WHERE l.relation IS NOT NULL AND l.granted AND l.mode = 'AccessExclusiveLock') \
-               THEN pg_catalog.pg_relation_size(c.oid) END FROM pg_catalog.pg_class c \
-               WHERE c.oid = ANY ($1) AND c.relkind = 'r'";
+    let sql = "WITH locked AS MATERIALIZED (SELECT l.relation FROM pg_catalog.pg_locks l \
+                 WHERE l.relation IS NOT NULL AND l.granted AND l.mode = 'AccessExclusiveLock'), \
+               kept AS (SELECT c.oid AS root, c.oid AS leaf FROM pg_catalog.pg_class c \
+                 WHERE c.oid = ANY ($1) AND c.relkind = 'r' \
+                 UNION ALL SELECT c.oid, p.relid FROM pg_catalog.pg_class c, pg_catalog.pg_partition_tree(c.oid) p \
+                 WHERE c.oid = ANY ($1) AND c.relkind = 'p' AND p.isleaf) \
+               SELECT root, pg_catalog.sum(CASE WHEN leaf NOT IN (SELECT relation FROM locked) \
+                 THEN pg_catalog.pg_relation_size(leaf) END)::pg_catalog.int8 FROM kept GROUP BY root";
     let rows = client
         .query(sql, &[&tables])
         .await

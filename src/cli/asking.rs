@@ -1,6 +1,7 @@
 //! Who compares and mends: a daemon that runs, asked by way of the books; where none runs, the
 //! pipeline is run here until the work is done.
 
+use super::work_bar::WorkBar;
 use super::{output, settings};
 use crate::config::Config;
 use crate::conn::Session;
@@ -80,6 +81,7 @@ impl<'a> Asking<'a> {
         let books = &self.books;
         let (mut asked, mut held) = (Instant::now(), Instant::now());
         let mut told = None;
+        let mut bar = WorkBar::new();
         loop {
             match Store::fetch_verification(books, id).await? {
                 Some(Verification::Done(report)) => return Ok(report),
@@ -88,7 +90,7 @@ impl<'a> Asking<'a> {
                     if progress != told
                         && let Some(progress) = &progress
                     {
-                        output::complain(progress);
+                        bar.tell(progress);
                     }
                     told = progress;
                 }

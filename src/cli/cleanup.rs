@@ -2,6 +2,7 @@
 //! source has not; with `--apply` takes those away.
 
 use super::asking::Asking;
+use super::work_bar::WorkBar;
 use super::{Outcome, output, settings};
 use crate::config::Config;
 use crate::diagnose::Flaw;
@@ -58,7 +59,8 @@ pub(super) async fn run(config: Config, args: Args) -> anyhow::Result<Outcome> {
         }
         false => {
             let clean = async |pipeline: &PipelineConfig, cuts: &CutAsker| {
-                let say = |text: String| output::complain(&text);
+                let mut bar = WorkBar::new();
+                let say = |text: String| bar.tell(&text);
                 Ok(Box::pin(clean(pipeline, cuts, &wish, say)).await?)
             };
             Box::pin(asking.here(clean)).await?

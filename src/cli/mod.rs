@@ -23,6 +23,7 @@ mod setup;
 mod status;
 mod teardown;
 mod verify;
+mod work_bar;
 
 use crate::config::{Config, ConfigError};
 use crate::telemetry::{FILTER_VARIABLE, LogFormat, LoggingError, init_logging};

@@ -1,6 +1,7 @@
 //! `repair`: shows how what is not the same would be mended; with `--apply` does it.
 
 use super::asking::Asking;
+use super::work_bar::WorkBar;
 use super::{Misuse, Outcome, output, settings, verify};
 use crate::config::Config;
 use crate::pg::QualifiedName;
@@ -54,7 +55,8 @@ pub(super) async fn run(config: Config, args: Args) -> anyhow::Result<Outcome> {
         }
         false => {
             let mend = async |pipeline: &PipelineConfig, cuts: &CutAsker| {
-                let say = |text: String| output::complain(&text);
+                let mut bar = WorkBar::new();
+                let say = |text: String| bar.tell(&text);
                 Ok(Box::pin(repair(pipeline, cuts, &wish, say)).await?)
             };
             let report: Report = Box::pin(asking.here(mend)).await?;

@@ -1,6 +1,7 @@
 //! `verify`: compares source and replica at one position; `asking` finds who does it.
 
 use super::asking::Asking;
+use super::work_bar::WorkBar;
 use super::{Outcome, output, settings};
 use crate::config::Config;
 use crate::pg::QualifiedName;
@@ -26,8 +27,8 @@ pub(super) async fn run(config: Config, args: Args) -> anyhow::Result<Outcome> {
     let wanted = Wanted {
         tables: names.collect::<Result<Vec<QualifiedName>, _>>()?,
         counts_only: args.counts,
-        named_max: 0,
-        passes_by_unknown: false,
+        slice: config.upkeep.slice,
+        ..Wanted::default()
     };
     let asking = Asking::open(&config).await?;
     let report = match asking.has_daemon().await? {
@@ -38,8 +39,8 @@ pub(super) async fn run(config: Config, args: Args) -> anyhow::Result<Outcome> {
         }
         false => {
             let compare = async |pipeline: &PipelineConfig, cuts: &CutAsker| {
-                let say =
-                    |progress: Progress<'_>| output::complain(&format!("comparing {progress}"));
+                let mut bar = WorkBar::new();
+                let say = |progress: Progress<'_>| bar.tell(&format!("comparing {progress}"));
                 Ok(verify(pipeline, cuts, &wanted, say).await?)
             };
             let report = Box::pin(asking.here(compare)).await?;

@@ -101,6 +101,8 @@ pub(super) struct RawSlot {
 pub(super) struct RawVerify {
     pub(super) every: Option<Duration>,
     pub(super) counts_every: Option<Duration>,
+    pub(super) budget: Option<Duration>,
+    pub(super) slice: Option<u64>,
     pub(super) repair: Option<bool>,
 }
 
@@ -290,6 +292,8 @@ impl RawVerify {
         let raw = Self {
             every: section.take("every", report),
             counts_every: section.take("counts_every", report),
+            budget: section.take("budget", report),
+            slice: take_bytes(&mut section, "slice", report),
             repair: section.take("repair", report),
         };
         section.finish(report);

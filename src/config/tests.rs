@@ -4,6 +4,7 @@ use super::*;
 use crate::apply::OnError;
 use crate::mapping::{ConflictPolicy, ExistingRows, ExtraRows};
 use crate::snapshot::Indexes;
+use crate::verify::SliceSize;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -109,6 +110,8 @@ holdback = "30s"
 [verify]
 every = "1d"
 counts_every = "0s"
+budget = "5m"
+slice = "1GiB"
 repair = true
 [[tables]]
 source = "public.*"
@@ -146,6 +149,8 @@ fn every_key_is_taken() {
         every: Duration::from_secs(24 * 3600),
         counts_every: Duration::ZERO,
         repair: true,
+        budget: Duration::from_secs(300),
+        slice: SliceSize(1 << 30),
     };
     assert_eq!(config.upkeep, proving);
     let budget = pipeline::SlotBudget {

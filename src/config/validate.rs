@@ -8,6 +8,7 @@ use super::raw::{
 use super::tables::{parse_policy, validate_tables};
 use super::{Config, ReplicaConfig, SourceConfig, UrlSource, derived_name};
 use crate::telemetry::{Chain, ReadyBounds};
+use crate::verify::SliceSize;
 use crate::{apply, http, mapping, pipeline, snapshot, upkeep};
 use std::time::Duration;
 
@@ -335,8 +336,18 @@ fn validate_verify(raw: &RawVerify, report: &mut Report) -> upkeep::Settings {
             default.counts_every,
             "verify.counts_every",
         ),
+        budget: raw.budget.unwrap_or(default.budget),
+        slice: validate_slice(raw.slice, report),
         repair: raw.repair.unwrap_or(default.repair),
     }
+}
+
+fn validate_slice(given: Option<u64>, report: &mut Report) -> SliceSize {
+    const LEAST: u64 = 64 << 10;
+    if given.is_some_and(|bytes| bytes < LEAST) {
+        report.add("verify.slice", "expected 64KiB or more");
+    }
+    given.map_or_else(SliceSize::default, SliceSize)
 }
 
 fn validate_http(raw: &RawHttp, report: &mut Report) -> http::Settings {

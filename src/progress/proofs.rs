@@ -2,7 +2,7 @@
 //!
 //! Old ones go, but never the last that found nothing, nor the last that found something.
 
-use super::store::{ProgressError, Store};
+use super::store::{ProgressError, Store, count, wide};
 use crate::pg::{Lsn, QualifiedName};
 use std::time::Duration;
 use tokio_postgres::{Client, Row};
@@ -87,6 +87,16 @@ impl Store {
         ];
         let doing = || ProgressError::doing("keep what a comparison found");
         client.execute(sql, values).await.map_err(doing())?;
+        let whole = "DELETE FROM pglockstep.proof_parts AS p \
+                   USING ROWS FROM (unnest($2::text[]), unnest($3::text[]), unnest($4::bool[])) \
+                     AS t (schema, name, counts_only) \
+                   WHERE p.pipeline = $1 AND p.source_schema = t.schema AND p.source_table = t.name \
+                   AND NOT t.counts_only";
+        let counted = truth(|p| p.counts_only);
+        let ended = client
+            .execute(whole, &[&pipeline, &schemas, &tables, &counted])
+            .await;
+        ended.map_err(doing())?;
         let old = "DELETE FROM pglockstep.proofs AS p \
                    USING ROWS FROM (unnest($2::text[]), unnest($3::text[])) AS t (schema, name) \
                    WHERE p.pipeline = $1 AND p.source_schema = t.schema AND p.source_table = t.name \
@@ -201,7 +211,7 @@ impl Store {
 
 fn kept(row: &Row) -> KeptProof {
     let name = |at| QualifiedName::new(row.get::<_, String>(at), row.get::<_, String>(at + 1));
-    let count = |at| u64::try_from(row.get::<_, i64>(at)).unwrap_or_default();
+    let count = |at| count(row.get(at));
     // Clocks are set back now and then.
     let seconds = |at| Duration::try_from_secs_f64(row.get(at)).unwrap_or_default();
     KeptProof {
@@ -219,8 +229,4 @@ fn kept(row: &Row) -> KeptProof {
         },
         age: seconds(14),
     }
-}
-
-fn wide(count: u64) -> i64 {
-    i64::try_from(count).unwrap_or(i64::MAX)
 }

@@ -42,6 +42,7 @@ impl Store {
             "DELETE FROM pglockstep.kept_changes WHERE pipeline = $1 AND skipped_by IS NULL",
             // They speak of another source.
             "DELETE FROM pglockstep.proofs WHERE pipeline = $1",
+            "DELETE FROM pglockstep.proof_parts WHERE pipeline = $1",
             "UPDATE pglockstep.errors SET state = 'resynced', request = NULL, \
              ended_at = pg_catalog.now() \
              WHERE pipeline = $1 AND state IN ('stopped', 'quarantined')",

@@ -111,6 +111,28 @@ CREATE TABLE IF NOT EXISTS "pglockstep"."proofs" (
 );
 CREATE INDEX IF NOT EXISTS "proofs_of_table" ON "pglockstep"."proofs"
   (pipeline, source_schema, source_table, counts_only, id);
+CREATE TABLE IF NOT EXISTS "pglockstep"."proof_parts" (
+  pipeline text NOT NULL REFERENCES "pglockstep"."pipelines" ON DELETE CASCADE,
+  source_schema text NOT NULL,
+  source_table text NOT NULL,
+  replica_schema text NOT NULL,
+  replica_table text NOT NULL,
+  rules text NOT NULL,
+  form text NOT NULL,
+  upto text[] NOT NULL,
+  share float8 NOT NULL,
+  lsn pg_lsn NOT NULL,
+  source_rows bigint NOT NULL,
+  replica_rows bigint NOT NULL,
+  missing bigint NOT NULL,
+  extra bigint NOT NULL,
+  different bigint NOT NULL,
+  in_sync boolean NOT NULL,
+  rechecked boolean NOT NULL,
+  seconds float8 NOT NULL,
+  compared_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
+  PRIMARY KEY (pipeline, source_schema, source_table)
+);
 CREATE TABLE IF NOT EXISTS "pglockstep"."repairs" (
   id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
   pipeline text NOT NULL REFERENCES "pglockstep"."pipelines" ON DELETE CASCADE,
@@ -132,8 +154,9 @@ ALTER TABLE "pglockstep"."proofs" ADD COLUMN IF NOT EXISTS rechecked boolean NOT
 "#;
 
 /// The tables of the bookkeeping schema; those that refer to others first.
-pub const BOOKKEEPING_TABLES: [&str; 8] = [
+pub const BOOKKEEPING_TABLES: [&str; 9] = [
     "repairs",
+    "proof_parts",
     "proofs",
     "verifications",
     "set_aside",
@@ -144,7 +167,7 @@ pub const BOOKKEEPING_TABLES: [&str; 8] = [
 ];
 
 /// Table and column of the last addition: they stand for all that books of an older version lack.
-pub const LAST_ADDITION: (&str, &str) = ("proofs", "rechecked");
+pub const LAST_ADDITION: (&str, &str) = ("proof_parts", "upto");
 
 /// The SQL that makes the bookkeeping schema; with `owner`, as an administrator for the daemon's role.
 #[must_use]

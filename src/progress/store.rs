@@ -463,3 +463,13 @@ fn refused(what: &'static str) -> impl FnOnce(tokio_postgres::Error) -> Progress
 pub(super) fn narrow(kept: Option<i64>) -> Option<u32> {
     kept.and_then(|number| u32::try_from(number).ok())
 }
+
+/// A count as the books keep it.
+pub(super) fn wide(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+/// A count that was kept.
+pub(super) fn count(kept: i64) -> u64 {
+    u64::try_from(kept).unwrap_or_default()
+}

@@ -152,6 +152,7 @@ pub async fn repair(
         counts_only: false,
         named_max: usize::try_from(bounds.max_rows).unwrap_or(usize::MAX),
         passes_by_unknown: wish.is_by_itself,
+        ..Wanted::default()
     };
     let compared = {
         let say = |progress: Progress<'_>| tell(format!("comparing {progress}"));

@@ -87,6 +87,7 @@ mod tests {
             missing,
             extra,
             different,
+            since: None,
             rechecked: false,
             counts_only: false,
             rows: Vec::new(),

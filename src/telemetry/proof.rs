@@ -33,11 +33,16 @@ pub(super) struct Proof {
     in_sync: Option<bool>,
     /// Where and when it was last proven to be in sync.
     proven: Option<(Lsn, Instant)>,
+    /// How much of it is compared, where that takes several turns.
+    part: Option<f64>,
 }
 
 impl Proof {
     pub(super) fn take(&mut self, found: &Verified) {
         self.rows = Some([found.source_rows, found.replica_rows]);
+        if found.drift.is_some() {
+            self.part = None;
+        }
         if let Some(drift) = found.drift {
             self.drift = drift;
             self.in_sync = Some(found.in_sync);
@@ -49,6 +54,14 @@ impl Proof {
             }
         } else if !found.in_sync {
             // As many rows prove nothing; another number does.
+            self.in_sync = Some(false);
+        }
+    }
+
+    pub(super) fn take_part(&mut self, share: f64, drift: [u64; 3]) {
+        self.part = Some(share);
+        if drift != [0; 3] {
+            self.drift = drift;
             self.in_sync = Some(false);
         }
     }
@@ -82,7 +95,19 @@ const VERIFIED_AGE: Family = Family::gauge(
     &["table"],
     "Since the table was last proven to be in sync; absent until it was.",
 );
-const FAMILIES: [&Family; 5] = [&ROWS, &DRIFT, &IN_SYNC, &VERIFIED_LSN, &VERIFIED_AGE];
+const VERIFIED_PART: Family = Family::gauge(
+    "pglockstep_verified_part_ratio",
+    &["table"],
+    "How much of a huge table is compared, which takes several turns; absent between two such comparisons.",
+);
+const FAMILIES: [&Family; 6] = [
+    &ROWS,
+    &DRIFT,
+    &IN_SYNC,
+    &VERIFIED_LSN,
+    &VERIFIED_AGE,
+    &VERIFIED_PART,
+];
 
 /// Makes the metrics at a scrape.
 pub(super) struct ProofCollector {
@@ -134,6 +159,7 @@ impl Collector for ProofCollector {
             each(&VERIFIED_AGE, |proof| {
                 Some(proof.proven?.1.elapsed().as_secs_f64())
             }),
+            each(&VERIFIED_PART, |proof| proof.part),
         ]
     }
 }

@@ -73,6 +73,16 @@ impl TableTelemetry {
         proof.take(found);
     }
 
+    /// What a comparison found that takes several turns, and how far it is.
+    pub fn verified_part(&self, share: f64, drift: [u64; 3]) {
+        let mut proof = self
+            .facts
+            .proof
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        proof.take_part(share, drift);
+    }
+
     /// How far the first copy is, 0 to 1.
     pub fn set_copy_progress(&self, ratio: f64) {
         *self

@@ -59,8 +59,7 @@ pub async fn serve(
                 telemetry: &telemetry,
                 schedule: Schedule::new(settings),
                 soundness: &mut soundness,
-                turns_every: settings.look_every(),
-                repairs: settings.repair,
+                settings,
                 told: &mut told,
                 drift: BTreeMap::new(),
                 passed_by: BTreeMap::new(),
@@ -89,8 +88,7 @@ struct Upkeep<'a> {
     telemetry: &'a Telemetry,
     schedule: Schedule,
     soundness: &'a mut Soundness,
-    turns_every: Duration,
-    repairs: bool,
+    settings: Settings,
     /// Why what was due could not be done, as the log was told.
     told: &'a mut Option<String>,
     /// The same of tables: how they differ, and why they were not compared.
@@ -103,6 +101,7 @@ impl Upkeep<'_> {
         Store::fail_left_verifications(self.books, &self.config.name).await?;
         self.know_tables().await?;
         self.remember().await?;
+        let turns_every = self.settings.look_every();
         let (mut tables_at, mut turns_at) = (Instant::now(), Instant::now());
         while is_streaming(self.telemetry) {
             let request = Store::take_verification(self.books, &self.config.name).await?;
@@ -115,7 +114,7 @@ impl Upkeep<'_> {
                 tables_at = Instant::now();
             }
             // Tables whose turn comes meanwhile share a cut.
-            if turns_at.elapsed() >= self.turns_every {
+            if turns_at.elapsed() >= turns_every {
                 if let Some(due) = self.schedule.due(Instant::now()) {
                     let id = Store::begin_turn(self.books, &self.config.name).await?;
                     let (kind, begun) = (due.kind, Instant::now());
@@ -167,6 +166,11 @@ impl Upkeep<'_> {
             let table = self.telemetry.table(&proof.source, &proof.replica);
             table.verified(&proof.verified(kept.age));
         }
+        for part in Store::fetch_parts(self.books, of).await? {
+            // The rest has its turn as any other table, not at once at each attempt.
+            let table = self.telemetry.table(&part.source, &part.replica);
+            table.verified_part(part.share, part.drift);
+        }
         Ok(())
     }
 
@@ -207,8 +211,9 @@ impl Upkeep<'_> {
             let wanted = Wanted {
                 tables: request.tables.clone(),
                 counts_only: request.counts_only,
-                named_max: 0,
-                passes_by_unknown: false,
+                slice: self.settings.slice,
+                gives_way_to: Some(self.telemetry.clone()),
+                ..Wanted::default()
             };
             let say = |progress: Progress<'_>| say(format!("comparing {progress}"));
             let compared = verify(self.config, self.cuts, &wanted, say).await;
@@ -236,11 +241,17 @@ impl Upkeep<'_> {
 
     /// How long tables were compared, if they were.
     async fn take_turn(&mut self, due: Due) -> Result<Option<Duration>, ProgressError> {
+        let rules = self.config.mapping.fingerprint();
+        let of = (self.config.name.as_str(), rules.as_str());
         let wanted = Wanted {
             tables: due.tables.clone(),
             counts_only: due.kind == Kind::Counts,
-            named_max: 0,
             passes_by_unknown: true,
+            slice: self.settings.slice,
+            budget: Some(self.settings.budget).filter(|budget| !budget.is_zero()),
+            parts: Store::fetch_parts(self.books, of).await?,
+            gives_way_to: Some(self.telemetry.clone()),
+            ..Wanted::default()
         };
         // First of all: what is not compared now, for whatever reason, is tried again later.
         self.schedule.put_off(&due, Instant::now());
@@ -251,10 +262,11 @@ impl Upkeep<'_> {
                     tracing::info!("tables are compared again");
                 }
                 self.tell_passed_by(&report);
-                if self.repairs && due.kind == Kind::Rows {
+                let begun = Instant::now();
+                if self.settings.repair && due.kind == Kind::Rows {
                     Box::pin(self.mend(&report)).await?;
                 }
-                Ok(Some(report.tables.iter().map(|table| table.took).sum()))
+                Ok(Some(report.took + begun.elapsed()))
             }
             Err(error) => {
                 self.tell_failure(&error);
@@ -286,6 +298,7 @@ impl Upkeep<'_> {
     /// What was found, if that is within the bounds.
     async fn mend(&mut self, found: &Report) -> Result<(), ProgressError> {
         // Rows that only the replica has are let be, and so are no reason.
+        // A table of which a part is compared is mended once it is whole: mending compares all of it.
         let drifted = found.tables.iter();
         let drifted = drifted.filter(|table| table.missing + table.different > 0);
         let names = drifted.filter_map(|table| Some(table.names.as_ref()?.0.clone()));
@@ -371,6 +384,28 @@ impl Upkeep<'_> {
         }
         let rules = self.config.mapping.fingerprint();
         let of = (self.config.name.as_str(), rules.as_str());
-        Store::keep_proofs(self.books, of, &report.proofs()).await
+        Store::keep_proofs(self.books, of, &report.proofs()).await?;
+        for part in &report.parts {
+            self.schedule.go_on(&part.source, now);
+            let table = self.telemetry.table(&part.source, &part.replica);
+            table.verified_part(part.share, part.drift);
+            let [missing, extra, different] = part.drift;
+            let name = part.source.to_string();
+            let is_news =
+                part.drift != [0; 3] && self.drift.insert(name, part.drift) != Some(part.drift);
+            if is_news {
+                tracing::error!(
+                    table = %part.source,
+                    replica = %part.replica,
+                    since = %part.since,
+                    percent = part.share * 100.0,
+                    missing,
+                    extra,
+                    different,
+                    "a part of the replica table is not what the source has"
+                );
+            }
+        }
+        Store::keep_parts(self.books, of, &report.parts).await
     }
 }

@@ -160,6 +160,16 @@ impl Schedule {
         }
     }
 
+    /// A part of a table was compared: the rest is due, after those that wait, and no other with it.
+    pub(super) fn go_on(&mut self, table: &QualifiedName, now: Instant) {
+        if let Some(turn) = self.turns.get_mut(table) {
+            turn.rows = Look {
+                at: now,
+                took: TURN,
+            };
+        }
+    }
+
     /// A turn is over, whatever came of it.
     pub(super) fn rest(&mut self, kind: Kind, took: Duration, now: Instant) {
         self.last = kind;
@@ -218,7 +228,7 @@ mod tests {
         let mut schedule = Schedule::new(Settings {
             every: seconds(every),
             counts_every: seconds(counts_every),
-            repair: false,
+            ..Settings::default()
         });
         schedule.know(&names(tables), now);
         (schedule, now)
@@ -277,6 +287,25 @@ mod tests {
         );
         schedule.rest(Kind::Counts, Duration::ZERO, now);
         assert_eq!(due(&schedule, now + seconds(19_000)), Some((Kind::Rows, 1)));
+    }
+
+    #[test]
+    fn a_part_of_a_huge_table_is_followed_by_the_next_and_by_those_that_wait() {
+        let (mut schedule, begun) = schedule_of(2, 3600, 0);
+        let all = names(2);
+        let now = begun + seconds(60);
+        let first = schedule.due(now).unwrap();
+        assert_eq!(first.tables, [all[0].clone()]);
+        schedule.put_off(&first, now);
+        schedule.go_on(&all[0], now + seconds(61));
+        schedule.rest(Kind::Rows, seconds(60), now + seconds(60));
+        assert_eq!(schedule.due(now + seconds(1199)), None);
+        // The other's turn came before.
+        let next = schedule.due(now + seconds(1200)).unwrap();
+        assert_eq!(next.tables, [all[1].clone(), all[0].clone()]);
+        schedule.done(&all[1], Kind::Rows, UNKNOWN, now + seconds(1200));
+        let next = schedule.due(now + seconds(1200)).unwrap();
+        assert_eq!(next.tables, [all[0].clone()]);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What an operator says about proving.
 
+use crate::verify::SliceSize;
 use std::time::Duration;
 
 const LOOK_EVERY_MIN: Duration = Duration::from_secs(1);
@@ -12,6 +13,10 @@ pub struct Settings {
     pub every: Duration,
     /// Each table's rows are counted this often.
     pub counts_every: Duration,
+    /// So long a huge table is compared in one turn; zero: until it is done.
+    pub budget: Duration,
+    /// Larger tables are compared slice by slice.
+    pub slice: SliceSize,
     /// What is found is mended, within the bounds that `repair` has by default.
     pub repair: bool,
 }
@@ -31,6 +36,8 @@ impl Default for Settings {
         Self {
             every: Duration::from_secs(3600),
             counts_every: Duration::from_secs(60),
+            budget: Duration::from_secs(60),
+            slice: SliceSize::default(),
             repair: false,
         }
     }

@@ -5,6 +5,8 @@
 //!                                     └ unlike ─▶ their rows ─▶ missing, extra, different
 //! ```
 //!
+//! Huge tables are compared slice by slice (`walk.rs`), if need be in several turns, each at a position of its own.
+//!
 //! Both snapshots are of the same position, so that a difference is one: there is no waiting for
 //! quiet and no second look; but where a transaction of the source is in the way (`recheck.rs`). A table that cannot be compared is said to be so, and never to be in
 //! sync.
@@ -13,12 +15,16 @@ mod compare;
 mod error;
 mod recheck;
 mod report;
+mod slice;
 mod statement;
 mod table;
+mod throttle;
+mod walk;
 
 pub use compare::{DriftKind, Key};
 pub use error::VerifyError;
 pub use report::{NotCompared, PassedBy, Report, TableReport};
+pub use slice::SliceSize;
 pub use table::compare_now;
 
 use crate::catalog::TableKind;
@@ -27,13 +33,15 @@ use crate::pg::{Lsn, QualifiedName};
 use crate::pipeline::{
     Cut, CutAsker, CutError, PipelineConfig, PlannedTable, TablePlan, fetch_plan,
 };
-use crate::progress::{Store, TableRecord, TableState};
+use crate::progress::{Part, Store, TableRecord, TableState};
 use crate::snapshot::enter_snapshot;
+use crate::telemetry::Telemetry;
 use recheck::Again;
 use std::collections::HashMap;
-use std::time::Instant;
-use table::{Compared, Sessions, compare_table, settle};
+use std::time::{Duration, Instant};
+use table::{Sessions, settle};
 use tokio_postgres::Client;
+use walk::{Walk, Walked};
 
 /// What is to be compared.
 #[derive(Clone, Debug, Default)]
@@ -46,6 +54,14 @@ pub struct Wanted {
     pub named_max: usize,
     /// A table that does not take part any more is passed by and told, and no error.
     pub passes_by_unknown: bool,
+    /// Larger tables are compared in slices of this size, where they can be.
+    pub slice: SliceSize,
+    /// Once tables were compared for so long, no other slice is begun, nor another table.
+    pub budget: Option<Duration>,
+    /// What such times before have left.
+    pub parts: Vec<Part>,
+    /// Between slices it is given way to this pipeline, while it is behind.
+    pub gives_way_to: Option<Telemetry>,
 }
 
 /// Makes a cut and compares the tables there, one after the other; `tell` hears of each.
@@ -79,37 +95,44 @@ pub async fn verify(
     unknown
         .iter()
         .for_each(|name| report.pass_by(name, NotCompared::Gone));
+    let until = wanted.budget.map(|budget| Instant::now() + budget);
+    let walk = Walk {
+        sessions: &sessions,
+        types: &plan.types,
+        wanted,
+        again,
+        at,
+        until,
+    };
+    let bytes = |tables: &[&PlannedTable]| tables.iter().map(|t| t.bytes.max(1)).sum::<u64>();
+    let all = bytes(&tables) as f64;
     for (number, planned) in tables.iter().enumerate() {
-        tell(Progress {
-            table: &planned.source.name,
-            number,
-            of: tables.len(),
-        });
-        match obstacle(planned, &records, at) {
-            Some(reason) => report.pass_by(&planned.source.name, reason),
-            None => {
-                let begun = Instant::now();
-                let first = match again {
-                    // All of them are looked at again.
-                    Some(_) => &Wanted {
-                        named_max: recheck::ROWS_MAX,
-                        ..wanted.clone()
-                    },
-                    None => wanted,
-                };
-                let compared = compare_table(&sessions, planned, &plan.types, first).await?;
-                let compared = match (compared, &again) {
-                    (Compared::Fully(table, blocks), Some(again)) => {
-                        let found = (*table, blocks);
-                        Box::pin(again.recheck(planned, &plan.types, wanted, found)).await?
-                    }
-                    (compared, _) => compared,
-                };
-                match compared {
-                    Compared::Fully(table, _) => report.add(*table, begun.elapsed()),
-                    Compared::Not(reason) => report.pass_by(&planned.source.name, reason),
-                }
+        if number > 0 && until.is_some_and(|until| Instant::now() >= until) {
+            break;
+        }
+        let (before, its) = (bytes(&tables[..number]) as f64, planned.bytes.max(1) as f64);
+        let mut tell = |share: f64| {
+            tell(Progress {
+                table: &planned.source.name,
+                number,
+                of: tables.len(),
+                share: (before + its * share) / all,
+            });
+        };
+        tell(0.0);
+        let copied_at = match obstacle(planned, &records, at) {
+            Ok(copied_at) => copied_at,
+            Err(reason) => {
+                report.pass_by(&planned.source.name, reason);
+                continue;
             }
+        };
+        let (walked, worked) = walk.table(planned, copied_at, tell).await?;
+        report.took += worked;
+        match walked {
+            Walked::Whole(table) => report.add(*table),
+            Walked::BrokenOff(part, reason) => report.break_off(*part, reason),
+            Walked::Not(reason) => report.pass_by(&planned.source.name, reason),
         }
     }
     Ok(report)
@@ -124,11 +147,29 @@ pub struct Progress<'a> {
     pub number: usize,
     /// How many there are.
     pub of: usize,
+    /// What share of all is done, by size.
+    pub share: f64,
 }
 
 impl std::fmt::Display for Progress<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}, {} of {}", self.table, self.number + 1, self.of)
+        let percent = self.share * 100.0;
+        write!(
+            f,
+            "{}, {} of {}, {percent:.0} %",
+            self.table,
+            self.number + 1,
+            self.of
+        )
+    }
+}
+
+impl Progress<'_> {
+    /// The share that a text which ends with one's tells, in per cent.
+    #[must_use]
+    pub fn percent_told(text: &str) -> Option<u64> {
+        let told = text.strip_suffix(" %")?;
+        told.rsplit(' ').next()?.parse().ok()
     }
 }
 
@@ -164,13 +205,13 @@ fn named<'p>(
     Ok((found, unknown))
 }
 
-/// Why a table is not to be compared at `at`.
-fn obstacle(planned: &PlannedTable, records: &[TableRecord], at: Lsn) -> Option<NotCompared> {
+/// Where a table was copied; or why it is not to be compared at `at`.
+fn obstacle(planned: &PlannedTable, records: &[TableRecord], at: Lsn) -> Result<Lsn, NotCompared> {
     let record = records.iter().find(|record| planned.is_of(record));
     match record.map(|record| record.state) {
-        Some(TableState::Copied { at: copied }) if copied <= at => None,
-        Some(TableState::Quarantined { .. }) => Some(NotCompared::Quarantined),
-        _ => Some(NotCompared::NotCopied),
+        Some(TableState::Copied { at: copied }) if copied <= at => Ok(copied),
+        Some(TableState::Quarantined { .. }) => Err(NotCompared::Quarantined),
+        _ => Err(NotCompared::NotCopied),
     }
 }
 

@@ -12,12 +12,12 @@
 //! none counts.
 
 use super::compare::{DriftKind, Key};
-use super::report::{NotCompared, TableReport};
-use super::statement::{TableQueries, table_queries};
+use super::report::{NotCompared, TableReport, keep_named};
+use super::statement::TableQueries;
 use super::table::{Compared, Sessions, fetch_rows, is_rewritten, settle};
 use super::{VerifyError, Wanted, enter, obstacle};
 use crate::conn::Session;
-use crate::pg::{ServerError, TypeNames};
+use crate::pg::ServerError;
 use crate::pipeline::{CutAsker, PipelineConfig, PlannedTable};
 use crate::progress::Store;
 use crate::telemetry::Chain;
@@ -83,7 +83,7 @@ impl Again<'_> {
     pub(super) async fn recheck(
         &self,
         planned: &PlannedTable,
-        types: &TypeNames,
+        queries: &TableQueries,
         wanted: &Wanted,
         (report, blocks): (TableReport, Vec<i32>),
     ) -> Result<Compared, VerifyError> {
@@ -114,7 +114,7 @@ impl Again<'_> {
             if round > 0 {
                 sleep(ROUND_EVERY).await;
             }
-            match self.look(planned, types, &blocks, &mut open).await? {
+            match self.look(planned, queries, &blocks, &mut open).await? {
                 Ok(found) => drift.extend(found),
                 Err(reason) => return Ok(Compared::Not(reason)),
             }
@@ -132,7 +132,7 @@ impl Again<'_> {
     async fn look(
         &self,
         planned: &PlannedTable,
-        types: &TypeNames,
+        queries: &TableQueries,
         blocks: &[i32],
         open: &mut HashMap<Key, Seen>,
     ) -> Result<Result<Vec<(DriftKind, Key)>, NotCompared>, VerifyError> {
@@ -155,17 +155,11 @@ impl Again<'_> {
         let replica = self.config.replica.connect(Session::ReplicaWrite).await?;
         let sessions = enter(source, replica, cut).await?;
         let records = Store::fetch_tables(&sessions.replica, &self.config.name).await?;
-        if let Some(reason) = obstacle(planned, &records, at) {
+        if let Err(reason) = obstacle(planned, &records, at) {
             return Ok(Err(reason));
         }
-        let queries = table_queries(
-            &planned.mapping,
-            types,
-            planned.source_has_parts(),
-            planned.published.row_filter.as_deref(),
-        );
         let read = async {
-            see(&sessions, &after, &queries, blocks, open).await?;
+            see(&sessions, &after, queries, blocks, open).await?;
             is_rewritten(&sessions, planned).await
         };
         match read.await {
@@ -228,13 +222,7 @@ fn stands(report: TableReport, mut drift: Vec<(DriftKind, Key)>, wanted: &Wanted
         count(DriftKind::Extra),
         count(DriftKind::Different),
     );
-    let mut left = [wanted.named_max; 3];
-    drift.retain(|(kind, _)| {
-        let left = &mut left[*kind as usize];
-        let is_named = *left > 0;
-        *left = left.saturating_sub(1);
-        is_named
-    });
+    keep_named(&mut drift, wanted.named_max);
     TableReport {
         in_sync: missing + extra + different == 0,
         rechecked: true,

@@ -2,7 +2,8 @@
 
 use super::compare::{DriftKind, Key};
 use crate::pg::{Lsn, QualifiedName};
-use crate::progress::Proof;
+use crate::pipeline::PlannedTable;
+use crate::progress::{Part, Proof};
 use crate::telemetry::{Telemetry, Verified};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -21,6 +22,12 @@ pub struct Report {
     pub tables: Vec<TableReport>,
     /// Those that were not.
     pub not_compared: Vec<PassedBy>,
+    /// How long tables were compared, or looked at in vain.
+    #[serde(skip)]
+    pub took: Duration,
+    /// Those of which a part was compared, for there was no time for more.
+    #[serde(skip)]
+    pub parts: Vec<Part>,
 }
 
 /// One table.
@@ -46,6 +53,9 @@ pub struct TableReport {
     /// again, and those are told that differed while the source had not changed them.
     #[serde(default)]
     pub rechecked: bool,
+    /// Where its first part was compared, if it was compared in parts: the others were at later positions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Lsn>,
     /// They were only counted.
     #[serde(skip)]
     pub counts_only: bool,
@@ -94,6 +104,18 @@ pub enum NotCompared {
     Refused(String),
 }
 
+impl NotCompared {
+    /// Whether what was compared before of the table stands.
+    pub(super) fn is_of_the_moment(&self) -> bool {
+        match self {
+            Self::Changing(_) | Self::TooMany(_) | Self::Refused(_) | Self::Rewritten => true,
+            Self::NotCopied | Self::Quarantined | Self::Gone | Self::NoKey | Self::Uncertain => {
+                false
+            }
+        }
+    }
+}
+
 impl std::fmt::Display for NotCompared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -132,6 +154,8 @@ impl Report {
             near,
             tables: Vec::new(),
             not_compared: Vec::new(),
+            parts: Vec::new(),
+            took: Duration::ZERO,
         }
     }
 
@@ -158,7 +182,7 @@ impl Report {
                 source,
                 replica,
                 counts_only: table.counts_only,
-                at: self.lsn,
+                at: table.since.unwrap_or(self.lsn),
                 source_rows: table.source_rows,
                 replica_rows: table.replica_rows,
                 drift: [table.missing, table.extra, table.different],
@@ -170,9 +194,17 @@ impl Report {
         self.tables.iter().filter_map(proof).collect()
     }
 
-    pub(super) fn add(&mut self, table: TableReport, took: Duration) {
+    pub(super) fn add(&mut self, table: TableReport) {
         self.in_sync &= table.in_sync;
-        self.tables.push(TableReport { took, ..table });
+        self.tables.push(table);
+    }
+
+    pub(super) fn break_off(&mut self, part: Part, reason: Option<NotCompared>) {
+        self.in_sync = false;
+        if let Some(reason) = reason {
+            self.pass_by(&part.source, reason);
+        }
+        self.parts.push(part);
     }
 
     pub(super) fn pass_by(&mut self, table: &QualifiedName, reason: NotCompared) {
@@ -182,6 +214,77 @@ impl Report {
             reason,
         });
     }
+}
+
+impl TableReport {
+    /// Of a table of which nothing was compared yet, or a part.
+    pub(super) fn begun(planned: &PlannedTable, part: Option<&Part>) -> Self {
+        let names = (planned.source.name.clone(), planned.mapping.replica.clone());
+        let [missing, extra, different] = part.map_or([0; 3], |part| part.drift);
+        Self {
+            table: names.0.to_string(),
+            replica_table: names.1.to_string(),
+            in_sync: part.is_none_or(|part| part.in_sync),
+            source_rows: part.map_or(0, |part| part.source_rows),
+            replica_rows: part.map_or(0, |part| part.replica_rows),
+            missing,
+            extra,
+            different,
+            rechecked: part.is_some_and(|part| part.rechecked),
+            since: part.map(|part| part.since),
+            counts_only: false,
+            rows: Vec::new(),
+            took: part.map_or(Duration::ZERO, |part| part.took),
+            names: Some(names),
+        }
+    }
+
+    /// With what was found of some more rows; so many are named of each kind.
+    pub(super) fn add(&mut self, more: Self, named_max: usize) {
+        self.in_sync &= more.in_sync;
+        self.source_rows += more.source_rows;
+        self.replica_rows += more.replica_rows;
+        self.missing += more.missing;
+        self.extra += more.extra;
+        self.different += more.different;
+        self.rechecked |= more.rechecked;
+        self.rows.extend(more.rows);
+        keep_named(&mut self.rows, named_max);
+    }
+
+    /// What is to be known of it in the next turn: it is compared up to a key's values, a share of all.
+    pub(super) fn part(
+        &self,
+        planned: &PlannedTable,
+        at: Lsn,
+        (form, to, share): (String, Vec<String>, f64),
+    ) -> Part {
+        Part {
+            source: planned.source.name.clone(),
+            replica: planned.mapping.replica.clone(),
+            form,
+            to,
+            share,
+            since: self.since.unwrap_or(at),
+            source_rows: self.source_rows,
+            replica_rows: self.replica_rows,
+            drift: [self.missing, self.extra, self.different],
+            in_sync: self.in_sync,
+            rechecked: self.rechecked,
+            took: self.took,
+        }
+    }
+}
+
+/// Leaves so many rows of each kind.
+pub(super) fn keep_named(rows: &mut Vec<(DriftKind, Key)>, named_max: usize) {
+    let mut left = [named_max; 3];
+    rows.retain(|(kind, _)| {
+        let left = &mut left[*kind as usize];
+        let is_named = *left > 0;
+        *left = left.saturating_sub(1);
+        is_named
+    });
 }
 
 impl Proof {

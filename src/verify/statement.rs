@@ -44,12 +44,13 @@ pub(crate) struct TableQueries {
     pub(crate) replica: SideQueries,
 }
 
-/// The queries of one table; `row_filter` is the publication's.
+/// The queries of one table; `row_filter` is the publication's. Rows count for which `condition` is true,
+/// to which a row of either side is `r`, and its values `v0`, `v1` … as the mapping has them.
 pub(crate) fn table_queries(
     mapping: &TableMapping,
     types: &TypeNames,
     source_is_partitioned: bool,
-    row_filter: Option<&str>,
+    (row_filter, condition): (Option<&str>, Option<&str>),
 ) -> TableQueries {
     let source = source_rows(mapping, types, source_is_partitioned, row_filter, None);
     let kept = mapping.columns.iter().zip(source.values);
@@ -61,8 +62,8 @@ pub(crate) fn table_queries(
         .iter()
         .map(|column| quote_ident(&column.name));
     TableQueries {
-        source: side_queries(values, &source.from, &forms, &key),
-        replica: side_queries(replica, &mapping.replica_rows(), &forms, &key),
+        source: side_queries(values, &source.from, (&forms, &key), condition),
+        replica: side_queries(replica, &mapping.replica_rows(), (&forms, &key), condition),
     }
 }
 
@@ -85,8 +86,8 @@ fn as_kept(column: &ColumnMapping, value: String) -> String {
 fn side_queries(
     values: impl Iterator<Item = String>,
     from: &str,
-    forms: &[Form],
-    key: &[usize],
+    (forms, key): (&[Form], &[usize]),
+    condition: Option<&str>,
 ) -> SideQueries {
     let values: Vec<String> = values
         .enumerate()
@@ -130,15 +131,20 @@ fn side_queries(
     };
     let block = format!("({key_hash} & {})::pg_catalog.int4", BLOCKS - 1);
     let rows = format!("(SELECT {} FROM {from}) AS r", values.join(", "));
+    // Planned as if it stood within, where an index may answer it.
+    let of_part = condition.map_or(String::new(), |condition| format!(" WHERE {condition}"));
+    let and_of_part = condition.map_or(String::new(), |condition| format!(" AND {condition}"));
     SideQueries {
         // OFFSET 0: each row is hashed once, and not for each sum.
         blocks: format!(
             "SELECT b.block, pg_catalog.count(*), pg_catalog.concat(pg_catalog.sum(b.hash), ' ', \
              pg_catalog.sum(pg_catalog.hashint8extended(b.hash, 0))) \
-             FROM (SELECT {block} AS block, {row_hash} AS hash FROM {rows} OFFSET 0) AS b GROUP BY b.block"
+             FROM (SELECT {block} AS block, {row_hash} AS hash FROM {rows}{of_part} OFFSET 0) AS b GROUP BY b.block"
         ),
         count: format!("SELECT 0, pg_catalog.count(*), '' FROM {from}"),
-        rows: format!("SELECT {key_texts}, {row_hash} FROM {rows} WHERE {block} = ANY ($1)"),
+        rows: format!(
+            "SELECT {key_texts}, {row_hash} FROM {rows} WHERE {block} = ANY ($1){and_of_part}"
+        ),
     }
 }
 

@@ -5,7 +5,8 @@
 
 use super::compare::{Block, Blocks, DriftKind, Key, Rows, rows_of, unlike};
 use super::report::{NotCompared, TableReport};
-use super::statement::{SideQueries, table_queries};
+use super::slice::Bound;
+use super::statement::{SideQueries, TableQueries, table_queries};
 use super::{VerifyError, Wanted};
 use crate::pg::{ServerError, TypeNames};
 use crate::pipeline::PlannedTable;
@@ -13,7 +14,6 @@ use crate::snapshot::rewritten_sql;
 use crate::telemetry::Chain;
 use futures_util::TryStreamExt;
 use std::pin::pin;
-use std::time::Duration;
 use tokio_postgres::Client;
 
 /// Rows of one side that are held in memory at once.
@@ -47,23 +47,51 @@ pub(super) enum Compared {
 pub(super) async fn compare_table(
     sessions: &Sessions,
     planned: &PlannedTable,
-    types: &TypeNames,
+    queries: &TableQueries,
     wanted: &Wanted,
 ) -> Result<Compared, VerifyError> {
+    let compared = aside(sessions, compare(sessions, planned, queries, wanted)).await?;
+    Ok(compared.unwrap_or_else(Compared::Not))
+}
+
+/// Where a huge table's slices end, by a query of the source's.
+pub(super) async fn fetch_bounds(
+    sessions: &Sessions,
+    sql: &str,
+) -> Result<Result<Vec<Bound>, NotCompared>, VerifyError> {
+    aside(sessions, async {
+        let rows = sessions.source.query(sql, &[]).await?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
+    })
+    .await
+}
+
+/// Has work of one table leave nothing in the sessions, its locks neither.
+async fn aside<T>(
+    sessions: &Sessions,
+    work: impl Future<Output = Result<T, ServerError>>,
+) -> Result<Result<T, NotCompared>, VerifyError> {
     let begun = in_both(sessions, "SAVEPOINT before_table").await;
     begun.map_err(VerifyError::Reading)?;
-    let compared = compare(sessions, planned, types, wanted).await;
-    match compared {
+    match work.await {
         Err(error) if error.is_session_lost() => Err(VerifyError::Reading(error)),
-        compared => {
-            // The locks of this table go as well.
+        done => {
             let ended = in_both(sessions, "ROLLBACK TO before_table; RELEASE before_table").await;
             ended.map_err(VerifyError::Reading)?;
-            Ok(compared.unwrap_or_else(|error| {
-                Compared::Not(NotCompared::Refused(Chain(&error).to_string()))
-            }))
+            Ok(done.map_err(|error| NotCompared::Refused(Chain(&error).to_string())))
         }
     }
+}
+
+/// What both sides are asked of the table, or of those rows for which a condition is true.
+pub(super) fn queries_of(
+    planned: &PlannedTable,
+    types: &TypeNames,
+    condition: Option<&str>,
+) -> TableQueries {
+    let filter = planned.published.row_filter.as_deref();
+    let has_parts = planned.source_has_parts();
+    table_queries(&planned.mapping, types, has_parts, (filter, condition))
 }
 
 /// Compares one table as both sides are now, block by block: no cut, and no look at the rows. Of a
@@ -77,11 +105,7 @@ pub async fn compare_now(
     planned: &PlannedTable,
     types: &TypeNames,
 ) -> Result<TableReport, VerifyError> {
-    let (filter, has_parts) = (
-        planned.published.row_filter.as_deref(),
-        planned.source_has_parts(),
-    );
-    let queries = table_queries(&planned.mapping, types, has_parts, filter);
+    let queries = queries_of(planned, types, None);
     let wanted = Wanted::default();
     settle(source).await?;
     settle(replica).await?;
@@ -109,12 +133,9 @@ async fn in_both(sessions: &Sessions, sql: &str) -> Result<(), ServerError> {
 async fn compare(
     sessions: &Sessions,
     planned: &PlannedTable,
-    types: &TypeNames,
+    queries: &TableQueries,
     wanted: &Wanted,
 ) -> Result<Compared, ServerError> {
-    let mapping = &planned.mapping;
-    let filter = planned.published.row_filter.as_deref();
-    let queries = table_queries(mapping, types, planned.source_has_parts(), filter);
     let (source, replica) = tokio::try_join!(
         fetch_blocks(&sessions.source, &queries.source, wanted),
         fetch_blocks(&sessions.replica, &queries.replica, wanted)
@@ -181,21 +202,16 @@ fn report(
     found: Found,
 ) -> TableReport {
     let [missing, extra, different] = found.counts;
-    let names = (planned.source.name.clone(), planned.mapping.replica.clone());
     TableReport {
-        table: names.0.to_string(),
-        replica_table: names.1.to_string(),
         in_sync: source == replica,
         source_rows: rows_of(source),
         replica_rows: rows_of(replica),
         missing,
         extra,
         different,
-        rechecked: false,
         counts_only: wanted.counts_only,
         rows: found.rows,
-        took: Duration::ZERO,
-        names: Some(names),
+        ..TableReport::begun(planned, None)
     }
 }
 

@@ -133,7 +133,7 @@ fn rows() -> String {
     )
 }
 
-const RULES: &str = "[[tables]]\nsource = \"public.*\"\n\
+const RULES: &str = "[verify]\nslice = \"1MiB\"\n[[tables]]\nsource = \"public.*\"\n\
     [[tables]]\nsource = \"public.leads\"\nreplica = \"crm.leads\"\n\
     columns = { current_project_id = \"project_id\" }\nexclude = [\"client\"]\n\
     set = { email = \"lower(email)\" }\nwhere = \"client IS NOT NULL\"";
@@ -291,7 +291,7 @@ async fn every_difference_is_found_none_is_invented_and_all_are_mended() {
     let seed = seed();
     eprintln!("PGLOCKSTEP_SEED={seed}");
     let (count, lasts) = match is_soak() {
-        true => (1_000, Duration::from_secs(1_800)),
+        true => (1_100, Duration::from_secs(1_800)),
         false => (250, Duration::from_secs(10)),
     };
     let (s, _daemon) = running().await;

@@ -31,6 +31,7 @@ mod repair;
 mod restart;
 mod service;
 mod skips;
+mod slices;
 mod slots;
 mod source_untouched;
 mod standby;
