@@ -128,6 +128,13 @@ impl PublicationWatch {
         }
         let published = fetch_published_tables(&client, &self.publication).await?;
         let Difference { left: gone, joined } = self.known.compare(&published);
+        if !gone.is_empty()
+            // It may have been renamed since it was looked for.
+            && let Err(missing @ PipelineError::Definite { .. }) =
+                check_publication(&client, &self.publication).await
+        {
+            return Ok(Some(missing));
+        }
         for table in gone {
             let is_news = left.names.insert(table.oid, table.name.clone()).is_none();
             left.is_noted &= !is_news;
