@@ -45,7 +45,8 @@ pub(super) async fn look(
 async fn look_at_sequences(survey: &Survey<'_>, findings: &mut Findings) -> Result<(), CheckError> {
     let oids: Vec<u32> = survey.tables.iter().map(|t| t.replica.oid).collect();
     let sql = "SELECT tn.nspname::pg_catalog.text, t.relname::pg_catalog.text, a.attname::pg_catalog.text, \
-          sn.nspname::pg_catalog.text, s.relname::pg_catalog.text, q.seqincrement \
+          sn.nspname::pg_catalog.text, s.relname::pg_catalog.text, q.seqincrement, \
+          pg_catalog.has_sequence_privilege(s.oid, 'SELECT') \
         FROM pg_catalog.pg_depend AS d \
         JOIN pg_catalog.pg_class AS s ON s.oid = d.objid AND s.relkind = 'S' \
         JOIN pg_catalog.pg_namespace AS sn ON sn.oid = s.relnamespace \
@@ -56,11 +57,20 @@ async fn look_at_sequences(survey: &Survey<'_>, findings: &mut Findings) -> Resu
         WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass \
           AND d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.deptype IN ('a', 'i') \
           AND d.refobjid = ANY ($1) AND a.atttypid IN (20, 21, 23) \
-          AND pg_catalog.has_sequence_privilege(s.oid, 'SELECT') AND pg_catalog.has_table_privilege(t.oid, 'SELECT') ORDER BY 1, 2, 3";
+          AND pg_catalog.has_table_privilege(t.oid, 'SELECT') ORDER BY 1, 2, 3";
     for row in &rows(survey.replica, "sequences", sql, &[&oids]).await? {
         let name = |at| QualifiedName::new(row.get::<_, String>(at), row.get::<_, String>(at + 1));
         let (table, sequence) = (name(0), name(3));
         let column: String = row.get(2);
+        if !row.get::<_, bool>(6) {
+            findings.info(
+                "diagnose.unreadable",
+                &sequence,
+                format!("where the sequence {sequence} stands cannot be looked at"),
+                format!("let the role SELECT from {}", sequence.quoted()),
+            );
+            continue;
+        }
         let (furthest, behind) = if row.get::<_, i64>(5) > 0 {
             ("max", ">")
         } else {
@@ -98,14 +108,19 @@ async fn look_at_sequences(survey: &Survey<'_>, findings: &mut Findings) -> Resu
 /// What others write is drift.
 async fn look_at_roles(survey: &Survey<'_>, findings: &mut Findings) -> Result<(), CheckError> {
     let oids: Vec<u32> = survey.tables.iter().map(|t| t.replica.oid).collect();
-    let sql = "SELECT r.rolname::pg_catalog.text, \
-          pg_catalog.array_agg(pg_catalog.format('%I.%I', n.nspname, c.relname) ORDER BY n.nspname, c.relname) \
-        FROM pg_catalog.pg_roles AS r \
+    // A role may write by what it is a member of, whether it inherits that or sets it.
+    let sql = "WITH acts AS MATERIALIZED (SELECT r.rolname, m.oid FROM pg_catalog.pg_roles AS r, pg_catalog.pg_roles AS m \
+          WHERE r.rolcanlogin AND NOT r.rolsuper AND r.rolname <> CURRENT_USER AND NOT m.rolsuper \
+          AND pg_catalog.pg_has_role(r.oid, m.oid, 'MEMBER')) \
+        SELECT a.rolname::pg_catalog.text, pg_catalog.array_agg(DISTINCT pg_catalog.format('%I.%I', n.nspname, c.relname)) \
+        FROM acts AS a \
         CROSS JOIN pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace \
-        WHERE c.oid = ANY ($1) AND r.rolcanlogin AND NOT r.rolsuper AND r.rolname <> CURRENT_USER \
-          AND pg_catalog.has_schema_privilege(r.oid, n.oid, 'USAGE') \
-          AND pg_catalog.has_table_privilege(r.oid, c.oid, 'INSERT, UPDATE, DELETE, TRUNCATE') \
-        GROUP BY r.rolname ORDER BY r.rolname";
+        WHERE c.oid IN (SELECT o FROM pg_catalog.unnest($1::pg_catalog.oid[]) AS o \
+            UNION SELECT p.relid FROM pg_catalog.unnest($1::pg_catalog.oid[]) AS o, pg_catalog.pg_partition_tree(o) AS p) \
+          AND pg_catalog.has_schema_privilege(a.oid, n.oid, 'USAGE') \
+          AND (pg_catalog.has_table_privilege(a.oid, c.oid, 'INSERT, UPDATE, DELETE, TRUNCATE') \
+            OR pg_catalog.has_any_column_privilege(a.oid, c.oid, 'INSERT, UPDATE')) \
+        GROUP BY a.rolname ORDER BY a.rolname";
     for row in &rows(survey.replica, "roles", sql, &[&oids]).await? {
         let role: String = row.get(0);
         let tables: Vec<String> = row.get(1);

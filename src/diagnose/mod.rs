@@ -12,6 +12,7 @@
 mod access;
 mod keys;
 mod relations;
+mod shape;
 
 pub use relations::RelationFound;
 
@@ -62,6 +63,7 @@ pub async fn diagnose(config: &PipelineConfig) -> Result<Diagnosis, CheckError> 
     begin(&replica).await?;
     let relations = relations::look(&survey, &mut findings).await?;
     keys::look(&survey, &mut findings).await?;
+    shape::look(&survey, &mut findings).await?;
     access::look(&survey, is_quiet, &mut findings).await?;
     Ok(Diagnosis {
         findings: findings.into_vec(),

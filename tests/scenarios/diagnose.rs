@@ -128,6 +128,8 @@ async fn writers_triggers_sequences_and_open_rows_are_told() {
          ALTER TABLE t ENABLE ALWAYS TRIGGER always; INSERT INTO t VALUES (1, 500, 'x');
          CREATE ROLE an_app LOGIN; GRANT INSERT ON t TO an_app;
          CREATE ROLE a_reader LOGIN; GRANT SELECT ON t TO a_reader;
+         CREATE ROLE a_clerk LOGIN; GRANT UPDATE (v) ON t TO a_clerk;
+         CREATE ROLE an_operator LOGIN NOINHERIT; GRANT an_app TO an_operator;
          CREATE UNIQUE INDEX broken ON t (v); UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'broken'::regclass",
     )
     .await;
@@ -148,10 +150,54 @@ async fn writers_triggers_sequences_and_open_rows_are_told() {
         .filter(|finding| finding["check"] == "diagnose.writers")
         .map(|finding| finding["object"].as_str().unwrap())
         .collect();
-    assert!(
-        writers.contains(&"an_app") && !writers.contains(&"a_reader"),
-        "{writers:?}"
-    );
+    for role in ["an_app", "a_clerk", "an_operator"] {
+        assert!(writers.contains(&role), "{role}: {writers:?}");
+    }
+    assert!(!writers.contains(&"a_reader"), "{writers:?}");
+}
+
+#[tokio::test]
+async fn checks_exclusions_and_indexes_that_only_the_source_has_are_told() {
+    let s = Scenario::new(&FAMILY, "shape").await;
+    s.on_both("CREATE TABLE rooms (id int PRIMARY KEY, seats int, name text, kind text, spare text, span int4range)")
+        .await;
+    s.on_source(
+        "ALTER TABLE rooms ADD CONSTRAINT some_seats CHECK (seats > 0), ADD CONSTRAINT a_kind CHECK (kind <> ''),
+           ADD CONSTRAINT no_overlap EXCLUDE USING gist (span WITH &&);
+         CREATE INDEX by_name ON rooms (name, seats); CREATE INDEX by_kind ON rooms (kind);
+         CREATE INDEX by_lower ON rooms (lower(name)); CREATE UNIQUE INDEX one_open ON rooms (kind) WHERE seats > 5;
+         CREATE INDEX by_spare ON rooms (spare)",
+    )
+    .await;
+    s.on_replica(
+        "ALTER TABLE rooms RENAME kind TO sort; ALTER TABLE rooms DROP spare;
+         ALTER TABLE rooms ADD CHECK (sort <> ''); CREATE INDEX ON rooms (sort, id); CREATE INDEX ON rooms (name)",
+    )
+    .await;
+    s.publish_all().await;
+    let rules = "[[tables]]\nsource = \"public.rooms\"\ncolumns = { kind = \"sort\" }\nexclude = [\"spare\"]";
+    let (_, findings) = diagnosed(&s, rules);
+    let lacks = |what: &str| {
+        format!("the source's {what} of public.rooms has none like it on public.rooms")
+    };
+    let expected = [
+        format!("diagnose.constraint: {}", lacks("constraint no_overlap")),
+        format!("diagnose.constraint: {}", lacks("constraint some_seats")),
+        format!("diagnose.index: {}", lacks("index by_lower")),
+        format!("diagnose.index: {}", lacks("index by_name")),
+        format!("diagnose.index: {}", lacks("index one_open")),
+    ];
+    assert_eq!(told(&findings), expected);
+    for finding in &findings {
+        let remedy = finding["remedy"].as_str().unwrap();
+        let sql = remedy.strip_prefix("as on the source: ").unwrap_or(remedy);
+        // What is named differently here is for a person to write.
+        if finding["message"].as_str().unwrap().contains("rooms has") && !sql.contains("kind") {
+            s.on_replica(sql).await;
+        }
+    }
+    let (_, findings) = diagnosed(&s, rules);
+    assert_eq!(told(&findings), expected[4..]);
 }
 
 /// For a person, once a day.

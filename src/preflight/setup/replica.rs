@@ -46,7 +46,7 @@ pub(super) async fn plan(
     let oids: Vec<u32> = there.iter().map(|t| t.oid).collect();
     for sequence in fetch_closed_sequences(client, role_name, &oids).await? {
         steps.push(SetupStep::Run(format!(
-            "GRANT USAGE ON SEQUENCE {} TO {to}",
+            "GRANT USAGE, SELECT ON SEQUENCE {} TO {to}",
             sequence.quoted()
         )));
     }
@@ -78,7 +78,8 @@ async fn fetch_closed_sequences(
         LEFT JOIN pg_catalog.pg_roles AS r ON r.rolname = $1::text \
         WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.deptype = 'a' \
           AND d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.refobjid = ANY ($2) \
-          AND NOT COALESCE(pg_catalog.has_sequence_privilege(r.oid, s.oid, 'USAGE'), false) \
+          AND NOT COALESCE(pg_catalog.has_sequence_privilege(r.oid, s.oid, 'USAGE') \
+            AND pg_catalog.has_sequence_privilege(r.oid, s.oid, 'SELECT'), false) \
         ORDER BY 1, 2";
     let found = rows(client, "sequences", sql, &[&role, &tables]).await?;
     let name = |row: &tokio_postgres::Row| {
