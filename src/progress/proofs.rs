@@ -1,6 +1,7 @@
 //! What each comparison of each table found, kept on the replica: the history of its proofs.
 //!
-//! Old ones go, but never the last that found nothing, nor the last that found something.
+//! Old ones go, but never the last that found nothing, nor the last that found something, nor the first that found
+//! nothing since: it says since when the table is in step.
 
 use super::store::{ProgressError, Store, count, wide};
 use crate::pg::{Lsn, QualifiedName};
@@ -104,7 +105,14 @@ impl Store {
                      OR p.compared_at < pg_catalog.now() - pg_catalog.make_interval(days => $4)) \
                    AND EXISTS (SELECT 1 FROM pglockstep.proofs AS n WHERE n.pipeline = p.pipeline \
                      AND n.source_schema = p.source_schema AND n.source_table = p.source_table \
-                     AND n.counts_only = p.counts_only AND n.id > p.id AND n.in_sync = p.in_sync)";
+                     AND n.counts_only = p.counts_only AND n.id > p.id AND n.in_sync = p.in_sync) \
+                   AND (p.counts_only OR NOT p.in_sync OR EXISTS (SELECT 1 FROM pglockstep.proofs AS e \
+                     WHERE e.pipeline = p.pipeline AND e.source_schema = p.source_schema \
+                     AND e.source_table = p.source_table AND e.id <> p.id \
+                     AND (e.id > p.id AND NOT e.in_sync OR e.id < p.id AND e.in_sync AND NOT e.counts_only \
+                       AND NOT EXISTS (SELECT 1 FROM pglockstep.proofs AS b WHERE b.pipeline = p.pipeline \
+                         AND b.source_schema = p.source_schema AND b.source_table = p.source_table \
+                         AND NOT b.in_sync AND b.id > e.id AND b.id < p.id))))";
         let forgotten = client
             .execute(old, &[&pipeline, &schemas, &tables, &KEPT_DAYS])
             .await;

@@ -29,7 +29,7 @@ pub struct Verified {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Proof {
     rows: Option<[u64; 2]>,
-    drift: [u64; 3],
+    drift: Option<[u64; 3]>,
     in_sync: Option<bool>,
     /// Where and when it was last proven to be in sync.
     proven: Option<(Lsn, Instant)>,
@@ -44,7 +44,7 @@ impl Proof {
             self.part = None;
         }
         if let Some(drift) = found.drift {
-            self.drift = drift;
+            self.drift = Some(drift);
             self.in_sync = Some(found.in_sync);
             if found.in_sync {
                 let now = Instant::now();
@@ -61,7 +61,7 @@ impl Proof {
     pub(super) fn take_part(&mut self, share: f64, drift: [u64; 3]) {
         self.part = Some(share);
         if drift != [0; 3] {
-            self.drift = drift;
+            self.drift = Some(drift);
             self.in_sync = Some(false);
         }
     }
@@ -78,7 +78,7 @@ const ROWS: Family = Family::gauge(
 const DRIFT: Family = Family::gauge(
     "pglockstep_drift_rows",
     &["table", "kind"],
-    "Rows that the last comparison found missing, extra or different.",
+    "Rows that the last comparison found missing, extra or different; absent before the first.",
 );
 const IN_SYNC: Family = Family::gauge(
     "pglockstep_in_sync",
@@ -142,7 +142,7 @@ impl Collector for ProofCollector {
             both.map(move |(side, rows)| -> Sample<'_> { (vec![side, table], rows as f64) })
         });
         let drift = proofs.iter().flat_map(|(table, proof)| {
-            let all = KINDS.into_iter().zip(proof.drift);
+            let all = KINDS.into_iter().zip(proof.drift.into_iter().flatten());
             all.map(move |(kind, rows)| -> Sample<'_> { (vec![table, kind], rows as f64) })
         });
         let each = |family: &Family, value: fn(&Proof) -> Option<f64>| {
@@ -181,12 +181,13 @@ mod tests {
         };
         let mut proof = Proof::default();
         proof.take(&found(1, None, true));
-        assert_eq!((proof.in_sync, proof.proven.is_some()), (None, false));
+        assert_eq!((proof.in_sync, proof.drift), (None, None));
+        assert!(proof.proven.is_none());
         proof.take(&found(2, Some([0; 3]), true));
         assert_eq!(proof.in_sync, Some(true));
         assert_eq!(proof.proven.unwrap().0, lsn(2));
         proof.take(&found(3, Some([0, 1, 2]), false));
-        assert_eq!((proof.in_sync, proof.drift), (Some(false), [0, 1, 2]));
+        assert_eq!((proof.in_sync, proof.drift), (Some(false), Some([0, 1, 2])));
         assert_eq!(proof.proven.unwrap().0, lsn(2), "it was, then");
         proof.take(&found(4, None, true));
         assert_eq!(proof.in_sync, Some(false), "as many, and not the same");

@@ -1,7 +1,7 @@
 //! What the daemon proves by itself: comparisons whose turn it is, what they found, and that it is
 //! known again after a restart.
 
-use crate::support::{Daemon, Family, Scenario, eventually, until_metric};
+use crate::support::{Daemon, Family, Scenario, eventually, until_metric, verb};
 
 static FAMILY: Family = Family::const_new();
 /// Slots wait for the transactions of all databases.
@@ -91,6 +91,29 @@ async fn what_was_proven_is_known_after_a_restart() {
     let daemon = s.start(SELDOM).await;
     until_metric(&daemon, &of("in_sync", "leads"), 0.0).await;
     assert_eq!(daemon.metric(&of("in_sync", "notes")).await, None);
+}
+
+/// Since when a table is in step is known for longer than its proofs are kept.
+#[tokio::test]
+async fn old_proofs_go_but_for_the_first_since_the_last_drift() {
+    let (s, daemon) = running(&FAMILY, "history", SELDOM).await;
+    let verify = || verb(&s, SELDOM, &["verify", "public.leads"]);
+    let older = "UPDATE pglockstep.proofs SET compared_at = compared_at - interval '20 days'";
+    assert_eq!(verify().0, Some(0));
+    s.on_replica("DELETE FROM leads WHERE id = 5").await;
+    assert_eq!(verify().0, Some(1));
+    s.on_replica("INSERT INTO leads VALUES (5, 'v5')").await;
+    for _ in 0..5 {
+        assert_eq!(verify().0, Some(0));
+        s.on_replica(older).await;
+    }
+    let kept = "SELECT string_agg(in_sync || ' ' || round(extract(epoch FROM now() - compared_at) / 86400), ', ' ORDER BY id) \
+                FROM pglockstep.proofs WHERE NOT counts_only";
+    assert_eq!(
+        s.replica_one(kept).await,
+        "false 100, true 100, true 40, true 20"
+    );
+    s.end(daemon).await;
 }
 
 #[tokio::test]
