@@ -345,6 +345,7 @@ async fn follow(ground: &Ground, transactions: u32, is_beside: bool) -> Result<f
         let compared = begun.elapsed().as_secs_f64();
         println!("    compared for {compared:.2} s");
     }
+    ground.must_equal(&ground.expected_tables().await?).await?;
     if let Running::Daemon(daemon) = running {
         daemon.terminate()?;
     }

@@ -210,6 +210,11 @@ impl Ground {
         }
         let streamed = "pglockstep_streamed_transactions_total{outcome=\"committed\"}";
         let streamed = daemon.metric(streamed).await.unwrap_or_default();
+        let said = daemon.stderr();
+        assert!(
+            said.contains("values=Binary") && !said.contains("values=Text"),
+            "not by the fast way: {said}"
+        );
         daemon.terminate();
         let statements = self.expect_reads();
         eprintln!(

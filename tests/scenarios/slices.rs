@@ -1,7 +1,8 @@
 //! Huge tables are compared slice by slice, in several turns if need be; here the slices are tiny.
 
-use crate::support::{Daemon, Family, Scenario, eventually, reported, until_metric, verb};
-use serde_json::Value;
+use crate::support::{
+    Daemon, Family, Scenario, drift_of, eventually, reported, until_metric, verb,
+};
 use std::cell::Cell;
 
 static FAMILY: Family = Family::const_new();
@@ -63,13 +64,6 @@ async fn work(s: &Scenario<'_>, is_done: &Cell<bool>) -> u32 {
     rounds
 }
 
-fn found(report: &Value, table: &str) -> [u64; 3] {
-    let tables = report["tables"].as_array().unwrap();
-    let found = tables.iter().find(|t| t["table"] == table);
-    let found = found.unwrap_or_else(|| panic!("{table}: {report}"));
-    ["missing", "extra", "different"].map(|kind| found[kind].as_u64().unwrap())
-}
-
 #[tokio::test]
 async fn under_load_all_is_found_and_nothing_invented_wherever_slices_end() {
     let (s, daemon) = events("sliced").await;
@@ -99,8 +93,8 @@ async fn under_load_all_is_found_and_nothing_invented_wherever_slices_end() {
             let (code, report) = reported(&s, MAPPED, &["verify"]).await;
             assert_eq!(code, Some(1), "{report}");
             let expected = [missing, 61, different];
-            assert_eq!(found(&report, "public.events"), expected, "{report}");
-            assert_eq!(found(&report, "public.log"), [2, 4, nulls], "{report}");
+            assert_eq!(drift_of(&report, "public.events"), expected, "{report}");
+            assert_eq!(drift_of(&report, "public.log"), [2, 4, nulls], "{report}");
         }
         is_done.set(true);
     };
@@ -195,6 +189,6 @@ async fn what_has_no_slices_is_compared_at_once() {
     .await;
     let (code, report) = reported(&s, SLICED, &["verify"]).await;
     assert_eq!(code, Some(1), "{report}");
-    assert_eq!(found(&report, "public.named"), [0, 0, 1]);
-    assert_eq!(found(&report, "public.loose"), [1, 0, 0]);
+    assert_eq!(drift_of(&report, "public.named"), [0, 0, 1]);
+    assert_eq!(drift_of(&report, "public.loose"), [1, 0, 0]);
 }

@@ -315,6 +315,31 @@ async fn two_at_once_and_a_table_emptied_within() {
     assert_eq!(streams.outcomes().await, [2.0, 0.0, 0.0]);
 }
 
+/// Each that is written while it runs has a session of the replica.
+#[tokio::test]
+async fn more_at_once_than_there_are_sessions_are_taken_whole() {
+    let pair = pair().await;
+    let streams = Streams::start(&pair).await;
+    let s = &streams.s;
+    let mut running = Vec::new();
+    for number in 0..5u32 {
+        let session = s.pair.source.connect(&s.name).await.unwrap();
+        let (from, to) = (number * 5_000 + 1, number * 5_000 + 5_000);
+        let begin = format!("BEGIN; {}", insert(from, to, "t"));
+        session.batch_execute(&begin).await.unwrap();
+        running.push(session);
+    }
+    streams.until_whole("in progress at once").await;
+    for (number, session) in running.iter().enumerate() {
+        let end = ["COMMIT", "ROLLBACK"][usize::from(number == 3)];
+        session.batch_execute(end).await.unwrap();
+    }
+    streams.in_step().await;
+    let rows = s.replica_one("SELECT count(*) FROM t").await;
+    assert_eq!(rows, "20000");
+    assert_eq!(streams.outcome("committed").await, 0.0);
+}
+
 #[tokio::test]
 async fn where_others_wait_for_it_on_the_replica_it_is_taken_whole() {
     let pair = pair().await;

@@ -4,7 +4,7 @@ use std::cell::Cell;
 
 use serde_json::Value;
 
-use crate::support::{Daemon, Family, Scenario, reported, run_verb, samples};
+use crate::support::{Daemon, Family, Scenario, drift_of, reported, run_verb, samples};
 
 static FAMILY: Family = Family::const_new();
 /// Slots wait for the transactions of all databases.
@@ -16,14 +16,6 @@ async fn verify(s: &Scenario<'_>, more: &str, arguments: &[&str]) -> (Option<i32
     let mut all = vec!["verify"];
     all.extend(arguments);
     reported(s, more, &all).await
-}
-
-/// Missing, extra and different rows of a table.
-fn found(report: &Value, table: &str) -> [u64; 3] {
-    let tables = report["tables"].as_array().unwrap();
-    let found = tables.iter().find(|t| t["table"] == table);
-    let found = found.unwrap_or_else(|| panic!("{table}: {report}"));
-    ["missing", "extra", "different"].map(|kind| found[kind].as_u64().unwrap())
 }
 
 const TABLES: &str =
@@ -134,9 +126,9 @@ async fn what_was_planted_is_found_and_nothing_else() {
         for _ in 0..3 {
             let (code, report) = verify(&s, "", &[]).await;
             assert_eq!(code, Some(1));
-            assert_eq!(found(&report, "public.accounts"), [2, 1, 3], "{report}");
-            assert_eq!(found(&report, "public.moves"), [0, 2, 1], "{report}");
-            assert_eq!(found(&report, "public.journal"), [3, 2, 0], "{report}");
+            assert_eq!(drift_of(&report, "public.accounts"), [2, 1, 3], "{report}");
+            assert_eq!(drift_of(&report, "public.moves"), [0, 2, 1], "{report}");
+            assert_eq!(drift_of(&report, "public.journal"), [3, 2, 0], "{report}");
         }
         is_done.set(true);
     };
@@ -215,7 +207,7 @@ async fn one_byte_is_enough() {
     let (code, report) = verify(&s, "", &[]).await;
     assert_eq!(code, Some(1));
     assert_eq!(
-        found(&report, "public.t"),
+        drift_of(&report, "public.t"),
         [0, 0, changes.len() as u64],
         "{report}"
     );
@@ -253,9 +245,9 @@ async fn no_sum_hides_a_difference() {
         .unwrap();
     assert!(swapped > 100, "{swapped} rows share a block with one other");
     let (_, report) = verify(&s, "", &[]).await;
-    assert_eq!(found(&report, "public.folded"), [0, 0, 4], "{report}");
+    assert_eq!(drift_of(&report, "public.folded"), [0, 0, 4], "{report}");
     assert_eq!(
-        found(&report, "public.swapped"),
+        drift_of(&report, "public.swapped"),
         [0, 0, swapped],
         "{report}"
     );
@@ -297,7 +289,7 @@ async fn the_mapping_is_applied_first() {
     )
     .await;
     let (_, report) = verify(&s, rules, &[]).await;
-    assert_eq!(found(&report, "public.leads"), [0, 1, 2], "{report}");
+    assert_eq!(drift_of(&report, "public.leads"), [0, 1, 2], "{report}");
 }
 
 #[tokio::test]
@@ -312,7 +304,7 @@ async fn without_a_daemon_it_catches_up_and_compares() {
     s.on_replica("DELETE FROM journal WHERE n = 3").await;
     let (code, report) = verify(&s, "", &["public.journal"]).await;
     assert_eq!(code, Some(1), "{report}");
-    assert!(found(&report, "public.journal")[0] > 0, "{report}");
+    assert!(drift_of(&report, "public.journal")[0] > 0, "{report}");
 }
 
 /// A transaction that stays open on the source is in the way of an exact cut, and of nothing else: what was
@@ -386,7 +378,7 @@ async fn beside_a_long_transaction_of_the_source_what_differs_is_looked_at_again
     let (code, report) = verify(&s, "", &[]).await;
     assert_eq!(code, Some(1), "{report}");
     assert_eq!(report["near"], Value::Null, "{report}");
-    assert_eq!(found(&report, "public.accounts"), [1, 1, 2], "{report}");
+    assert_eq!(drift_of(&report, "public.accounts"), [1, 1, 2], "{report}");
     let marked = "SELECT count(*) FILTER (WHERE rechecked) || ' of ' || count(*) FROM pglockstep.proofs \
                   WHERE source_table = 'accounts' AND NOT counts_only AND missing = 1";
     assert_eq!(s.replica_one(marked).await, "1 of 2");
@@ -408,7 +400,7 @@ async fn a_row_whose_key_is_null_is_extra() {
     s.on_replica("INSERT INTO loose VALUES (NULL, 'b')").await;
     let (code, report) = verify(&s, "", &[]).await;
     assert_eq!(code, Some(1), "{report}");
-    assert_eq!(found(&report, "public.loose"), [0, 1, 0], "{report}");
+    assert_eq!(drift_of(&report, "public.loose"), [0, 1, 0], "{report}");
 }
 
 /// Where each commit of the source is asynchronous, its log reaches the disk five times a second.

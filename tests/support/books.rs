@@ -63,6 +63,14 @@ pub async fn reported(s: &Scenario<'_>, more: &str, arguments: &[&str]) -> (Opti
     (output.status.code(), report.unwrap_or_else(|_| said()))
 }
 
+/// Missing, extra and different rows of a table, as a report has them.
+pub fn drift_of(report: &Value, table: &str) -> [u64; 3] {
+    let tables = report["tables"].as_array().unwrap();
+    let found = tables.iter().find(|t| t["table"] == table);
+    let found = found.unwrap_or_else(|| panic!("{table}: {report}"));
+    ["missing", "extra", "different"].map(|kind| found[kind].as_u64().unwrap())
+}
+
 /// The errors in the books; all, or those that wait for somebody.
 pub fn errors(s: &Scenario<'_>, more: &str, all: bool) -> Vec<Value> {
     let mut arguments = vec!["errors", "list", "--json"];

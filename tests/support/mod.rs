@@ -17,8 +17,8 @@ mod types;
 mod wait;
 
 pub use books::{
-    OPEN_ERRORS, QUARANTINE, errors, reported, retry, retry_in_vain, skip, until_metric, verb,
-    with_short_names,
+    OPEN_ERRORS, QUARANTINE, drift_of, errors, reported, retry, retry_in_vain, skip, until_metric,
+    verb, with_short_names,
 };
 pub use daemon::{Daemon, Response, beside, free_port, run_verb};
 pub use evidence::evidence;

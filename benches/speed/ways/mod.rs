@@ -12,7 +12,7 @@ mod rows;
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use futures_util::SinkExt;
 use serde::{Deserialize, Serialize};
@@ -46,7 +46,7 @@ pub enum Way {
     TextArrays,
     /// An array of each column's own type.
     BinaryArrays,
-    /// One array of the table's row type.
+    /// One array of the table's row type; to delete with nothing but keys in it.
     RowArray,
     CopyText,
     CopyBinary,
@@ -69,7 +69,7 @@ impl Kind {
                 Staging,
             ],
             Self::Update => &[TextArrays, BinaryArrays, RowArray, Staging],
-            Self::Delete => &[TextArrays, BinaryArrays, Staging],
+            Self::Delete => &[TextArrays, BinaryArrays, RowArray, Staging],
         }
     }
 }
@@ -124,7 +124,8 @@ pub async fn measure(arguments: &Arguments, results: &mut Results) -> Result<()>
         }
         println!("  {columns} columns: done");
     }
-    results.positions = positions(&client, enough).await?;
+    let witness = ground.replica.connect(DATABASE).await?;
+    results.positions = positions(&client, &witness, enough).await?;
     Ok(())
 }
 
@@ -186,7 +187,13 @@ impl<'a> Writer<'a> {
         match self.way {
             Way::CopyText => Load::Copy(self.rows.copy_text(range)),
             Way::CopyBinary | Way::Staging => Load::Copy(self.rows.copy_binary(range)),
-            Way::RowArray => Load::Parameters(vec![self.rows.row_array(range)]),
+            Way::RowArray => {
+                let columns = match self.kind {
+                    Kind::Delete => 1,
+                    Kind::Insert | Kind::Update => self.rows.columns(),
+                };
+                Load::Parameters(vec![self.rows.row_array(range, columns)])
+            }
             Way::TextArrays | Way::BinaryArrays => {
                 let columns = match self.kind {
                     Kind::Delete => 1,
@@ -235,7 +242,11 @@ impl<'a> Writer<'a> {
 }
 
 /// One-row transactions with the position of what they hold.
-async fn positions(client: &Client, enough: Duration) -> Result<Vec<PositionSample>> {
+async fn positions(
+    client: &Client,
+    witness: &Client,
+    enough: Duration,
+) -> Result<Vec<PositionSample>> {
     client
         .batch_execute(
             "CREATE TABLE one (id int PRIMARY KEY, n int) WITH (fillfactor = 10); INSERT INTO one VALUES (1, 0); \
@@ -245,11 +256,13 @@ async fn positions(client: &Client, enough: Duration) -> Result<Vec<PositionSamp
         .await?;
     let row = "UPDATE one SET n = n + 1 WHERE id = 1";
     let kept = "UPDATE position SET lsn = lsn + 1 WHERE name = 'p'";
+    let watched = "a row of a table, while a second session waits for the disk ten times a second";
     let origin = "SELECT pg_replication_origin_xact_setup('0/1', now())";
     let mut samples = Vec::new();
     for (kept_as, position, waits) in [
         ("no position", "", "off"),
         ("a row of a table", kept, "off"),
+        (watched, kept, "off"),
         ("a replication origin", origin, "off"),
         (
             "a row of a table; the commit waits for the disk",
@@ -270,18 +283,37 @@ async fn positions(client: &Client, enough: Duration) -> Result<Vec<PositionSamp
         let sql =
             format!("BEGIN; SET LOCAL synchronous_commit = {waits}; {row}; {position}; COMMIT");
         let (begun, mut count) = (Instant::now(), 0u32);
-        while count == 0 || begun.elapsed() < enough {
-            client.batch_execute(&sql).await?;
-            count += 1;
-        }
+        let work = async {
+            while count == 0 || begun.elapsed() < enough {
+                client.batch_execute(&sql).await?;
+                count += 1;
+            }
+            Ok::<_, tokio_postgres::Error>(begun.elapsed())
+        };
+        let taken = match kept_as == watched {
+            false => work.await?,
+            true => tokio::select! {
+                done = work => done?,
+                ended = watch_the_disk(witness) => bail!("the second session has ended: {ended:?}"),
+            },
+        };
         if position == origin {
             let end = "SELECT pg_replication_origin_session_reset()";
             client.batch_execute(end).await?;
         }
         samples.push(PositionSample {
             kept_as: kept_as.to_owned(),
-            micros: begun.elapsed().as_secs_f64() * 1e6 / f64::from(count),
+            micros: taken.as_secs_f64() * 1e6 / f64::from(count),
         });
     }
     Ok(samples)
+}
+
+/// What has it known how far the replica is durable: a commit that waits makes all before it so.
+async fn watch_the_disk(client: &Client) -> Result<(), tokio_postgres::Error> {
+    let wait = "SET synchronous_commit = on; SELECT pg_logical_emit_message(true, 'ways', '')";
+    loop {
+        client.batch_execute(wait).await?;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }

@@ -173,14 +173,18 @@ impl Rows {
     }
 
     /// Values of the table's row type (utils/adt/rowtypes.c, `record_recv`).
-    pub fn row_array(&self, rows: Range<usize>) -> Raw {
+    /// The values of the first columns, and NULL in the others.
+    pub fn row_array(&self, rows: Range<usize>, columns: usize) -> Raw {
         array(self.row_type_oid, rows.len(), |out| {
             for row in &self.binary[rows.clone()] {
                 let mut record = BytesMut::new();
                 put_count(&mut record, row.len());
-                for (value, oid) in row.iter().zip(&self.type_oids) {
+                for (place, (value, oid)) in row.iter().zip(&self.type_oids).enumerate() {
                     record.put_u32(*oid);
-                    put_sized(&mut record, value);
+                    match place < columns {
+                        true => put_sized(&mut record, value),
+                        false => record.put_i32(-1),
+                    }
                 }
                 put_sized(out, &record);
             }
