@@ -386,11 +386,14 @@ impl Upkeep<'_> {
         let of = (self.config.name.as_str(), rules.as_str());
         Store::keep_proofs(self.books, of, &report.proofs()).await?;
         for part in &report.parts {
-            self.schedule.go_on(&part.source, now);
+            let name = part.source.to_string();
+            // What is in the way of the rest may be so for long.
+            if !report.not_compared.iter().any(|one| one.table == name) {
+                self.schedule.go_on(&part.source, now);
+            }
             let table = self.telemetry.table(&part.source, &part.replica);
             table.verified_part(part.share, part.drift);
             let [missing, extra, different] = part.drift;
-            let name = part.source.to_string();
             let is_news =
                 part.drift != [0; 3] && self.drift.insert(name, part.drift) != Some(part.drift);
             if is_news {

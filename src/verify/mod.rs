@@ -104,19 +104,22 @@ pub async fn verify(
         at,
         until,
     };
-    let bytes = |tables: &[&PlannedTable]| tables.iter().map(|t| t.bytes.max(1)).sum::<u64>();
-    let all = bytes(&tables) as f64;
+    let size = |table: &PlannedTable| table.bytes.max(1) as f64;
+    let all: f64 = tables.iter().map(|table| size(table)).sum();
+    let mut before = 0.0;
     for (number, planned) in tables.iter().enumerate() {
         if number > 0 && until.is_some_and(|until| Instant::now() >= until) {
+            report.in_sync = false;
             break;
         }
-        let (before, its) = (bytes(&tables[..number]) as f64, planned.bytes.max(1) as f64);
+        let (at_begin, its) = (before, size(planned));
+        before += its;
         let mut tell = |share: f64| {
             tell(Progress {
                 table: &planned.source.name,
                 number,
                 of: tables.len(),
-                share: (before + its * share) / all,
+                share: (at_begin + its * share) / all,
             });
         };
         tell(0.0);
