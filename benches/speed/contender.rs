@@ -12,7 +12,7 @@ use crate::ground::{DATABASE, Ground, PUBLICATION};
 /// The subscription, and its slot on the source.
 pub const SUBSCRIPTION: &str = "native";
 /// How often it is looked whether something is done. A look has its part of the processors.
-pub const LOOK_EVERY: Duration = Duration::from_millis(5);
+pub const LOOK_EVERY: Duration = Duration::from_millis(20);
 const WAIT_MAX: Duration = Duration::from_secs(600);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -118,6 +118,7 @@ async fn receive(source: String, slot: String, until: Lsn, mode: Mode) -> Result
             stream.send_status(StandbyStatusUpdate::default()).await?;
         }
         // The thread has nothing else to do.
+        stream.unwatch()?;
         std::thread::sleep(GATHER);
     }
 }

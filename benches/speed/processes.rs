@@ -2,19 +2,53 @@
 
 use anyhow::{Context, Result};
 use pglockstep::demo::cluster::Cluster;
+use serde::{Deserialize, Serialize};
 
 /// The kernel counts in these, on Linux everywhere.
 const TICKS_PER_SECOND: f64 = 100.0;
 
+/// The process of a server that has computed the most: a walsender, a session that is written by.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Busiest {
+    pub computed: f64,
+    /// Ready to compute, while others had the processors.
+    pub queued: f64,
+}
+
+impl Busiest {
+    /// Of those that run now; nothing where the kernel does not keep count.
+    pub fn of(cluster: &Cluster) -> Result<Option<Self>> {
+        let all = children(cluster)?.into_iter().filter_map(Self::of_process);
+        Ok(all.max_by(|a, b| a.computed.total_cmp(&b.computed)))
+    }
+
+    /// Nanoseconds on and ready for a processor (the kernel's `sched-stats`, "schedstat").
+    fn of_process(id: u32) -> Option<Self> {
+        let text = std::fs::read_to_string(format!("/proc/{id}/schedstat")).ok()?;
+        let mut seconds = text.split_whitespace().map(|n| n.parse::<f64>());
+        let mut next = || Some(seconds.next()?.ok()? / 1e9);
+        Some(Self {
+            computed: next()?,
+            queued: next()?,
+        })
+    }
+}
+
 /// Processor time of a server and of all its processes, those that have ended included.
 pub fn server_seconds(cluster: &Cluster) -> Result<f64> {
     let id = cluster.pid().context("the server is down")?;
+    let running = children(cluster)?
+        .into_iter()
+        .filter_map(|id| seconds_of(id, 2));
+    Ok(seconds_of(id, 4).unwrap_or_default() + running.sum::<f64>())
+}
+
+fn children(cluster: &Cluster) -> Result<Vec<u32>> {
+    let id = cluster.pid().context("the server is down")?;
     let path = format!("/proc/{id}/task/{id}/children");
     let children = std::fs::read_to_string(&path).with_context(|| path.clone())?;
-    let running = children
-        .split_whitespace()
-        .filter_map(|id| seconds_of(id.parse().ok()?, 2));
-    Ok(seconds_of(id, 4).unwrap_or_default() + running.sum::<f64>())
+    let ids = children.split_whitespace().map(|id| id.parse::<u32>());
+    ids.collect::<Result<_, _>>().context(path)
 }
 
 /// Processor time of one process.

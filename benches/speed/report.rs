@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::arguments::Arguments;
 use crate::contender::Contender;
 use crate::null_sink::Mode;
+use crate::processes::Busiest;
 use crate::proving::Proving;
 use crate::ways::{PositionSample, WaySample};
 
@@ -66,6 +67,10 @@ pub struct Sample {
     pub daemon_seconds: Option<f64>,
     pub daemon_mib_max: Option<f64>,
     pub replica_wal_mib: f64,
+    #[serde(default)]
+    pub source_busiest: Option<Busiest>,
+    #[serde(default)]
+    pub replica_busiest: Option<Busiest>,
 }
 
 /// One contender following a writer.

@@ -31,6 +31,7 @@ mod sql;
 mod tls;
 mod trust;
 mod url;
+mod watched;
 pub(crate) mod wire;
 
 pub use error::{AuthError, ConnError, ConnFailure, ErrorResponse};

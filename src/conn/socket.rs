@@ -20,6 +20,7 @@ use super::pulse::{Attention, Silence};
 use super::tls::{TlsError, handshake};
 use super::trust::end_point_hash;
 use super::url::{ConnectionUrl, SslNegotiation, TcpSettings};
+use super::watched::Watched;
 use super::{AuthError, ConnFailure};
 use crate::telemetry::CertificateExpiry;
 use std::io;
@@ -113,9 +114,9 @@ impl FirstBytes {
 
 #[derive(Debug)]
 enum Transport {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-    Tls(Box<TlsStream<TcpStream>>),
+    Tcp(Watched<TcpStream>),
+    Unix(Watched<UnixStream>),
+    Tls(Box<TlsStream<Watched<TcpStream>>>),
 }
 
 impl ServerStream {
@@ -131,7 +132,7 @@ impl ServerStream {
                 let stream = UnixStream::connect(path)
                     .await
                     .map_err(ConnFailure::Network)?;
-                let transport = Transport::Unix(stream);
+                let transport = Transport::Unix(Watched::new(stream));
                 return Ok(Self::new(transport, None, false));
             }
             Place::Tcp(address) => *address,
@@ -148,6 +149,7 @@ impl ServerStream {
             (Encryption::Required, _) if request_tls(&mut stream).await? => true,
             (Encryption::Required, _) => return Err(ConnFailure::Tls(TlsError::NotOffered)),
         };
+        let stream = Watched::new(stream);
         if !begins_tls {
             return Ok(Self::new(Transport::Tcp(stream), None, !is_local));
         }
@@ -178,6 +180,19 @@ impl ServerStream {
             first,
             attention: Attention::default(),
             admission: Arc::default(),
+        }
+    }
+
+    /// Takes its socket off the reactor until the next read that finds nothing: whoever calls naps
+    /// while there may be more, instead of being woken for each send.
+    ///
+    /// # Errors
+    /// The system's; the stream is of no use afterwards.
+    pub(crate) fn unwatch(&mut self) -> io::Result<()> {
+        match &mut self.transport {
+            Transport::Tcp(socket) => socket.unwatch(),
+            Transport::Unix(socket) => socket.unwatch(),
+            Transport::Tls(stream) => stream.get_mut().0.unwatch(),
         }
     }
 

@@ -14,6 +14,7 @@
 use super::ConnFailure;
 use super::trust::{ServerTrust, expires_at};
 use super::url::{RootCertificates, SslMode, SslNegotiation, TlsSettings};
+use super::watched::Watched;
 use crate::pg::Disposition;
 use crate::telemetry::CertificateExpiry;
 use rustls::pki_types::pem::PemObject;
@@ -153,10 +154,10 @@ fn describe_certificate(error: &CertificateError) -> String {
 
 /// Shakes hands over a connection on which the server is ready for TLS.
 pub(super) async fn handshake(
-    stream: TcpStream,
+    stream: Watched<TcpStream>,
     settings: &TlsSettings,
     host: &str,
-) -> Result<(TlsStream<TcpStream>, CertificateExpiry), ConnFailure> {
+) -> Result<(TlsStream<Watched<TcpStream>>, CertificateExpiry), ConnFailure> {
     use super::ConnFailure::Tls;
     let name = match ServerName::try_from(host.to_owned()) {
         Ok(name) => name,

@@ -141,6 +141,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         &self.stream
     }
 
+    pub(crate) fn stream_mut(&mut self) -> &mut S {
+        &mut self.stream
+    }
+
     /// The next message that is already here, without I/O.
     #[inline]
     pub(crate) fn try_next(&mut self) -> Result<Option<Incoming>, WireError> {

@@ -16,7 +16,8 @@
 //! where the source's commits are old news, or while there is no commit among it: nobody waits for that.
 //!
 //! The nap has to stop the whole thread: a reactor that goes on would be woken all the same.
-//! So nothing else may live on this thread.
+//! So nothing else may live on this thread. And the socket is taken off the reactor meanwhile:
+//! each send to one that is on it costs the walsender a call into it, whether or not it sleeps.
 
 use std::time::Duration;
 use tokio::time::Instant;
@@ -109,11 +110,9 @@ impl Pace {
         }
     }
 
-    /// Stops the thread for a moment if the stream is busy.
-    pub(super) fn nap(&self) {
-        if self.is_busy {
-            std::thread::sleep(self.nap);
-        }
+    /// How long the thread is to stop, if the stream is busy.
+    pub(super) fn nap(&self) -> Option<Duration> {
+        self.is_busy.then_some(self.nap)
     }
 }
 

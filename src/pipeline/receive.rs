@@ -26,6 +26,7 @@ use crate::telemetry::Telemetry;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::task::yield_now;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 
@@ -246,8 +247,11 @@ impl Receiver {
         loop {
             let due = gathered.as_ref().map(|gathered| gathered.due);
             let is_due = due.is_some_and(|due| due <= Instant::now());
-            if !is_due {
-                self.pace.nap();
+            if !is_due && let Some(nap) = self.pace.nap() {
+                self.stream.unwatch()?;
+                std::thread::sleep(nap);
+                // What there is, is read without the reactor, which keeps the clock too.
+                yield_now().await;
             }
             tokio::select! {
                 biased;

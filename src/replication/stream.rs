@@ -15,7 +15,7 @@ use super::connection::ReplicationConnection;
 use super::error::{ReplicationError, Request};
 use super::protocol::{ReplicationMessage, StandbyStatusUpdate, pg_time_us};
 use super::slot::SlotName;
-use crate::conn::{ErrorResponse, Incoming};
+use crate::conn::{ErrorResponse, Incoming, WireError};
 use crate::pg::{Lsn, quote_ident};
 use postgres_protocol::message::backend::Message;
 use postgres_protocol::message::frontend;
@@ -214,6 +214,16 @@ impl ReplicationStream {
             }
         }
         Ok(None)
+    }
+
+    /// For who is about to nap, where others wait: until the next [`receive`](Self::receive) that
+    /// finds nothing, what the source sends wakes no reactor, and costs it less.
+    ///
+    /// # Errors
+    /// [`ReplicationError::Lost`].
+    pub fn unwatch(&mut self) -> Result<(), ReplicationError> {
+        let outcome = self.connection.wire.stream_mut().unwatch();
+        Ok(outcome.map_err(WireError::Io)?)
     }
 
     /// Bytes that have come, those of a message that is not whole yet among them.

@@ -19,6 +19,8 @@ pub fn all(results: &Results) -> String {
     let mut text = speed(results);
     text.push('\n');
     text.push_str(&costs(results));
+    text.push('\n');
+    text.push_str(&bounds(results));
     if !results.latencies.is_empty() {
         text.push('\n');
         text.push_str(&latency(results));
@@ -131,6 +133,32 @@ fn costs(results: &Results) -> String {
                 log(contender).unwrap_or_default(),
             );
         }
+    }
+    text
+}
+
+/// Who computes all the time, and who waits for a processor: what bounds a work.
+fn bounds(results: &Results) -> String {
+    let mut text = String::from(
+        "| work; s | takes, native / ours | the source's busiest process computes, native / ours | and waits for a processor \
+         | the replica's busiest process computes, native / ours | and waits for a processor |\n\
+         | --- | --- | --- | --- | --- | --- |\n",
+    );
+    for work in &results.works {
+        let both = |figure: fn(&Sample) -> Option<f64>| {
+            let of = |contender| times(results.median(&work.name, contender, figure));
+            format!("{} / {}", of(Contender::Native), of(Contender::Ours))
+        };
+        let _ = writeln!(
+            text,
+            "| {} | {} | {} | {} | {} | {} |",
+            work.name,
+            both(|s| Some(s.seconds)),
+            both(|s| Some(s.source_busiest?.computed)),
+            both(|s| Some(s.source_busiest?.queued)),
+            both(|s| Some(s.replica_busiest?.computed)),
+            both(|s| Some(s.replica_busiest?.queued)),
+        );
     }
     text
 }
