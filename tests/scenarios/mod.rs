@@ -13,6 +13,7 @@ mod disk;
 mod drift;
 mod endpoints;
 mod existing_rows;
+mod fast_ways;
 mod failover;
 mod follow;
 mod full_rows;

@@ -4,6 +4,8 @@
 use std::sync::{Arc, Mutex};
 
 use socket2::{SockFilter, SockRef, Socket};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
 
@@ -14,6 +16,7 @@ const TAKE_NOTHING: SockFilter = SockFilter::new(0x06, 0, 0, 0);
 pub struct Line {
     port: u16,
     to_server: Arc<Mutex<Vec<Socket>>>,
+    said: Arc<Mutex<Vec<u8>>>,
     carrying: JoinHandle<()>,
 }
 
@@ -23,6 +26,8 @@ impl Line {
         let port = listener.local_addr().unwrap().port();
         let to_server = Arc::new(Mutex::new(Vec::new()));
         let kept = Arc::clone(&to_server);
+        let said = Arc::new(Mutex::new(Vec::new()));
+        let heard = Arc::clone(&said);
         let carrying = tokio::spawn(async move {
             let mut connections = JoinSet::new();
             loop {
@@ -36,15 +41,24 @@ impl Line {
                 kept.lock()
                     .unwrap()
                     .push(SockRef::from(&server).try_clone().unwrap());
+                let heard = Arc::clone(&heard);
                 connections.spawn(async move {
+                    let (mut asking, mut answered) = client.split();
+                    let (mut answering, mut asked) = server.split();
                     // Either end may go away.
-                    let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+                    tokio::select! {
+                        _ = carry(&mut asking, &mut asked, &heard) => {}
+                        _ = tokio::io::copy(&mut answering, &mut answered) => {}
+                    }
+                    // What we keep of it would hold it open.
+                    let _ = server.shutdown().await;
                 });
             }
         });
         Self {
             port,
             to_server,
+            said,
             carrying,
         }
     }
@@ -55,6 +69,13 @@ impl Line {
         format!("postgresql://postgres@127.0.0.1:{port}/{database}")
     }
 
+    /// How often this was said to the server, by whomever, whether or not it has read it.
+    pub fn times_carried(&self, words: &str) -> usize {
+        let said = self.said.lock().unwrap();
+        let all = said.windows(words.len());
+        all.filter(|some| *some == words.as_bytes()).count()
+    }
+
     /// As when the host loses its power. Its own end is closed, should it still run.
     pub async fn die(&mut self) {
         for socket in self.to_server.lock().unwrap().iter() {
@@ -63,6 +84,23 @@ impl Line {
         // Ends what is carried before anybody can say good-bye; what we keep stays open.
         self.carrying.abort();
         let _ = (&mut self.carrying).await;
+    }
+}
+
+/// Until the client's end of it closes.
+async fn carry(
+    from: &mut ReadHalf<'_>,
+    to: &mut WriteHalf<'_>,
+    said: &Mutex<Vec<u8>>,
+) -> std::io::Result<()> {
+    let mut bytes = [0; 8192];
+    loop {
+        let count = from.read(&mut bytes).await?;
+        if count == 0 {
+            return Ok(());
+        }
+        said.lock().unwrap().extend_from_slice(&bytes[..count]);
+        to.write_all(&bytes[..count]).await?;
     }
 }
 

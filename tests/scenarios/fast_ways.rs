@@ -1,0 +1,167 @@
+//! Each fast way to write is taken, and given up where it may not be taken: as the servers' logs tell.
+
+use crate::support::{Line, Pair, PairOptions, Scenario, eventually};
+use pglockstep::demo::cluster::ClusterOptions;
+use regex::Regex;
+
+/// Servers that log every statement they are given.
+async fn telling() -> Pair {
+    let telling = || ClusterOptions::default().with("log_statement", "all");
+    Pair::start_with(PairOptions {
+        source: telling(),
+        replica: telling(),
+    })
+    .await
+}
+
+/// What the first group of `pattern` has found in a log, in its order.
+fn found(log: &str, pattern: &str) -> Vec<String> {
+    let pattern = Regex::new(pattern).unwrap();
+    let all = pattern.captures_iter(log);
+    all.map(|found| found[1].to_owned()).collect()
+}
+
+#[tokio::test]
+async fn a_statement_gets_a_name_with_its_third_use() {
+    let pair = telling().await;
+    let s = Scenario::on_pair(&pair, "by_name").await;
+    s.on_both("CREATE TABLE t (id int PRIMARY KEY, v int)")
+        .await;
+    s.on_source("INSERT INTO t VALUES (1, 0)").await;
+    s.publish_all().await;
+    let daemon = s.start("").await;
+    let same = ("SELECT * FROM t", "SELECT * FROM t");
+    let update = "UPDATE t SET v = v + 1";
+    s.each_mapped(&daemon, &[update; 5], same).await;
+    let names = || {
+        found(
+            &pair.replica.log(),
+            r#"execute (\S+): UPDATE ONLY "public"\."t" AS t SET"#,
+        )
+    };
+    let before = names();
+    assert_eq!(before.len(), 5, "{before:?}");
+    assert_eq!(before[..2], ["<unnamed>", "<unnamed>"]);
+    assert!(before[2].starts_with('s'), "{before:?}");
+    assert!(before[3..].iter().all(|name| *name == before[2]));
+    // A table of another form has other statements.
+    s.on_both("ALTER TABLE t ADD w int").await;
+    s.each_mapped(&daemon, &["UPDATE t SET v = v + 1, w = id"; 3], same)
+        .await;
+    let after = names().split_off(5);
+    assert_eq!(after[..2], ["<unnamed>", "<unnamed>"]);
+    assert!(
+        after[2].starts_with('s') && after[2] != before[2],
+        "{after:?}"
+    );
+    s.end(daemon).await;
+}
+
+#[tokio::test]
+async fn the_next_statements_of_a_batch_are_sent_before_an_answer() {
+    let pair = telling().await;
+    let mut s = Scenario::on_pair(&pair, "pipelined").await;
+    let line = Line::start(pair.replica.port()).await;
+    s.replica_by(line.url("pipelined"));
+    s.on_both("CREATE TABLE a (id int PRIMARY KEY, v int); CREATE TABLE b (LIKE a INCLUDING ALL)")
+        .await;
+    s.on_source("INSERT INTO a VALUES (1, 0)").await;
+    s.publish_all().await;
+    let daemon = s.start("").await;
+    // All that is asked about the tables has been answered.
+    s.on_source("UPDATE a SET v = 5; INSERT INTO b VALUES (1, 1)")
+        .await;
+    s.in_step(&daemon, &["SELECT * FROM a", "SELECT * FROM b"])
+        .await;
+    // Nothing answers the first.
+    let other = pair.replica.connect("pipelined").await.unwrap();
+    let lock = "BEGIN; LOCK a IN SHARE MODE";
+    other.batch_execute(lock).await.unwrap();
+    s.on_source("BEGIN; UPDATE a SET v = 1; INSERT INTO b VALUES (7, 7); COMMIT")
+        .await;
+    let blocked = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' \
+                   AND datname = 'pipelined' AND query LIKE 'UPDATE ONLY \"public\".\"a\"%'";
+    s.replica_eventually(blocked, "1").await;
+    // Its text, since it has no name yet.
+    let insert = "INSERT INTO \"public\".\"b\"";
+    let is_sent = async || (line.times_carried(insert) == 2).then_some(());
+    eventually("the second to be sent", || daemon.stderr(), is_sent).await;
+    assert_eq!(pair.replica.log().matches(insert).count(), 1);
+    other.batch_execute("COMMIT").await.unwrap();
+    s.in_step(&daemon, &["SELECT * FROM a", "SELECT * FROM b"])
+        .await;
+    // One that fails in the middle takes what was sent behind it along: all of it is done again.
+    s.on_replica("INSERT INTO b VALUES (8, 0)").await;
+    s.on_source("BEGIN; UPDATE a SET v = 2; INSERT INTO b VALUES (8, 8); INSERT INTO a VALUES (2, 2); COMMIT")
+        .await;
+    s.in_step(&daemon, &["SELECT * FROM a", "SELECT * FROM b"])
+        .await;
+    s.end(daemon).await;
+}
+
+#[tokio::test]
+async fn many_rows_are_copied_where_types_are_alike_and_inserted_elsewhere() {
+    let pair = telling().await;
+    let s = Scenario::on_pair(&pair, "many_rows").await;
+    s.on_both("CREATE TABLE alike (id int PRIMARY KEY, v int)")
+        .await;
+    s.on_source("CREATE TABLE other (id int PRIMARY KEY, v int)")
+        .await;
+    s.on_replica("CREATE TABLE other (id int PRIMARY KEY, v bigint)")
+        .await;
+    s.publish_all().await;
+    let daemon = s.start("").await;
+    s.caught_up(&daemon).await;
+    // What the first copy has sent.
+    let before = pair.replica.log().len();
+    s.on_source(
+        "BEGIN; INSERT INTO alike SELECT g, g FROM generate_series(1, 500) g; \
+         INSERT INTO other SELECT g, g FROM generate_series(1, 500) g; COMMIT",
+    )
+    .await;
+    s.in_step(&daemon, &["SELECT * FROM alike", "SELECT * FROM other"])
+        .await;
+    let log = pair.replica.log().split_off(before);
+    let copied = found(
+        &log,
+        r#"COPY "public"\."(\w+)" \(.*\) FROM STDIN \(FORMAT binary\)"#,
+    );
+    assert_eq!(copied, ["alike"]);
+    // The first row of those that are copied is inserted: a table of another form refuses it.
+    let mut inserted = found(&log, r#"INSERT INTO "public"\."(\w+)""#);
+    inserted.sort();
+    assert_eq!(inserted, ["alike", "other"]);
+    s.end(daemon).await;
+}
+
+#[tokio::test]
+async fn a_large_table_is_copied_in_ranges_and_a_small_one_whole() {
+    let pair = telling().await;
+    let s = Scenario::on_pair(&pair, "ranges").await;
+    s.on_both("CREATE TABLE large (id int PRIMARY KEY, v text); CREATE TABLE small (LIKE large INCLUDING ALL)")
+        .await;
+    s.on_source(
+        "INSERT INTO large SELECT g, repeat(md5(g::text), 30) FROM generate_series(1, 25000) g; \
+         INSERT INTO small SELECT * FROM large LIMIT 100; ANALYZE",
+    )
+    .await;
+    s.publish_all().await;
+    let daemon = s.start("[copy]\nsplit_from = \"8MiB\"\nworkers = 2").await;
+    s.in_step(&daemon, &["SELECT * FROM large", "SELECT * FROM small"])
+        .await;
+    let source = pair.source.log();
+    let ranges = found(
+        &source,
+        r#"COPY \(SELECT .* FROM ONLY "public"\."large" .*(ctid >= '\(\d+,0\)')"#,
+    );
+    assert!(ranges.len() > 4, "{ranges:?}\n{source}");
+    let mut different = ranges.clone();
+    different.sort();
+    different.dedup();
+    assert_eq!(different.len(), ranges.len());
+    let sessions = found(&source, r#"\[(\d+)\].*COPY \(SELECT .*"large""#);
+    assert!(sessions.iter().any(|id| *id != sessions[0]), "{sessions:?}");
+    let small = found(&source, r#"(COPY \(SELECT .*"small".*)"#);
+    assert!(small.len() == 1 && !small[0].contains("ctid"), "{small:?}");
+    s.end(daemon).await;
+}
