@@ -63,13 +63,15 @@ async fn the_next_statements_of_a_batch_are_sent_before_an_answer() {
     let mut s = Scenario::on_pair(&pair, "pipelined").await;
     let line = Line::start(pair.replica.port()).await;
     s.replica_by(line.url("pipelined"));
-    s.on_both("CREATE TABLE a (id int PRIMARY KEY, v int); CREATE TABLE b (LIKE a INCLUDING ALL)")
-        .await;
+    s.on_both(
+        "CREATE TABLE a (id int PRIMARY KEY, v int); CREATE TABLE b (id int PRIMARY KEY, v text)",
+    )
+    .await;
     s.on_source("INSERT INTO a VALUES (1, 0)").await;
     s.publish_all().await;
     let daemon = s.start("").await;
     // All that is asked about the tables has been answered.
-    s.on_source("UPDATE a SET v = 5; INSERT INTO b VALUES (1, 1)")
+    s.on_source("UPDATE a SET v = 5; INSERT INTO b VALUES (1, 'first')")
         .await;
     s.in_step(&daemon, &["SELECT * FROM a", "SELECT * FROM b"])
         .await;
@@ -77,22 +79,19 @@ async fn the_next_statements_of_a_batch_are_sent_before_an_answer() {
     let other = pair.replica.connect("pipelined").await.unwrap();
     let lock = "BEGIN; LOCK a IN SHARE MODE";
     other.batch_execute(lock).await.unwrap();
-    s.on_source("BEGIN; UPDATE a SET v = 1; INSERT INTO b VALUES (7, 7); COMMIT")
+    s.on_source("BEGIN; UPDATE a SET v = 1; INSERT INTO b VALUES (7, 'behind the lock'); COMMIT")
         .await;
     let blocked = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' \
                    AND datname = 'pipelined' AND query LIKE 'UPDATE ONLY \"public\".\"a\"%'";
     s.replica_eventually(blocked, "1").await;
-    // Its text, since it has no name yet.
-    let insert = "INSERT INTO \"public\".\"b\"";
-    let is_sent = async || (line.times_carried(insert) == 2).then_some(());
+    let is_sent = async || line.has_carried("behind the lock").then_some(());
     eventually("the second to be sent", || daemon.stderr(), is_sent).await;
-    assert_eq!(pair.replica.log().matches(insert).count(), 1);
     other.batch_execute("COMMIT").await.unwrap();
     s.in_step(&daemon, &["SELECT * FROM a", "SELECT * FROM b"])
         .await;
     // One that fails in the middle takes what was sent behind it along: all of it is done again.
-    s.on_replica("INSERT INTO b VALUES (8, 0)").await;
-    s.on_source("BEGIN; UPDATE a SET v = 2; INSERT INTO b VALUES (8, 8); INSERT INTO a VALUES (2, 2); COMMIT")
+    s.on_replica("INSERT INTO b VALUES (8, 'other')").await;
+    s.on_source("BEGIN; UPDATE a SET v = 2; INSERT INTO b VALUES (8, 'third'); INSERT INTO a VALUES (2, 2); COMMIT")
         .await;
     s.in_step(&daemon, &["SELECT * FROM a", "SELECT * FROM b"])
         .await;

@@ -69,11 +69,11 @@ impl Line {
         format!("postgresql://postgres@127.0.0.1:{port}/{database}")
     }
 
-    /// How often this was said to the server, by whomever, whether or not it has read it.
-    pub fn times_carried(&self, words: &str) -> usize {
+    /// Whether this was said to the server, by whomever, whether or not it has read it.
+    pub fn has_carried(&self, words: &str) -> bool {
         let said = self.said.lock().unwrap();
-        let all = said.windows(words.len());
-        all.filter(|some| *some == words.as_bytes()).count()
+        let mut all = said.windows(words.len());
+        all.any(|some| some == words.as_bytes())
     }
 
     /// As when the host loses its power. Its own end is closed, should it still run.
