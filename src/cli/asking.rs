@@ -107,7 +107,7 @@ impl<'a> Asking<'a> {
                 .is_some()
             {
                 held = Instant::now();
-            } else if held.elapsed() >= ENDED_AFTER {
+            } else if held.elapsed() >= ENDED_AFTER + self.config.retry.delay_max {
                 bail!("the daemon has ended meanwhile");
             }
             sleep(LOOK_EVERY).await;
@@ -117,7 +117,7 @@ impl<'a> Asking<'a> {
     /// Catches up with the source as the daemon would, and does the work there.
     pub(super) async fn here<T>(
         &self,
-        work: impl AsyncFnOnce(&PipelineConfig, &CutAsker) -> anyhow::Result<T>,
+        work: impl AsyncFnOnce(&PipelineConfig, &CutAsker, &Telemetry) -> anyhow::Result<T>,
     ) -> anyhow::Result<T> {
         output::complain(
             "no daemon runs: applying what the source has sent meanwhile, then comparing",
@@ -143,7 +143,7 @@ impl<'a> Asking<'a> {
                     _ => sleep(LOOK_EVERY).await,
                 }
             }
-            work(&self.pipeline, &asker).await
+            work(&self.pipeline, &asker, &telemetry).await
         });
         tokio::select! {
             ended = &mut running => {

@@ -9,6 +9,7 @@ use crate::diagnose::Flaw;
 use crate::pg::QualifiedName;
 use crate::pipeline::{CutAsker, PipelineConfig};
 use crate::repair::{Asked, Bounds, Cleaned, CleanupReport, CleanupWish, clean};
+use crate::telemetry::Telemetry;
 use clap::ValueEnum;
 
 /// The arguments.
@@ -58,7 +59,7 @@ pub(super) async fn run(config: Config, args: Args) -> anyhow::Result<Outcome> {
             asking.daemon(&wish.tables, false, Some(&asked)).await?
         }
         false => {
-            let clean = async |pipeline: &PipelineConfig, cuts: &CutAsker| {
+            let clean = async |pipeline: &PipelineConfig, cuts: &CutAsker, _: &Telemetry| {
                 let mut bar = WorkBar::new();
                 let say = |text: String| bar.tell(&text);
                 Ok(Box::pin(clean(pipeline, cuts, &wish, say)).await?)

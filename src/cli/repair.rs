@@ -6,7 +6,8 @@ use super::{Misuse, Outcome, output, settings, verify};
 use crate::config::Config;
 use crate::pg::QualifiedName;
 use crate::pipeline::{CutAsker, PipelineConfig};
-use crate::repair::{Asked, Bounds, Report, RowToMend, TableRepair, Way, Wish, repair};
+use crate::repair::{Asked, Bounds, Means, Report, RowToMend, TableRepair, Way, Wish, repair};
+use crate::telemetry::Telemetry;
 use crate::verify::DriftKind;
 
 /// The arguments.
@@ -54,10 +55,17 @@ pub(super) async fn run(config: Config, args: Args) -> anyhow::Result<Outcome> {
             asking.daemon(&wish.tables, false, Some(&asked)).await?
         }
         false => {
-            let mend = async |pipeline: &PipelineConfig, cuts: &CutAsker| {
+            let slice = config.upkeep.slice;
+            let mend = async |config: &PipelineConfig, cuts: &CutAsker, telemetry: &Telemetry| {
                 let mut bar = WorkBar::new();
                 let say = |text: String| bar.tell(&text);
-                Ok(Box::pin(repair(pipeline, cuts, &wish, say)).await?)
+                let means = Means {
+                    config,
+                    cuts,
+                    telemetry,
+                    slice,
+                };
+                Ok(Box::pin(repair(means, &wish, say)).await?)
             };
             let report: Report = Box::pin(asking.here(mend)).await?;
             if let Some(verified) = &report.verified {
@@ -156,10 +164,12 @@ fn way_text(table: &TableRepair) -> Option<String> {
             done.inserted, done.updated, done.deleted
         )),
         (Way::Rows, None) => None,
-        (Way::Resync, Some(_)) if table.error.is_none() => {
-            Some("it has no key: the daemon copies it again, at once or when it starts; verify it then".to_owned())
-        }
+        (Way::Resync, Some(done)) if table.error.is_none() => Some(format!(
+            "it has no key, and was copied again: {} came, {} went; what went is in pglockstep.repairs",
+            done.inserted, done.deleted
+        )),
         (Way::Resync, _) => Some("it has no key: it would be copied again".to_owned()),
+        (Way::LetBe, _) if table.error.is_some() => None,
         (Way::LetBe, _) => Some(
             "it has no key, and would be copied again: --delete-extra, since rows that only the replica has go with that"
                 .to_owned(),

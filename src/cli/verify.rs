@@ -6,6 +6,7 @@ use super::{Outcome, output, settings};
 use crate::config::Config;
 use crate::pg::QualifiedName;
 use crate::pipeline::{CutAsker, PipelineConfig};
+use crate::telemetry::Telemetry;
 use crate::verify::{Progress, Report, TableReport, Wanted, verify};
 
 /// The arguments.
@@ -38,7 +39,7 @@ pub(super) async fn run(config: Config, args: Args) -> anyhow::Result<Outcome> {
                 .await?
         }
         false => {
-            let compare = async |pipeline: &PipelineConfig, cuts: &CutAsker| {
+            let compare = async |pipeline: &PipelineConfig, cuts: &CutAsker, _: &Telemetry| {
                 let mut bar = WorkBar::new();
                 let say = |progress: Progress<'_>| bar.tell(&format!("comparing {progress}"));
                 Ok(verify(pipeline, cuts, &wanted, say).await?)

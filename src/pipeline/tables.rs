@@ -43,6 +43,14 @@ impl PlannedTable {
         )
     }
 
+    /// Whether the replica keeps values of its own beside what the source sends.
+    #[must_use]
+    pub fn replica_has_own_columns(&self) -> bool {
+        let is_mapped = |name: &str| self.mapping.columns.iter().any(|to| to.name == name);
+        let mut columns = self.replica.columns.iter();
+        columns.any(|column| !column.is_generated && !is_mapped(&column.name))
+    }
+
     /// The statements of its first copy, straight into the replica table and without ranges.
     #[must_use]
     pub fn copy_statements(&self, types: &TypeNames) -> CopyStatements {

@@ -255,7 +255,7 @@ impl RepairError {
         }
     }
 
-    fn writing(planned: &PlannedTable) -> impl Fn(tokio_postgres::Error) -> Self {
+    pub(super) fn writing(planned: &PlannedTable) -> impl Fn(tokio_postgres::Error) -> Self {
         let table = planned.mapping.replica.clone();
         move |error| Self::Writing {
             table: table.clone(),

@@ -13,6 +13,7 @@
 mod cleanup;
 mod mend;
 mod plan;
+mod recopy;
 mod report;
 mod statement;
 
@@ -23,19 +24,23 @@ pub use report::{Deeds, Report, RowToMend, TableRepair, Way};
 use crate::apply::ApplyError;
 use crate::conn::{ConnError, Session};
 use crate::mapping::{ConflictPolicy, RowIdentity};
-use crate::pg::{QualifiedName, ServerError, TypeNames};
+use crate::pg::{Lsn, QualifiedName, ServerError, TypeNames};
 use crate::pipeline::{
     CutAsker, CutError, PipelineConfig, PipelineError, PlannedTable, TablePlan, fetch_plan,
 };
 use crate::preflight::CheckError;
-use crate::progress::{ProgressError, Store};
+use crate::progress::ProgressError;
 use crate::snapshot::SnapshotError;
-use crate::telemetry::Chain;
-use crate::verify::{DriftKind, Progress, TableReport, VerifyError, Wanted, verify};
+use crate::telemetry::{Chain, Telemetry};
+use crate::verify::{DriftKind, Progress, SliceSize, TableReport, VerifyError, Wanted, verify};
 use mend::Mender;
+use recopy::Recopy;
 use serde::{Deserialize, Serialize};
 use statement::{Treatment, is_key_as_it_is};
 
+/// Why a table without a key is not copied again.
+const OWN_COLUMNS: &str =
+    "the replica's own columns would lose their values; `resync` it if they may";
 /// So many rows of a table are shown.
 const SHOWN_MAX: usize = 100;
 
@@ -54,6 +59,30 @@ impl Asked {
     #[must_use]
     pub fn to_json(&self) -> String {
         serde_json::to_string(self).unwrap_or_else(|_| unreachable!("words and numbers"))
+    }
+}
+
+/// What a repair works with: the pipeline that runs, and how it compares.
+#[derive(Clone, Copy, Debug)]
+pub struct Means<'a> {
+    /// Where to, and what takes part.
+    pub config: &'a PipelineConfig,
+    /// Holds both sides at one position.
+    pub cuts: &'a CutAsker,
+    /// Of the pipeline: whether it runs, and is behind.
+    pub telemetry: &'a Telemetry,
+    /// Larger tables are compared slice by slice.
+    pub slice: SliceSize,
+}
+
+impl Means<'_> {
+    fn wanted(&self, tables: Vec<QualifiedName>) -> Wanted {
+        Wanted {
+            tables,
+            slice: self.slice,
+            gives_way_to: Some(self.telemetry.clone()),
+            ..Wanted::default()
+        }
     }
 }
 
@@ -102,6 +131,17 @@ pub enum RepairError {
     /// It is being copied.
     #[error("{0} has no whole copy: it is being copied, or set aside")]
     NotWhole(QualifiedName),
+    /// The copy could not be made, and the table is what it was.
+    #[error("{0} could not be copied again, and is what it was: the daemon's log says why")]
+    CalledOff(QualifiedName),
+    /// Nobody copied it.
+    #[error(
+        "{0} is not copied again yet: see `pglockstep status` and the daemon's log, and verify it then"
+    )]
+    NotCopied(QualifiedName),
+    /// It was copied, and the pipeline does not get on.
+    #[error("{0} was copied again, and could not be compared yet: the pipeline does not stream")]
+    NotStreaming(QualifiedName),
     /// Foreign keys fire, and rows may refer to those that are to go.
     #[error(
         "rows of {0} are not deleted: other tables refer to it, and its foreign keys fire; let the role set session_replication_role"
@@ -141,18 +181,16 @@ pub enum RepairError {
 /// # Errors
 /// [`RepairError`]; what was mended before stays mended.
 pub async fn repair(
-    config: &PipelineConfig,
-    cuts: &CutAsker,
+    means: Means<'_>,
     wish: &Wish,
     mut tell: impl FnMut(String),
 ) -> Result<Report, RepairError> {
+    let Means { config, cuts, .. } = means;
     let bounds = wish.bounds;
     let wanted = Wanted {
-        tables: wish.tables.clone(),
-        counts_only: false,
         named_max: usize::try_from(bounds.max_rows).unwrap_or(usize::MAX),
         passes_by_unknown: wish.is_by_itself,
-        ..Wanted::default()
+        ..means.wanted(wish.tables.clone())
     };
     let compared = {
         let say = |progress: Progress<'_>| tell(format!("comparing {progress}"));
@@ -193,11 +231,18 @@ pub async fn repair(
             tell(format!("mending {}", one.found.table));
             one.restore(&mender, &plan.types).await;
         }
-        let by_rows = work.iter().filter(|one| one.told.way == Way::Rows);
+        // The last of all, for the stream begins anew.
+        for one in &mut work {
+            one.want_copy(means, compared.lsn).await;
+        }
+        for one in &mut work {
+            one.await_copy(means, &mut tell).await;
+        }
+        let mended = work.iter().filter(|one| one.told.way != Way::LetBe);
+        let names = mended.map(|one| one.planned.source.name.clone());
         let again = Wanted {
-            tables: by_rows.map(|one| one.planned.source.name.clone()).collect(),
             passes_by_unknown: true,
-            ..Wanted::default()
+            ..means.wanted(names.collect())
         };
         if !again.tables.is_empty() {
             let say = |progress: Progress<'_>| tell(format!("comparing again {progress}"));
@@ -210,9 +255,6 @@ pub async fn repair(
                 }
             };
         }
-        for one in &mut work {
-            one.resync(config).await;
-        }
     }
     report.tables = work.into_iter().map(|one| one.told).collect();
     Ok(report)
@@ -223,6 +265,8 @@ struct Work<'a> {
     planned: &'a PlannedTable,
     found: &'a TableReport,
     told: TableRepair,
+    /// It is to be copied again.
+    requested: Option<Recopy>,
 }
 
 impl<'a> Work<'a> {
@@ -237,6 +281,7 @@ impl<'a> Work<'a> {
             planned,
             found,
             told: told(planned, found, wish),
+            requested: None,
         })
     }
 
@@ -268,11 +313,23 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Has it copied again, where that is how it is mended: the last of all, for the stream begins anew.
-    async fn resync(&mut self, config: &PipelineConfig) {
+    /// Has it copied again, where that is how it is mended.
+    async fn want_copy(&mut self, means: Means<'_>, at: Lsn) {
         if self.told.way == Way::Resync {
-            let requested = request_resync(config, self.planned).await;
-            self.note((Deeds::default(), requested.err()));
+            match Recopy::request(means, self.planned, self.found, at).await {
+                Ok(requested) => self.requested = Some(requested),
+                Err(error) => self.note((Deeds::default(), Some(error))),
+            }
+        }
+    }
+
+    async fn await_copy(&mut self, means: Means<'_>, tell: &mut impl FnMut(String)) {
+        if let Some(requested) = self.requested.take() {
+            let done = requested.done(means, self.planned, tell).await;
+            self.note(match done {
+                Ok(deeds) => (deeds, None),
+                Err(error) => (Deeds::default(), Some(error)),
+            });
         }
     }
 
@@ -291,21 +348,9 @@ async fn fetch_tables(config: &PipelineConfig) -> Result<TablePlan, RepairError>
     Ok(fetch_plan(&source, &replica, &config.publication, &config.mapping).await?)
 }
 
-/// The daemon copies it as soon as it can.
-async fn request_resync(
-    config: &PipelineConfig,
-    planned: &PlannedTable,
-) -> Result<(), RepairError> {
-    let books = config.replica.connect(Session::ReplicaWrite).await?;
-    let name = &planned.source.name;
-    match Store::request_resync(&books, &config.name, name, false).await? {
-        true => Ok(()),
-        false => Err(RepairError::NotWhole(name.clone())),
-    }
-}
-
 fn told(planned: &PlannedTable, table: &TableReport, wish: &Wish) -> TableRepair {
     let bounds = wish.bounds;
+    let is_keyless = !matches!(planned.mapping.identity, RowIdentity::Key(_));
     let key: Vec<String> = match &planned.mapping.identity {
         RowIdentity::Key(key) => key
             .iter()
@@ -314,9 +359,12 @@ fn told(planned: &PlannedTable, table: &TableReport, wish: &Wish) -> TableRepair
         RowIdentity::FullRow | RowIdentity::InsertsOnly => Vec::new(),
     };
     let is_ours = planned.mapping.on_conflict == ConflictPolicy::SourceWins;
+    let keeps_own = planned.replica_has_own_columns();
     let way = match key.is_empty() {
         _ if wish.is_by_itself && (!is_ours || key.is_empty()) => Way::LetBe,
         false => Way::Rows,
+        // What only the replica knows of its rows would be lost.
+        true if keeps_own => Way::LetBe,
         // All its rows are put in the place of all that are there.
         true if table.extra == 0 || bounds.delete_extra => Way::Resync,
         true => Way::LetBe,
@@ -339,6 +387,6 @@ fn told(planned: &PlannedTable, table: &TableReport, wish: &Wish) -> TableRepair
             })
             .collect(),
         done: None,
-        error: None,
+        error: (is_keyless && keeps_own).then(|| OWN_COLUMNS.to_owned()),
     }
 }

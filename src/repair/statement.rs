@@ -12,6 +12,7 @@ use crate::mapping::{ColumnValue, ConflictPolicy, RowIdentity, TableMapping};
 use crate::pg::{QualifiedName, TypeNames, quote_ident, quote_literal};
 use crate::pipeline::PlannedTable;
 use crate::snapshot::{drop_staging_sql, same_key, source_rows, upsert_sql};
+use crate::verify::replica_row_hash;
 
 /// What is done to the rows of some keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -269,6 +270,26 @@ pub(super) fn note_sql(
         values_text(mapping, "t"),
         values_text(mapping, "s"),
         key("s"),
+    )
+}
+
+/// Notes what a copy of the whole table will do, where rows have no key: `$1` to `$6` as [`note_sql`] has
+/// them, `$7` the hashes of rows that will go, as often as there are such, `$8` of those that will come.
+/// Returns the number of each note.
+pub(super) fn note_copy_sql(mapping: &TableMapping) -> String {
+    let (rows, hash) = (mapping.replica_rows(), replica_row_hash(mapping, "t"));
+    format!(
+        "INSERT INTO pglockstep.repairs (pipeline, source_schema, source_table, replica_schema, \
+         replica_table, lsn, deed, key, before) \
+         SELECT $1, $2, $3, $4, $5, $6::text::pg_lsn, d.* FROM (\
+         SELECT 'to_delete', ARRAY[h.hash], h.before FROM (\
+         SELECT hash, before, pg_catalog.row_number() OVER (PARTITION BY hash) AS place FROM (\
+         SELECT {hash} AS hash, pg_catalog.to_json(t.*) AS before FROM {rows} AS t) AS all_rows \
+         WHERE hash = ANY ($7::text[])) AS h \
+         JOIN (SELECT u.hash, pg_catalog.count(*) AS rows FROM pg_catalog.unnest($7::text[]) AS u(hash) \
+         GROUP BY u.hash) AS w ON w.hash = h.hash WHERE h.place <= w.rows \
+         UNION ALL SELECT 'to_insert', ARRAY[u.hash], NULL FROM pg_catalog.unnest($8::text[]) AS u(hash)\
+         ) AS d (deed, key, before) RETURNING id"
     )
 }
 

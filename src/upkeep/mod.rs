@@ -18,7 +18,7 @@ use crate::conn::Session;
 use crate::pg::QualifiedName;
 use crate::pipeline::{CutAsker, CutError, PipelineConfig};
 use crate::progress::{ProgressError, Store, TableState, VerificationRequest};
-use crate::repair::{Asked, Bounds, CleanupWish, RepairError, Wish, clean, repair};
+use crate::repair::{Asked, Bounds, CleanupWish, Means, RepairError, Wish, clean, repair};
 use crate::telemetry::{Chain, PipelineState, Telemetry};
 use crate::verify::{Progress, Report, VerifyError, Wanted, verify};
 use schedule::{Due, Kind, Schedule};
@@ -227,7 +227,7 @@ impl Upkeep<'_> {
         match asked {
             Asked::Repair(wish) => {
                 let wish = Wish { tables, ..wish };
-                let repaired = Box::pin(repair(self.config, self.cuts, &wish, say)).await;
+                let repaired = Box::pin(repair(self.means(), &wish, say)).await;
                 let report = repaired.map_err(failed)?;
                 Ok((report.to_json(), report.verified))
             }
@@ -236,6 +236,15 @@ impl Upkeep<'_> {
                 let cleaned = Box::pin(clean(self.config, self.cuts, &wish, say)).await;
                 Ok((cleaned.map_err(failed)?.to_json(), None))
             }
+        }
+    }
+
+    fn means(&self) -> Means<'_> {
+        Means {
+            config: self.config,
+            cuts: self.cuts,
+            telemetry: self.telemetry,
+            slice: self.settings.slice,
         }
     }
 
@@ -311,7 +320,7 @@ impl Upkeep<'_> {
         if wish.tables.is_empty() {
             return Ok(());
         }
-        match repair(self.config, self.cuts, &wish, |_| ()).await {
+        match repair(self.means(), &wish, |_| ()).await {
             Ok(report) => {
                 for table in &report.tables {
                     let done = table.done.unwrap_or_default();

@@ -27,6 +27,8 @@ pub use report::{NotCompared, PassedBy, Report, TableReport};
 pub use slice::SliceSize;
 pub use table::compare_now;
 
+pub(crate) use statement::replica_row_hash;
+
 use crate::catalog::TableKind;
 use crate::conn::Session;
 use crate::pg::{Lsn, QualifiedName};

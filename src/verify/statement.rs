@@ -94,17 +94,9 @@ fn side_queries(
         .map(|(place, value)| format!("{value} AS v{place}"))
         .collect();
     let sum = |places: &mut dyn Iterator<Item = usize>| {
-        let parts: Vec<String> = places
-            .filter_map(|place| Some(forms.get(place)?.hashable(&format!("r.v{place}"))))
-            .collect();
-        match parts.is_empty() {
-            // Rows without columns are only counted.
-            true => "0::pg_catalog.int8".to_owned(),
-            false => format!(
-                "pg_catalog.hash_record_extended(ROW({}), 0)",
-                parts.join(", ")
-            ),
-        }
+        let parts =
+            places.filter_map(|place| Some(forms.get(place)?.hashable(&format!("r.v{place}"))));
+        record_hash(&parts.collect::<Vec<_>>())
     };
     let row_hash = sum(&mut (0..forms.len()));
     let (key_hash, key_texts) = match key.is_empty() {
@@ -146,6 +138,27 @@ fn side_queries(
             "SELECT {key_texts}, {row_hash} FROM {rows} WHERE {block} = ANY ($1){and_of_part}"
         ),
     }
+}
+
+fn record_hash(parts: &[String]) -> String {
+    match parts.is_empty() {
+        // Rows without columns are only counted.
+        true => "0::pg_catalog.int8".to_owned(),
+        false => format!(
+            "pg_catalog.hash_record_extended(ROW({}), 0)",
+            parts.join(", ")
+        ),
+    }
+}
+
+/// What stands for a row of the replica's table without a key, as [`SideQueries::rows`] tells it.
+pub(crate) fn replica_row_hash(mapping: &TableMapping, alias: &str) -> String {
+    let parts = mapping.columns.iter().map(|column| {
+        let value = format!("{alias}.{}", quote_ident(&column.name));
+        Form::of(column).hashable(&value)
+    });
+    let hash = record_hash(&parts.collect::<Vec<_>>());
+    format!("({hash})::pg_catalog.text")
 }
 
 /// What of a value is hashed.

@@ -91,7 +91,7 @@ pub fn adversarial(size: Size) -> Workload {
 /// Rows that are found by all their columns.
 pub fn full_identity(size: Size) -> Workload {
     let rows = size.at_least(100_000, 2_000);
-    let count = size.at_least(200, 20);
+    let count = size.at_least(500, 20);
     let title = format!(
         "REPLICA IDENTITY FULL without a key, {} rows, {} updates and deletes in 10-row transactions",
         thousands(rows.into()),
