@@ -89,7 +89,7 @@ bugs! {
     /// Whoever lost the pipeline goes on writing.
     SkipEpochCheck = "skip_epoch_check", InSimulation OnServers;
     /// TRUNCATE is passed by.
-    DropTruncate = "drop_truncate", InSimulation;
+    DropTruncate = "drop_truncate", InSimulation OnServers;
     /// What follows the last commit in a batch is forgotten.
     ForgetTail = "forget_tail", InSimulation;
     /// A commit at the copy's own position counts as copied.
@@ -104,6 +104,10 @@ bugs! {
     KeepAborted = "keep_aborted", InSimulation;
     /// A segment of a transaction in progress is written before what committed ahead of it.
     SegmentBeforeCommits = "segment_before_commits", InSimulation;
+    /// A row of the net effect is not written.
+    LoseRow = "lose_row", InSimulation OnServers;
+    /// A part of a transaction in progress is not written.
+    LosePart = "lose_part", InSimulation OnServers;
     /// Sessions render values as the databases' settings say.
     SettingsNotPinned = "settings_not_pinned", OnServers;
 }

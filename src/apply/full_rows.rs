@@ -58,6 +58,8 @@ pub(super) struct FullRows<'b> {
     nets: Vec<Net>,
     /// Rows that the batch left: which nets end with them.
     left: HashMap<Row<'b>, Vec<usize>>,
+    /// Changes that others of their row stand for.
+    absorbed: Vec<u32>,
 }
 
 /// What remains, each in order of first appearance.
@@ -67,6 +69,8 @@ pub(super) struct Remaining {
     /// The last change of each row, and the first.
     pub(super) updates: Vec<(u32, u32)>,
     pub(super) inserts: Vec<u32>,
+    /// What does not: in no order.
+    pub(super) absorbed: Vec<u32>,
 }
 
 impl<'b> FullRows<'b> {
@@ -82,6 +86,7 @@ impl<'b> FullRows<'b> {
             reads: is_told_apart.then(reads),
             nets: Vec::new(),
             left: HashMap::new(),
+            absorbed: Vec::new(),
         }
     }
 
@@ -107,8 +112,16 @@ impl<'b> FullRows<'b> {
                     return true;
                 };
                 self.nets[net] = match self.nets[net] {
-                    Net::Update { first, .. } => Net::Update { first, last: place },
-                    _ => Net::Insert(place),
+                    Net::Update { first, last } => {
+                        self.absorbed.push(last);
+                        Net::Update { first, last: place }
+                    }
+                    Net::Insert(at) => {
+                        self.absorbed.push(at);
+                        Net::Insert(place)
+                    }
+                    // Neither leaves a row.
+                    net @ (Net::Delete(_) | Net::Nothing) => net,
                 };
                 self.left.entry(after).or_default().push(net);
                 true
@@ -124,8 +137,17 @@ impl<'b> FullRows<'b> {
                     return true;
                 };
                 self.nets[net] = match self.nets[net] {
-                    Net::Update { first, .. } => Net::Delete(first),
-                    _ => Net::Nothing,
+                    Net::Update { first, last } => {
+                        // The first one carries what all come to.
+                        let carried = [last, place].into_iter().filter(|at| *at != first);
+                        self.absorbed.extend(carried);
+                        Net::Delete(first)
+                    }
+                    Net::Insert(at) => {
+                        self.absorbed.extend([at, place]);
+                        Net::Nothing
+                    }
+                    net @ (Net::Delete(_) | Net::Nothing) => net,
                 };
                 true
             }
@@ -134,7 +156,10 @@ impl<'b> FullRows<'b> {
     }
 
     pub(super) fn close(self) -> Remaining {
-        let mut remaining = Remaining::default();
+        let mut remaining = Remaining {
+            absorbed: self.absorbed,
+            ..Remaining::default()
+        };
         for net in self.nets {
             match net {
                 Net::Insert(at) => remaining.inserts.push(at),

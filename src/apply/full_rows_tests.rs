@@ -1,5 +1,6 @@
 //! Rows without a key against a bag of rows: merged or one by one, the same must remain.
 
+use crate::apply::Written;
 use crate::apply::batch::{Batch, RowChange};
 use crate::apply::model::{ModelTable, ModelTables, Row, Taken, run_stages, write};
 use crate::apply::moving::MovingValues;
@@ -277,8 +278,10 @@ proptest! {
         history(&before, &mut source);
         let (mut merged, mut ordered) = (tables(&source), tables(&source));
         let batch = history(&acts, &mut source);
-        let (_, taken) = write(&mut merged, &batch).unwrap();
+        let (written, taken) = write(&mut merged, &batch).unwrap();
         prop_assert_eq!(taken, Taken::NetEffect);
+        let counted: u64 = written.iter().map(Written::changes).sum();
+        prop_assert_eq!(counted, batch.items.len() as u64);
         run_stages(&mut ordered, &batch, &NetEffect::in_source_order(&batch)).unwrap();
         prop_assert_eq!(sorted(&merged), sorted(&tables(&source)));
         prop_assert_eq!(sorted(&ordered), sorted(&tables(&source)));

@@ -84,6 +84,8 @@ pub(super) struct KeyedRows<'b> {
     rows: Vec<Row>,
     /// Changes that took a row from a key that nobody had when the stage began.
     came_and_went: Vec<u32>,
+    /// Changes that others of their row stand for.
+    absorbed: Vec<u32>,
 }
 
 /// What remains, each in order of first appearance.
@@ -93,6 +95,8 @@ pub(super) struct Remaining {
     pub(super) came_and_went: Vec<u32>,
     pub(super) updates: Vec<u32>,
     pub(super) inserts: Vec<u32>,
+    /// What does not: in no order.
+    pub(super) absorbed: Vec<u32>,
 }
 
 impl<'b> KeyedRows<'b> {
@@ -124,7 +128,12 @@ impl<'b> KeyedRows<'b> {
                     return Placed::Impossible;
                 };
                 self.leave(row, place);
-                self.rows[row as usize].last = None;
+                let gone = &mut self.rows[row as usize];
+                self.absorbed.extend(gone.last.take());
+                if gone.left_home != Some(place) {
+                    // It goes with the change that took it from home, or never had one.
+                    self.absorbed.push(place);
+                }
                 Placed::Done
             }
             KeyChange::Moves { from, to } => {
@@ -148,9 +157,11 @@ impl<'b> KeyedRows<'b> {
     pub(super) fn close(self, is_rewritten: impl Fn(u32) -> bool) -> Remaining {
         let mut remaining = Remaining {
             came_and_went: self.came_and_went,
+            absorbed: self.absorbed,
             ..Remaining::default()
         };
-        for row in self.rows {
+        let lost = usize::from(planted(Bug::LoseRow));
+        for row in self.rows.into_iter().skip(lost) {
             match (row.home, row.last) {
                 (Some(home), Some(last)) if home == row.slot && !is_rewritten(last) => {
                     remaining.updates.push(last);
@@ -219,6 +230,7 @@ impl<'b> KeyedRows<'b> {
             return Placed::Done;
         }
         let last = row.last.replace(place);
+        self.absorbed.extend(last);
         last.map_or(Placed::Done, Placed::Onto)
     }
 }

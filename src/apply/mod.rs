@@ -34,6 +34,7 @@ mod settings;
 mod sibling;
 mod stage;
 mod statement;
+mod tally;
 mod ways;
 mod witness;
 mod writer;
@@ -56,6 +57,7 @@ use resolve::Conflicts;
 use session::{ReplicaSession, poll_once};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use tally::tell;
 use tokio_postgres::{Client, Statement};
 
 /// What applying a batch came to for one table.
@@ -63,7 +65,7 @@ use tokio_postgres::{Client, Statement};
 pub struct Written {
     /// The table, in the version that was written.
     pub mapping: Arc<TableMapping>,
-    /// Changes of the source, by kind.
+    /// Changes of the source that are done, by kind.
     pub inserts: u64,
     /// Changes of the source, by kind.
     pub updates: u64,
@@ -77,9 +79,11 @@ pub struct Written {
     pub conflicts: BTreeMap<ConflictKind, u64>,
 }
 
-/// By number of the batch's table.
-#[derive(Default)]
+/// What became of a batch.
 struct Outcome {
+    /// By place in the batch: see `tally.rs`.
+    is_settled: Vec<bool>,
+    /// By number of the batch's table, as all that follows.
     conflicts: Conflicts,
     filtered: BTreeMap<u32, u64>,
 }
@@ -280,40 +284,6 @@ impl Applier {
     }
 }
 
-/// Counts a batch's changes by table and kind, and adds what became of them.
-fn tell(batch: &Batch, outcome: &Outcome) -> Vec<Written> {
-    let mut written: Vec<Written> = batch.tables.iter().map(Written::nothing).collect();
-    for item in &batch.items {
-        let (tables, change) = match item {
-            BatchItem::Row { table, change } => (std::slice::from_ref(table), Some(change)),
-            BatchItem::Truncate { tables, .. } => (tables.as_slice(), None),
-        };
-        for table in tables {
-            let Some(of_table) = written.get_mut(*table as usize) else {
-                continue;
-            };
-            let count = match change {
-                Some(RowChange::Insert { .. }) => &mut of_table.inserts,
-                Some(RowChange::Update { .. }) => &mut of_table.updates,
-                Some(RowChange::Delete { .. }) => &mut of_table.deletes,
-                None => &mut of_table.truncates,
-            };
-            *count += 1;
-        }
-    }
-    for ((table, kind), count) in &outcome.conflicts {
-        if let Some(of_table) = written.get_mut(*table as usize) {
-            of_table.conflicts.insert(*kind, *count);
-        }
-    }
-    for (table, rows) in &outcome.filtered {
-        if let Some(of_table) = written.get_mut(*table as usize) {
-            of_table.filtered = *rows;
-        }
-    }
-    written
-}
-
 impl Written {
     /// What another batch came to for the same table.
     pub fn add(&mut self, other: &Self) {
@@ -325,6 +295,12 @@ impl Written {
         for (kind, conflicts) in &other.conflicts {
             *self.conflicts.entry(*kind).or_default() += conflicts;
         }
+    }
+
+    /// Changes of every kind.
+    #[must_use]
+    pub fn changes(&self) -> u64 {
+        self.inserts + self.updates + self.deletes + self.truncates
     }
 
     pub(crate) fn nothing(mapping: &Arc<TableMapping>) -> Self {

@@ -10,7 +10,8 @@ use super::net_effect::{NetEffect, Stage, net_effect};
 use super::plan::{StageContext, Step, Way};
 use super::resolve::Conflicts;
 use super::statement::{Shape, statement};
-use super::{ApplyError, Outcome, Written, tell};
+use super::tally::{Tally, tell};
+use super::{ApplyError, Outcome, Written};
 use crate::mapping::TableMapping;
 use crate::pg::{ConflictKind, Refusal, RelationId, ServerError, Tuple, TupleValue, ValueFormat};
 use std::collections::BTreeMap;
@@ -125,15 +126,18 @@ pub(super) fn run_stages(
         effect,
         parents_first: &vec![0; batch.tables.len()],
     };
+    let mut tally = Tally::new(batch, effect);
     for stage in &effect.stages {
         if let Stage::Truncate(item) = stage {
             truncate(tables, batch, *item);
+            tally.settle(&[*item]);
         }
         for step in &steps(&context, stage) {
             step.check(carry_out(tables, &context, step)?)?;
+            tally.settle(&step.items);
         }
     }
-    Ok(Outcome::default())
+    Ok(tally.close(|_| false))
 }
 
 fn truncate(tables: &mut ModelTables, batch: &Batch, item: u32) {
@@ -329,10 +333,12 @@ fn run_resolving(tables: &mut ModelTables, batch: &Batch) -> Result<Outcome, App
         effect: &effect,
         parents_first: &places,
     };
+    let mut tally = Tally::new(batch, &effect);
     let mut conflicts = Conflicts::new();
     for (place, item) in (0u32..).zip(&batch.items) {
         let BatchItem::Row { table, change } = item else {
             truncate(tables, batch, place);
+            tally.settle(&[place]);
             continue;
         };
         let mapping = batch.mapping(*table).unwrap();
@@ -377,10 +383,11 @@ fn run_resolving(tables: &mut ModelTables, batch: &Batch) -> Result<Outcome, App
         if let Some(kind) = kind {
             *conflicts.entry((*table, kind)).or_default() += 1;
         }
+        tally.settle(&[place]);
     }
     Ok(Outcome {
         conflicts,
-        filtered: BTreeMap::new(),
+        ..tally.close(|_| false)
     })
 }
 

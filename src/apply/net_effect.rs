@@ -55,6 +55,8 @@ pub(crate) enum Stage {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct NetEffect {
     pub(crate) stages: Vec<Stage>,
+    /// Changes that no statement carries, because another one of their row stands for them.
+    pub(super) absorbed: Vec<u32>,
     /// For a change: the earlier one of the same row that it was merged with.
     earlier: HashMap<u32, u32>,
     /// For a change of a row without a key: the first one of that row, which says what it was.
@@ -292,6 +294,8 @@ impl<'b> Planner<'b> {
         });
         let full = open.full_rows.close();
         self.effect.first.extend(full.updates.iter().copied());
+        let absorbed = keyed.absorbed.into_iter().chain(full.absorbed);
+        self.effect.absorbed.extend(absorbed);
         let mut inserts = keyed.inserts;
         inserts.extend(full.inserts);
         TableNet {

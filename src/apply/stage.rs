@@ -9,9 +9,9 @@ use super::ready::Ready;
 use super::row::CopyRows;
 use super::session::{Failed, Flight, ReplicaSession};
 use super::statement::{Fields, ImageSide, Shape};
+use super::tally::Tally;
 use crate::mapping::TableMapping;
 use crate::pg::{Tuple, TupleValue};
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Single changes sent at once before their answers are looked at.
@@ -24,10 +24,6 @@ const LOOK_EVERY_ROWS: usize = 16;
 /// What a COPY is sent at once.
 const COPY_PIECE_BYTES: usize = 64 << 10;
 
-/// By table number: rows offered less rows touched. In a filtered table what remains are
-/// the rows that the filter kept out.
-pub(crate) type Balance = BTreeMap<u32, i64>;
-
 impl StageContext<'_> {
     /// Carries out one stage; `first` goes before its first statement.
     pub(crate) async fn run(
@@ -35,18 +31,18 @@ impl StageContext<'_> {
         session: &mut ReplicaSession,
         stage: &Stage,
         first: Option<&str>,
-        balance: &mut Balance,
+        tally: &mut Tally,
     ) -> Result<(), ApplyError> {
         match stage {
             Stage::Net(tables) => {
-                self.send(session, first, self.plan_net(tables), balance)
+                self.send(session, first, self.plan_net(tables), tally)
                     .await
             }
             Stage::Ordered(items) => {
                 let mut first = first;
                 for items in items.chunks(ORDERED_AT_ONCE) {
                     let steps = self.plan_ordered(items);
-                    self.send(session, first.take(), steps, balance).await?;
+                    self.send(session, first.take(), steps, tally).await?;
                 }
                 Ok(())
             }
@@ -55,7 +51,9 @@ impl StageContext<'_> {
                     let begun = session.client.batch_execute(sql).await;
                     begun.map_err(ApplyError::transaction("begin a transaction"))?;
                 }
-                self.truncate(session, *item).await
+                self.truncate(session, *item).await?;
+                tally.settle(&[*item]);
+                Ok(())
             }
         }
     }
@@ -65,7 +63,7 @@ impl StageContext<'_> {
         session: &mut ReplicaSession,
         first: Option<&str>,
         steps: Vec<Step<'_>>,
-        balance: &mut Balance,
+        tally: &mut Tally,
     ) -> Result<(), ApplyError> {
         // First all of these: a statement that fails would be in the way of a shape that is named.
         let copies = steps.iter().filter(|step| step.shape == Shape::Copy);
@@ -82,7 +80,6 @@ impl StageContext<'_> {
             flight.send_sql(sql).await.map_err(failed)?;
         }
         for (place, (step, ready)) in steps.iter().zip(&own).enumerate() {
-            *balance.entry(step.table).or_default() += step.offered.cast_signed();
             if step.shape == Shape::Copy
                 && let Some(insert) = inserts.next()
             {
@@ -107,7 +104,8 @@ impl StageContext<'_> {
         }
         for (step, count) in steps.iter().zip(counts) {
             step.check(count)?;
-            *balance.entry(step.table).or_default() -= count.cast_signed();
+            tally.add_rows(step.table, step.offered, count);
+            tally.settle(&step.items);
         }
         Ok(())
     }

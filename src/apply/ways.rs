@@ -19,11 +19,12 @@ use super::moving::MovingValues;
 use super::net_effect::{self, NetEffect};
 use super::plan::StageContext;
 use super::resolve::{Conflicts, Resolver};
-use super::stage::Balance;
+use super::tally::Tally;
 use super::{Applier, Outcome, Transaction};
 use crate::faults;
 use crate::mapping::TableMapping;
 use crate::pg::{QualifiedName, ValueFormat};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Deferrable constraints wait for the end, as they may have done on the source.
@@ -98,7 +99,7 @@ impl Applier {
         // Rows may have come and gone.
         let begun = self.session.client.batch_execute(first).await;
         begun.map_err(ApplyError::transaction("begin a transaction"))?;
-        Ok(Outcome::default())
+        Ok(Tally::new(batch, &effect).close(|_| false))
     }
 
     /// Rows may be deleted and inserted where no foreign key acts upon the DELETE, and where the
@@ -143,22 +144,14 @@ impl Applier {
             effect,
             parents_first: &parents_first,
         };
-        let mut balance = Balance::new();
+        let mut tally = Tally::new(batch, effect);
         let mut first = Some(first);
         for stage in &effect.stages {
             context
-                .run(&mut self.session, stage, first.take(), &mut balance)
+                .run(&mut self.session, stage, first.take(), &mut tally)
                 .await?;
         }
-        let filtered = balance
-            .into_iter()
-            .filter(|(table, _)| context.is_filtered(*table))
-            .filter_map(|(table, rows)| Some((table, u64::try_from(rows).ok()?)))
-            .collect();
-        Ok(Outcome {
-            conflicts: Conflicts::new(),
-            filtered,
-        })
+        Ok(tally.close(|table| context.is_filtered(table)))
     }
 
     async fn run_resolving(&mut self, batch: &Batch) -> Result<Outcome, ApplyError> {
@@ -172,28 +165,34 @@ impl Applier {
             effect: &effect,
             parents_first: &parents_first,
         };
-        let mut outcome = Outcome::default();
+        let mut tally = Tally::new(batch, &effect);
+        let (mut conflicts, mut filtered) = (Conflicts::new(), BTreeMap::new());
         for (place, item) in (0u32..).zip(&batch.items) {
             if let BatchItem::Truncate { .. } = item {
                 let stage = net_effect::Stage::Truncate(place);
                 context
-                    .run(&mut self.session, &stage, None, &mut Balance::new())
+                    .run(&mut self.session, &stage, None, &mut tally)
                     .await?;
                 continue;
             }
             let mut resolver = Resolver {
                 context: &context,
                 session: &mut self.session,
-                conflicts: &mut outcome.conflicts,
-                filtered: &mut outcome.filtered,
+                conflicts: &mut conflicts,
+                filtered: &mut filtered,
             };
             if let Err(error) = resolver.resolve(place).await {
                 let row = batch.row(place).zip(batch.row_mapping(place));
                 self.failed_key = row.and_then(|((_, change), to)| change.key_hash(to));
                 return Err(error);
             }
+            tally.settle(&[place]);
         }
-        Ok(outcome)
+        Ok(Outcome {
+            conflicts,
+            filtered,
+            ..tally.close(|_| false)
+        })
     }
 
     fn places(&self, batch: &Batch) -> Vec<u32> {

@@ -159,10 +159,13 @@ impl<'a, W: ReplicaWriter> Follower<'a, W> {
         cuts: &mut Cuts,
     ) -> Result<(), PipelineError> {
         let ended = self.follow(shutdown, cuts).await;
+        if ended.is_ok() {
+            self.reconcile();
+        }
         // A transaction that is half written goes: its end has not been seen.
         self.applier.rollback().await;
         self.segments.rollback().await;
-        self.relations.forget_pending();
+        self.relations.discard_pending();
         let ended = match ended {
             Err(error) => Err(self.book(error).await),
             ended => ended,
@@ -234,6 +237,7 @@ impl<'a, W: ReplicaWriter> Follower<'a, W> {
                         return Err(PipelineError::ReplicaLost);
                     }
                     self.telemetry.set_pool(self.relations.pool_health());
+                    self.reconcile();
                     self.advance_idle().await?;
                 }
                 request = cuts.next(), if self.may_cut() => self.seek_cut(request),

@@ -11,13 +11,13 @@
 use super::PipelineError;
 use super::mapped_table::MappedTable;
 use super::relations::{Entry, Relations};
-use crate::apply::{Batch, Cut, RowChange, Settings};
+use crate::apply::{Batch, BatchItem, Cut, RowChange, Settings};
 use crate::faults::{Bug, planted};
 use crate::pg::{Change, Lsn, Relation, RelationId};
 use crate::pgoutput::{Message, encode_change, encode_relation};
 use crate::progress::KeptChange;
 use bytes::Bytes;
-use std::collections::HashMap;
+use foldhash::HashMap;
 
 /// The stream describes a table before it speaks of it.
 pub(super) const UNKNOWN_TABLE: &str = "a change of an unknown table";
@@ -310,6 +310,23 @@ impl InHand {
     /// The transaction that is being received.
     pub(super) fn transaction(&self) -> Option<Received> {
         self.transaction
+    }
+
+    /// Adds the changes in hand, table by table.
+    pub(super) fn count(&self, changes: &mut HashMap<RelationId, u64>) {
+        let mut add = |id: RelationId| *changes.entry(id).or_default() += 1;
+        let of_number = |number: u32| self.batch.mapping(number).map(|m| m.relation.id);
+        for item in &self.batch.items {
+            match item {
+                BatchItem::Row { table, .. } => of_number(*table).into_iter().for_each(&mut add),
+                BatchItem::Truncate { tables, .. } => {
+                    let ids = tables.iter().filter_map(|table| of_number(*table));
+                    ids.for_each(&mut add);
+                }
+            }
+        }
+        let kept = self.batch.kept.iter();
+        kept.for_each(|change| add(change.source_oid));
     }
 
     /// Gives away all up to the last commit, and keeps the tail.

@@ -33,6 +33,7 @@ mod memory;
 mod pace;
 mod publication_watch;
 mod quarantine;
+mod receipts;
 mod receive;
 mod relations;
 mod resume;

@@ -230,7 +230,7 @@ impl Replay<'_> {
             }
             Err(error) if error.disposition() == Disposition::Definite => {
                 self.applier.rollback().await;
-                self.relations.forget_pending();
+                self.relations.discard_pending();
                 self.relations
                     .set_state(oid, TableState::Quarantined { at });
                 self.note_again(oid, kept.commit_lsn, &error).await

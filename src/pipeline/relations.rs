@@ -303,11 +303,27 @@ impl Relations {
     }
 
     /// Counts as received what was not when it arrived.
-    pub(crate) fn tell_received(&self, written: &Written) {
-        if let Some(Entry::Mapped(table)) = self.entries.get(&written.mapping.relation.id) {
-            let rows = written.inserts + written.updates + written.deletes;
-            table.telemetry.received(rows + written.truncates);
+    pub(crate) fn tell_received(&self, relation: RelationId, changes: u64) {
+        if let Some(Entry::Mapped(table)) = self.entries.get(&relation) {
+            table.telemetry.received(changes);
         }
+    }
+
+    /// Holds what was received and not told since against what is on its way, table by table.
+    /// What is neither was lost by a fault of ours: the tables, and how many changes.
+    pub(crate) fn reconcile(
+        &self,
+        on_their_way: &HashMap<RelationId, u64>,
+    ) -> Vec<(QualifiedName, i64)> {
+        let unaccounted = |(id, entry): (&RelationId, &Entry)| {
+            let Entry::Mapped(table) = entry else {
+                return None;
+            };
+            let on_their_way = on_their_way.get(id).copied().unwrap_or_default();
+            let left = table.telemetry.reconcile(on_their_way)?;
+            Some((table.mapping.relation.name.clone(), left))
+        };
+        self.entries.iter().filter_map(unaccounted).collect()
     }
 
     /// Counts what was committed.
@@ -386,10 +402,10 @@ impl Relations {
     }
 
     /// The stream ends here; what was received and not committed will be received again.
-    pub(crate) fn forget_pending(&self) {
+    pub(crate) fn discard_pending(&self) {
         for entry in self.entries.values() {
             if let Entry::Mapped(table) = entry {
-                table.telemetry.forget_pending();
+                table.telemetry.discard_pending();
             }
         }
     }

@@ -86,6 +86,14 @@ pub(super) enum Wanted {
 }
 
 impl Wanted {
+    /// Of which tables it is: of several where they are emptied.
+    pub(super) fn tables(&self) -> &[Arc<TableMapping>] {
+        match self {
+            Self::Row(mapping, _) => std::slice::from_ref(mapping),
+            Self::Truncate(mappings, _) => mappings,
+        }
+    }
+
     /// `None` where no rule speaks of its tables. Every table is past its copy, and none is set
     /// aside: otherwise nothing is streamed.
     pub(super) fn of(relations: &Relations, change: Change) -> Result<Option<Self>, PipelineError> {

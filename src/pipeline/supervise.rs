@@ -60,7 +60,7 @@ pub async fn supervise(
                 // The attempt is dropped by now, and its sessions with it. It owned the slot: what
                 // stops it from now on is no start that is refused.
                 has_run = true;
-                telemetry.forget_pending();
+                telemetry.discard_pending();
                 telemetry.set_state(PipelineState::Failed, Some(given_up.reason()));
                 let Some(why) = given_up.carry_out(&configure).await else {
                     memory.disown();
@@ -109,7 +109,7 @@ async fn try_again(
         };
         let Err(error) = outcome else { return Ok(()) };
         *has_run |= has_streamed;
-        telemetry.forget_pending();
+        telemetry.discard_pending();
         if matches!(error, PipelineError::TakeWhole(_)) {
             memory.take_whole(Instant::now());
             telemetry.streamed(StreamedOutcome::Whole);

@@ -149,10 +149,18 @@ impl Telemetry {
     }
 
     /// An attempt ended, in whatever way: what it received and did not settle will arrive again.
-    pub fn forget_pending(&self) {
+    pub fn discard_pending(&self) {
         for (_, facts) in self.0.tables.snapshot() {
-            facts.forget_pending();
+            facts.discard_pending();
         }
+    }
+
+    /// Tables of which changes are accounted for nowhere, with how many.
+    #[cfg(test)]
+    pub(crate) fn unaccounted(&self) -> Vec<(QualifiedName, i64)> {
+        let tables = self.0.tables.snapshot().into_iter();
+        let left = tables.map(|(name, facts)| (name, facts.unaccounted()));
+        left.filter(|(_, left)| *left != 0).collect()
     }
 
     /// Transactions became durable on the replica.

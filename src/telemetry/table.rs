@@ -1,7 +1,13 @@
 //! One table's counters and state, and the metrics made from them.
 //!
-//! received = applied + filtered + quarantined, for every table, always. The ledger's
-//! imbalance is what is left over: changes still on their way, or lost by a fault of ours.
+//! received = applied + filtered + quarantined + discarded, for every table. The ledger's imbalance
+//! is what is left over: changes still on their way, or lost by a fault of ours.
+//!
+//! ```text
+//!  received ─┬─▶ settled: applied, filtered, quarantined
+//!            ├─▶ discarded with its connection: it arrives again
+//!            └─▶ pending ─▶ on its way ─ or is it? ─▶ unaccounted: lasts until the daemon ends
+//! ```
 
 use super::family::{Family, Sample};
 use super::labels::{Op, TableStateLabel};
@@ -11,7 +17,7 @@ use crate::pg::{ConflictKind, QualifiedName};
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// A table's counters; cheap to clone and to count with.
@@ -27,9 +33,18 @@ impl TableTelemetry {
         self.facts.received.fetch_add(changes, Relaxed);
     }
 
-    /// What arrived and was not settled is gone with its connection; it will arrive again.
-    pub fn forget_pending(&self) {
-        self.facts.forget_pending();
+    /// What arrived and was not settled is gone with its connection; it will arrive again, unless
+    /// the replica has it.
+    pub fn discard_pending(&self) {
+        self.facts.discard_pending();
+    }
+
+    /// Holds what is pending against what is known to be on its way. What is neither settled nor
+    /// on its way (less than 0: settled twice, or never received) is returned if there is any,
+    /// and stays in the imbalance from then on.
+    #[must_use]
+    pub fn reconcile(&self, on_their_way: u64) -> Option<i64> {
+        self.facts.reconcile(on_their_way)
     }
 
     /// Changes that are durable on the replica.
@@ -102,6 +117,8 @@ pub(super) struct TableFacts {
     applied: [AtomicU64; Op::ALL.len()],
     filtered: AtomicU64,
     quarantined: AtomicU64,
+    discarded: AtomicU64,
+    unaccounted: AtomicI64,
     conflicts: [AtomicU64; ConflictKind::ALL.len()],
     copied_rows: AtomicU64,
     copy_progress: Mutex<Option<f64>>,
@@ -111,8 +128,19 @@ pub(super) struct TableFacts {
 }
 
 impl TableFacts {
-    pub(super) fn forget_pending(&self) {
-        self.received.store(self.settled(), Relaxed);
+    pub(super) fn discard_pending(&self) {
+        let pending = u64::try_from(self.pending()).unwrap_or_default();
+        self.discarded.fetch_add(pending, Relaxed);
+    }
+
+    fn reconcile(&self, on_their_way: u64) -> Option<i64> {
+        let left = self.pending() - on_their_way.cast_signed();
+        self.unaccounted.fetch_add(left, Relaxed);
+        (left != 0).then_some(left)
+    }
+
+    pub(super) fn unaccounted(&self) -> i64 {
+        self.unaccounted.load(Relaxed)
     }
 
     pub(super) fn state(&self) -> TableStateLabel {
@@ -162,13 +190,13 @@ impl TableFacts {
 
     /// Changes on their way.
     pub(super) fn pending(&self) -> i64 {
-        // `received` last: a change counted in between reads as on its way, never as negative.
-        let settled = self.settled();
-        self.received().cast_signed() - settled.cast_signed()
+        self.imbalance() - self.unaccounted()
     }
 
-    fn imbalance(&self) -> f64 {
-        self.pending() as f64
+    fn imbalance(&self) -> i64 {
+        // `received` last: a change counted in between reads as on its way, never as negative.
+        let gone = self.settled() + self.discarded.load(Relaxed);
+        self.received().cast_signed() - gone.cast_signed()
     }
 }
 
@@ -220,10 +248,20 @@ const QUARANTINED: Family = Family::counter(
     TABLE,
     "Changes that were set aside.",
 );
+const DISCARDED: Family = Family::counter(
+    "pglockstep_changes_discarded_total",
+    TABLE,
+    "Changes that arrived and went with their connection before they were applied: they arrive again.",
+);
 const IMBALANCE: Family = Family::gauge(
     "pglockstep_ledger_imbalance",
     TABLE,
-    "Changes received less those applied, filtered or quarantined; 0 when nothing is on its way.",
+    "Changes received less those applied, filtered, quarantined or discarded; 0 when nothing is on its way.",
+);
+const UNACCOUNTED: Family = Family::gauge(
+    "pglockstep_ledger_unaccounted",
+    TABLE,
+    "Of the imbalance, changes that were neither settled nor on their way when that was looked at.",
 );
 const CONFLICTS: Family = Family::counter(
     "pglockstep_conflicts_total",
@@ -245,12 +283,14 @@ const COPY_PROGRESS: Family = Family::gauge(
     TABLE,
     "How far the first copy is, 0 to 1; absent until it began.",
 );
-const FAMILIES: [&Family; 9] = [
+const FAMILIES: [&Family; 11] = [
     &RECEIVED,
     &APPLIED,
     &FILTERED,
     &QUARANTINED,
+    &DISCARDED,
     &IMBALANCE,
+    &UNACCOUNTED,
     &CONFLICTS,
     &STATE,
     &COPY_ROWS,
@@ -321,7 +361,11 @@ impl Collector for TableCollector {
             each(&QUARANTINED, |facts| {
                 Some(facts.quarantined.load(Relaxed) as f64)
             }),
-            each(&IMBALANCE, |facts| Some(facts.imbalance())),
+            each(&DISCARDED, |facts| {
+                Some(facts.discarded.load(Relaxed) as f64)
+            }),
+            each(&IMBALANCE, |facts| Some(facts.imbalance() as f64)),
+            each(&UNACCOUNTED, |facts| Some(facts.unaccounted() as f64)),
             CONFLICTS.samples(conflicts),
             STATE.samples(states),
             each(&COPY_ROWS, |facts| Some(facts.copied() as f64)),

@@ -167,8 +167,25 @@ fn the_ledger_balances_for_each_table() {
     assert_eq!(read("ledger_imbalance", ""), Some(2.0));
     table.quarantined(2);
     assert_eq!(read("ledger_imbalance", ""), Some(0.0));
+    table.received(7);
+    // Two of them are nowhere; three go with their connection.
+    assert_eq!(table.reconcile(7), None);
+    table.applied(Op::Delete, 2);
+    assert_eq!(table.reconcile(3), Some(2));
+    assert_eq!(table.reconcile(3), None);
+    assert_eq!(read("ledger_imbalance", ""), Some(5.0));
+    assert_eq!(read("ledger_unaccounted", ""), Some(2.0));
+    table.discard_pending();
+    assert_eq!(read("changes_discarded_total", ""), Some(3.0));
+    assert_eq!(read("changes_received_total", ""), Some(17.0));
+    assert_eq!(read("ledger_imbalance", ""), Some(2.0));
+    // Settled twice.
+    table.applied(Op::Insert, 1);
+    assert_eq!(table.reconcile(0), Some(-1));
+    table.discard_pending();
+    assert_eq!(read("ledger_imbalance", ""), Some(1.0));
     assert_eq!(read("changes_applied_total", ",op=\"truncate\""), Some(1.0));
-    assert_eq!(read("changes_applied_total", ",op=\"delete\""), Some(0.0));
+    assert_eq!(read("changes_applied_total", ",op=\"update\""), Some(0.0));
     assert_eq!(
         read("conflicts_total", ",kind=\"update_missing\""),
         Some(4.0)

@@ -5,12 +5,12 @@ use pglockstep::faults::{Bug, Caught};
 
 use super::Run;
 use super::lane::Lane;
-use crate::support::{Daemon, Family, Scenario, fetch_rows, row_differences};
+use crate::support::{Daemon, Family, Scenario, eventually, fetch_rows, row_differences};
 
 static FAMILY: Family = Family::const_new();
 
 /// What is caught here, and by which test.
-const HERE: [(Bug, &str); 3] = [
+const HERE: [(Bug, &str); 6] = [
     (
         Bug::PositionApart,
         "a_position_that_moves_apart_from_its_data_is_noticed",
@@ -19,11 +19,16 @@ const HERE: [(Bug, &str); 3] = [
         Bug::SkipEpochCheck,
         "whoever_lost_the_pipeline_writes_no_more",
     ),
+    (Bug::DropTruncate, LEDGER),
+    (Bug::LoseRow, LEDGER),
+    (Bug::LosePart, LEDGER),
     (
         Bug::SettingsNotPinned,
         "settings_of_a_database_do_not_reach_the_replica",
     ),
 ];
+
+const LEDGER: &str = "what_is_lost_on_the_way_is_missing_in_the_ledger";
 
 /// Those of the simulation are caught there: it goes through the same list.
 #[test]
@@ -115,6 +120,80 @@ async fn differs_under_other_settings(name: &str, bug: Option<Bug>) -> bool {
 async fn settings_of_a_database_do_not_reach_the_replica() {
     assert!(!differs_under_other_settings("settings", None).await);
     assert!(differs_under_other_settings("settings_bug", Some(Bug::SettingsNotPinned)).await);
+}
+
+/// How many changes of a table are accounted for nowhere once its daemon believes to have applied all.
+async fn missing_in_the_ledger(name: &str, bug: Option<Bug>) -> f64 {
+    let s = Scenario::new(&FAMILY, name).await;
+    s.on_both(
+        "CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE late (id int PRIMARY KEY)",
+    )
+    .await;
+    s.publish_all().await;
+    // What is large is sent while it runs.
+    s.on_source(&format!(
+        "ALTER DATABASE {name} SET logical_decoding_work_mem = '64kB'"
+    ))
+    .await;
+    let mut daemon = start(&s, bug).await;
+    // Merged into few rows, or none; a truncation; and parts of which one rolls back.
+    s.on_source(
+        "BEGIN; INSERT INTO t SELECT i, 'a' FROM generate_series(1, 5) i; UPDATE t SET v = 'b' WHERE id < 4; \
+         DELETE FROM t WHERE id = 1; UPDATE t SET id = 9 WHERE id = 2; COMMIT",
+    )
+    .await;
+    s.on_source("TRUNCATE t").await;
+    let parts = "INSERT INTO t SELECT i, repeat('x', 40) FROM generate_series";
+    s.on_source(&format!(
+        "BEGIN; {parts}(1, 4000) i; SAVEPOINT a; {parts}(4001, 8000) i; ROLLBACK TO a; {parts}(8001, 9000) i; COMMIT"
+    ))
+    .await;
+    s.on_source("INSERT INTO late VALUES (1)").await;
+    let table = "pglockstep_changes_applied_total{table=\"public.late\",op=\"insert\"}";
+    let late = if bug == Some(Bug::LoseRow) { 0.0 } else { 1.0 };
+    let evidence = || format!("{bug:?}\n{}", daemon.stderr());
+    let end = s.one("SELECT pg_current_wal_insert_lsn() - '0/0'").await;
+    let end: f64 = end.parse().unwrap();
+    eventually("all to be passed", evidence, async || {
+        (daemon.metric("pglockstep_applied_lsn").await? >= end).then_some(())
+    })
+    .await;
+    eventually("what is counted", evidence, async || {
+        (daemon.metric(table).await? == late).then_some(())
+    })
+    .await;
+    let words = "accounted for nowhere";
+    if bug.is_some() {
+        daemon.until_said(words).await;
+    }
+    let imbalance = "pglockstep_ledger_imbalance{table=\"public.t\"}";
+    let missing = daemon.metric(imbalance).await.unwrap();
+    // It looks once more when it ends.
+    assert!(daemon.terminate().success(), "{}", daemon.stderr());
+    assert_eq!(
+        daemon.stderr().contains(words),
+        bug.is_some(),
+        "{}",
+        daemon.stderr()
+    );
+    missing
+}
+
+#[tokio::test]
+async fn what_is_lost_on_the_way_is_missing_in_the_ledger() {
+    for (name, bug, missing) in [
+        ("ledger", None, 0.0),
+        ("ledger_truncate", Some(Bug::DropTruncate), 1.0),
+        ("ledger_part", Some(Bug::LosePart), 5_000.0),
+        // The first row of each batch, however many batches there were.
+        ("ledger_row", Some(Bug::LoseRow), f64::NAN),
+    ] {
+        let found = missing_in_the_ledger(name, bug).await;
+        assert!(
+            found == missing || missing.is_nan() && found > 0.0,
+            "{bug:?}: {found}"
+        );
+    }
 }
 
 /// Killed between the two, it has lost transactions.

@@ -23,6 +23,7 @@ use crate::pg::{Change, Lsn};
 use crate::pgoutput::Message;
 use crate::pipeline::PipelineError;
 use crate::pipeline::lag::seconds_since;
+use crate::pipeline::receipts::Receipts;
 use crate::pipeline::streamed::{Step, Streamed, Undo, Wanted};
 use crate::telemetry::{Chain, StreamedOutcome};
 use std::collections::BTreeMap;
@@ -31,6 +32,7 @@ use tokio::time::Instant;
 /// Transactions in progress, and the sessions that write them.
 pub(super) struct Segments<W> {
     pub(super) known: Streamed,
+    received: Receipts,
     writers: BTreeMap<u32, W>,
     /// Sessions whose transaction has ended.
     free: Vec<W>,
@@ -41,6 +43,7 @@ impl<W: ReplicaWriter> Segments<W> {
     pub(super) fn new(at_once_max: usize) -> Self {
         Self {
             known: Streamed::default(),
+            received: Receipts::default(),
             writers: BTreeMap::new(),
             free: Vec::new(),
             at_once_max,
@@ -138,6 +141,11 @@ impl<W: ReplicaWriter> Follower<'_, W> {
         let Some(wanted) = Wanted::of(&self.relations, change)? else {
             return Ok(None);
         };
+        let xid = self.segments.known.segment()?;
+        for mapping in wanted.tables() {
+            let received = &mut self.segments.received;
+            received.note(xid, subxid, mapping.relation.id);
+        }
         match self.segments.known.next_step(subxid)? {
             Step::Gather => {
                 self.segments.known.gather(wanted);
@@ -174,6 +182,9 @@ impl<W: ReplicaWriter> Follower<'_, W> {
         let Some(batch) = self.segments.known.take_gathered() else {
             return Ok(());
         };
+        if planted(Bug::LosePart) {
+            return Ok(());
+        }
         let written = self.writer().await?.write(&batch).await;
         let written = written.map_err(|error| self.refused(error))?;
         self.segments.known.wrote(written);
@@ -208,6 +219,7 @@ impl<W: ReplicaWriter> Follower<'_, W> {
     }
 
     async fn abort(&mut self, xid: u32, subxid: u32) -> Result<(), PipelineError> {
+        self.segments.received.abort(xid, subxid);
         match self.segments.known.abort(xid, subxid)? {
             Undo::Nothing => {}
             Undo::To(_) if planted(Bug::KeepAborted) => {}
@@ -233,6 +245,9 @@ impl<W: ReplicaWriter> Follower<'_, W> {
     async fn commit_streamed(&mut self, xid: u32, last: Committed) -> Result<(), PipelineError> {
         self.commit_whole().await?;
         self.state.in_hand.commit_streamed(last)?;
+        for (relation, changes) in self.segments.received.commit(xid) {
+            self.relations.tell_received(relation, changes);
+        }
         let Some(written) = self.segments.known.commit(xid)? else {
             self.state.idle_end = self.state.idle_end.max(Some(last.end));
             return Ok(());
@@ -263,11 +278,7 @@ impl<W: ReplicaWriter> Follower<'_, W> {
         self.release(xid).await
     }
 
-    /// What was received counts when it has committed: it might have rolled back.
     fn tell_streamed(&mut self, written: Vec<Written>, started: Instant) {
-        for written in &written {
-            self.relations.tell_received(written);
-        }
         self.state.written = written;
         self.tell_written(1, started);
         self.telemetry.streamed(StreamedOutcome::Committed);

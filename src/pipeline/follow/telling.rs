@@ -1,7 +1,9 @@
-//! What a follower tells: its positions, and what it has written.
+//! What a follower tells: its positions, what it has written, and whether that is all it received.
 
 use super::{Follower, ReplicaWriter};
-use crate::telemetry::PipelineState;
+use crate::pg::RelationId;
+use crate::telemetry::{ErrorCategory, PipelineState, Severity};
+use foldhash::HashMap;
 use tokio::time::Instant;
 
 impl<W: ReplicaWriter> Follower<'_, W> {
@@ -39,6 +41,23 @@ impl<W: ReplicaWriter> Follower<'_, W> {
         }
         for (relation, changes) in std::mem::take(&mut self.state.kept) {
             self.relations.tell_kept(relation, changes);
+        }
+    }
+
+    /// Between two batches what was received is told, or in hand, or written and not yet committed.
+    pub(super) fn reconcile(&self) {
+        let kept = self.state.kept.iter();
+        let mut on_their_way: HashMap<RelationId, u64> = kept.map(|(id, n)| (*id, *n)).collect();
+        for written in &self.state.written {
+            let id = written.mapping.relation.id;
+            *on_their_way.entry(id).or_default() += written.changes();
+        }
+        self.state.in_hand.count(&mut on_their_way);
+        for (table, changes) in self.relations.reconcile(&on_their_way) {
+            let advice = "a defect of pglockstep: report it, then `pglockstep verify` and `repair`";
+            tracing::error!(%table, changes, advice, "changes that were received are accounted for nowhere");
+            self.telemetry
+                .error(ErrorCategory::System, Severity::Critical);
         }
     }
 }

@@ -15,6 +15,7 @@ use crate::pgoutput::{Decoder, Message, Streaming};
 use crate::pipeline::in_hand::{Committed, InHand, Received};
 use crate::pipeline::relations::Relations;
 use crate::progress::{KeptChange, TableState};
+use crate::telemetry::Telemetry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -109,7 +110,8 @@ impl<'a> Run<'a> {
 
     /// From the position on; false when it broke off.
     async fn attempt(&mut self) -> bool {
-        let mut relations = self.plan.relations(lsn(1), |_| lsn(1));
+        let telemetry = Telemetry::new("simulated");
+        let mut relations = self.plan.relations(lsn(1), |_| lsn(1), &telemetry);
         for id in &self.set_aside {
             relations.set_state(*id, TableState::Quarantined { at: lsn(1) });
         }
@@ -242,7 +244,8 @@ impl<'a> Run<'a> {
 
     /// Taken back, one table after the other, the replica has the rows of the source.
     fn take_back(&mut self) {
-        let relations = self.plan.relations(lsn(1), |_| lsn(1));
+        let telemetry = Telemetry::new("simulated");
+        let relations = self.plan.relations(lsn(1), |_| lsn(1), &telemetry);
         let (_, kept) = self.expected();
         for id in &self.set_aside {
             let mut in_hand = InHand::default();

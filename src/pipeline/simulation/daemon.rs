@@ -15,6 +15,7 @@ use crate::pipeline::resume::{SourceHistory, resume_position};
 use crate::pipeline::watch::Watch;
 use crate::progress::{PipelineIdentity, PipelineRecord, Positions, ProgressError};
 use crate::replication::{ReplicationError, ReplicationMessage};
+use crate::telemetry::Telemetry;
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -34,6 +35,22 @@ impl Drop for Task {
     }
 }
 
+/// One life's counters: they balance, however it ends.
+struct Ledger {
+    telemetry: Telemetry,
+    world: Shared,
+}
+
+impl Drop for Ledger {
+    fn drop(&mut self) {
+        let unaccounted = self.telemetry.unaccounted();
+        if !unaccounted.is_empty() {
+            let what = format!("changes are accounted for nowhere: {unaccounted:?}");
+            self.world.fail(what);
+        }
+    }
+}
+
 /// Runs until told to stop, or until something fails.
 pub(super) async fn live(
     world: Shared,
@@ -44,7 +61,11 @@ pub(super) async fn live(
     let (epoch, applied) = claim(&world).await.map_err(PipelineError::Prepare)?;
     let writer = Writer::new(&world, epoch).with_witness();
     let from = resume(&world, applied)?;
-    let relations = plan.relations(from, |id| world.copied_at(id));
+    let ledger = Ledger {
+        telemetry: Telemetry::new("simulated"),
+        world: world.clone(),
+    };
+    let relations = plan.relations(from, |id| world.copied_at(id), &ledger.telemetry);
     let standing = Standing {
         server_version_num: 180_000,
         are_past_copies: relations.are_past_copies(from),
@@ -84,7 +105,7 @@ pub(super) async fn live(
         books: None,
         in_progress_max,
     };
-    let follower = Follower::new(streams, from, &settings, &plan.telemetry);
+    let follower = Follower::new(streams, from, &settings, &ledger.telemetry);
     let ended = Box::pin(follower.run(&shutdown, &mut crate::pipeline::cuts().1)).await;
     // Whoever was superseded may stumble over rows that another wrote before it learns, at the
     // position, that it was; it wrote nothing.

@@ -234,7 +234,6 @@ pub(in crate::pipeline) struct Plan {
     pub(in crate::pipeline) tables: BTreeMap<RelationId, PlannedTable>,
     types: TypeNames,
     config: PipelineConfig,
-    pub(super) telemetry: Telemetry,
 }
 
 impl Plan {
@@ -250,7 +249,6 @@ impl Plan {
             tables: tables.collect(),
             types,
             config: config(),
-            telemetry: Telemetry::new("simulated"),
         }
     }
 
@@ -259,15 +257,14 @@ impl Plan {
         &self,
         resumed_at: Lsn,
         copied_at: impl Fn(RelationId) -> Lsn,
+        telemetry: &Telemetry,
     ) -> Relations {
         let pools = pools(&self.config);
         let mut relations = Relations::new(&self.config, self.types.clone(), pools, resumed_at);
         for (id, table) in &self.tables {
             let state = TableState::Copied { at: copied_at(*id) };
-            let telemetry = self
-                .telemetry
-                .table(&table.source.name, &table.replica.name);
-            relations.add(table, state, telemetry);
+            let of_table = telemetry.table(&table.source.name, &table.replica.name);
+            relations.add(table, state, of_table);
         }
         relations
     }
