@@ -119,6 +119,8 @@ pub async fn measure(copy: &Copy, arguments: &Arguments, results: &mut Results) 
             };
             let mut sample = run.await.with_context(|| contender.name())?;
             sample.changes = rows;
+            // Those that copied have ended by now.
+            (sample.source_busiest, sample.replica_busiest) = (None, None);
             sample.print();
             results.samples.push(sample);
         }

@@ -27,10 +27,12 @@ impl Busiest {
         let text = std::fs::read_to_string(format!("/proc/{id}/schedstat")).ok()?;
         let mut seconds = text.split_whitespace().map(|n| n.parse::<f64>());
         let mut next = || Some(seconds.next()?.ok()? / 1e9);
-        Some(Self {
+        let busiest = Self {
             computed: next()?,
             queued: next()?,
-        })
+        };
+        // A kernel that keeps no count of these says 0.
+        (next()? > 0.0).then_some(busiest)
     }
 }
 

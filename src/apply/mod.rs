@@ -23,6 +23,7 @@ mod keyed_rows;
 pub(crate) mod model;
 mod moving;
 mod net_effect;
+mod one_go;
 mod plan;
 mod preview;
 mod ready;
@@ -54,7 +55,7 @@ use crate::pg::{ConflictKind, Lsn, QualifiedName, ValueFormat};
 use crate::progress::{Durability, Store};
 use moving::MovingValues;
 use resolve::Conflicts;
-use session::{ReplicaSession, poll_once};
+use session::{Failed, Flight, ReplicaSession, poll_once};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use tally::tell;
@@ -105,6 +106,16 @@ pub struct Applier {
     siblings: Option<Endpoint>,
     /// Makes durable what this one commits.
     witness: Option<Arc<Client>>,
+    /// Until there have been so many, no batch goes in one go.
+    usual_until: u64,
+}
+
+/// Why nothing is committed.
+enum Uncommitted {
+    /// A statement failed that was sent before. The transaction is over or to be rolled back.
+    Before(Failed),
+    /// The position or the COMMIT.
+    At(ApplyError),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,6 +159,7 @@ impl Applier {
             failed_key: None,
             siblings: None,
             witness: None,
+            usual_until: 0,
         })
     }
 
@@ -245,6 +257,20 @@ impl Applier {
             // Nothing was written: the position moves by itself.
             return Ok(self.store.advance(&*self.session.client, applied).await?);
         }
+        let committed = self.commit_behind(None, applied, durability).await;
+        committed.map_err(|uncommitted| match uncommitted {
+            Uncommitted::Before((_, error)) => ApplyError::transaction("write")(error),
+            Uncommitted::At(error) => error,
+        })
+    }
+
+    /// Commits an open transaction, some of whose statements may be under way.
+    async fn commit_behind(
+        &mut self,
+        statements: Option<Flight>,
+        applied: Lsn,
+        durability: Durability,
+    ) -> Result<(), Uncommitted> {
         let sql = match durability {
             Durability::Durable => "COMMIT",
             Durability::Later => "SET LOCAL synchronous_commit = off; COMMIT",
@@ -255,25 +281,30 @@ impl Applier {
         // up those behind it.
         let mut moving = Box::pin(self.store.advance_prepared(&client, &self.advance, applied));
         let moved = poll_once(&mut moving).await;
-        faults::at("apply.position_moved").await?;
+        let fault = |fault| Uncommitted::At(ApplyError::from(fault));
+        faults::at("apply.position_moved").await.map_err(fault)?;
         if let Some(Err(error)) = moved {
             // It never went out.
             drop(moving);
             self.rollback().await;
-            return Err(error.into());
+            return Err(Uncommitted::At(error.into()));
         }
         self.transaction = Transaction::None;
         let mut committing = Box::pin(client.batch_execute(sql));
         let committed = poll_once(&mut committing).await;
-        faults::at("apply.commit_sent").await?;
+        faults::at("apply.commit_sent").await.map_err(fault)?;
+        if let Some(mut statements) = statements {
+            statements.land().await.map_err(Uncommitted::Before)?;
+        }
         if moved.is_none() {
-            moving.await?;
+            let moved = moving.await;
+            moved.map_err(|error| Uncommitted::At(error.into()))?;
         }
         let committed = match committed {
             Some(committed) => committed,
             None => committing.await,
         };
-        committed.map_err(ApplyError::transaction("commit"))
+        committed.map_err(|error| Uncommitted::At(ApplyError::transaction("commit")(error)))
     }
 
     /// Ends an open transaction without a trace.

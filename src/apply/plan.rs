@@ -51,7 +51,18 @@ impl Step<'_> {
             | Shape::DeleteFullRows
             | Shape::DeleteFiltered(_) => "delete",
             Shape::Exists | Shape::Missing(_) => "look for",
+            Shape::Counted(_) => "write",
         }
+    }
+
+    /// The shape that finds out by itself whether each row was touched, where that has to be so.
+    pub(crate) fn counted(&self) -> Option<Shape> {
+        let is_one_each = self.expected == Expected::Exactly(self.items.len() as u64);
+        let is_plain = matches!(
+            self.shape,
+            Shape::Insert | Shape::Update(_) | Shape::Rekey(_) | Shape::Delete
+        );
+        (is_one_each && is_plain).then(|| Shape::Counted(Box::new(self.shape.clone())))
     }
 
     fn add(&mut self, item: u32) {

@@ -96,6 +96,11 @@ impl ReplicaSession {
         self.known_count = 0;
     }
 
+    /// Batches until now.
+    pub(super) fn batches(&self) -> u64 {
+        self.batches
+    }
+
     /// Another batch is to be written.
     pub(super) fn begin_batch(&mut self) {
         self.wrote_in_source_order = false;

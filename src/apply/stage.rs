@@ -110,6 +110,23 @@ impl StageContext<'_> {
         Ok(())
     }
 
+    /// Sends a transaction's beginning and statements that count for themselves.
+    pub(super) async fn send_counted(
+        &self,
+        flight: &mut Flight,
+        steps: &[(Step<'_>, Shape)],
+        ready: &[Arc<Ready>],
+    ) -> Result<Result<(), ApplyError>, Failed> {
+        flight.send_sql("BEGIN").await?;
+        for (place, ((step, _), ready)) in steps.iter().zip(ready).enumerate() {
+            match self.parameters(step.mapping, ready, &step.items, usize::MAX) {
+                Ok((parameters, _)) => flight.send_rows(place, ready, parameters).await?,
+                Err(error) => return Ok(Err(error)),
+            }
+        }
+        Ok(Ok(()))
+    }
+
     /// Sends rows piece by piece, as they are made. The first one is inserted: what COPY would be
     /// refused for is met there, a row that has other types than the table has by now is not
     /// misread, and from then on the table is locked against another form.

@@ -64,6 +64,9 @@ pub(crate) enum Shape {
     /// Counts the rows that belong on the replica and are not there; where the filter reads
     /// an absent column, all that are not there, since it cannot be asked.
     Missing(Absent),
+    /// Another one, which fails where it does not touch a row for each that it takes: nobody has to
+    /// look at its answer before what comes behind it is sent.
+    Counted(Box<Shape>),
 }
 
 /// Which tuple of a change a parameter is filled from.
@@ -155,6 +158,15 @@ pub(crate) fn statement(
     shape: &Shape,
     format: ValueFormat,
 ) -> Result<Statement, ShapeError> {
+    if let Shape::Counted(shape) = shape {
+        let Statement { sql, params } = statement(mapping, shape, format)?;
+        // Every parameter has an element for each row.
+        let sql = format!(
+            "WITH done AS ({sql} RETURNING 1) SELECT 1 / \
+             (pg_catalog.count(*) = pg_catalog.cardinality($1))::pg_catalog.int4 FROM done"
+        );
+        return Ok(Statement { sql, params });
+    }
     let mut writer = Writer {
         mapping,
         format,
@@ -177,6 +189,7 @@ pub(crate) fn statement(
         Shape::DeleteFiltered(absent) => writer.delete_filtered(absent)?,
         Shape::Exists => writer.exists()?,
         Shape::Missing(absent) => writer.missing(absent)?,
+        Shape::Counted(_) => String::new(),
     };
     Ok(Statement {
         sql,

@@ -11,7 +11,7 @@
 //! ```
 //!
 //! All end in the same rows where source and replica agree; only the last one can end well
-//! where they do not.
+//! where they do not. A small batch goes in one go before all these (`one_go.rs`).
 
 use super::batch::{Batch, BatchItem};
 use super::error::ApplyError;
@@ -105,7 +105,7 @@ impl Applier {
     /// Rows may be deleted and inserted where no foreign key acts upon the DELETE, and where the
     /// server would refuse a row that lacks a column which the table was given since: as values of
     /// the table's own type.
-    fn moving(&self) -> Option<&MovingValues> {
+    pub(super) fn moving(&self) -> Option<&MovingValues> {
         let is_safe = self.is_replica_role && self.session.format() == ValueFormat::Binary;
         is_safe.then_some(&self.moving)
     }
@@ -195,7 +195,7 @@ impl Applier {
         })
     }
 
-    fn places(&self, batch: &Batch) -> Vec<u32> {
+    pub(super) fn places(&self, batch: &Batch) -> Vec<u32> {
         let place = |table: &Arc<TableMapping>| self.parents_first.get(&table.replica).copied();
         batch
             .tables

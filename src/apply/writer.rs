@@ -13,6 +13,17 @@ pub(crate) trait ReplicaWriter {
     async fn write(&mut self, batch: &Batch) -> Result<Vec<Written>, ApplyError>;
     /// Moves the position and commits.
     async fn commit(&mut self, applied: Lsn, durability: Durability) -> Result<(), ApplyError>;
+    /// Writes a batch and commits: both after each other, or in one go.
+    async fn write_and_commit(
+        &mut self,
+        batch: &Batch,
+        applied: Lsn,
+        durability: Durability,
+    ) -> Result<Vec<Written>, ApplyError> {
+        let written = self.write(batch).await?;
+        self.commit(applied, durability).await?;
+        Ok(written)
+    }
     /// Ends an open transaction without a trace.
     async fn rollback(&mut self);
     /// Ends when nobody else keeps the position where it is. No transaction may be open.
@@ -56,6 +67,15 @@ impl ReplicaWriter for Applier {
 
     async fn commit(&mut self, applied: Lsn, durability: Durability) -> Result<(), ApplyError> {
         Self::commit(self, applied, durability).await
+    }
+
+    async fn write_and_commit(
+        &mut self,
+        batch: &Batch,
+        applied: Lsn,
+        durability: Durability,
+    ) -> Result<Vec<Written>, ApplyError> {
+        Self::write_and_commit(self, batch, applied, durability).await
     }
 
     async fn rollback(&mut self) {

@@ -339,21 +339,30 @@ impl<'a, W: ReplicaWriter> Follower<'a, W> {
         if planted(Bug::PositionApart) && !self.state.in_hand.is_part_written() {
             self.applier.commit(whole.end, Durability::Durable).await?;
         }
-        if !whole.batch.is_empty() {
-            self.write(&whole.batch).await?;
+        if whole.batch.is_empty() {
+            return self.applier.commit(whole.end, durability).await;
         }
-        self.applier.commit(whole.end, durability).await
+        let batch = &whole.batch;
+        let done = self.applier.write_and_commit(batch, whole.end, durability);
+        let written = done.await?;
+        self.note(batch, written);
+        Ok(())
     }
 
     async fn write(&mut self, batch: &Batch) -> Result<(), ApplyError> {
         let written = self.applier.write(batch).await?;
+        self.note(batch, written);
+        Ok(())
+    }
+
+    /// What a batch came to, until it is told.
+    fn note(&mut self, batch: &Batch, written: Vec<Written>) {
         let in_source_order = self.applier.wrote_in_source_order();
         self.state.batch_size.written(in_source_order);
         self.state.written.extend(written);
         for change in &batch.kept {
             *self.state.kept.entry(change.source_oid).or_default() += 1;
         }
-        Ok(())
     }
 
     /// With nothing in hand, all that the source has sent counts as applied. In memory at

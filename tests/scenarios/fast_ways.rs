@@ -36,7 +36,7 @@ async fn a_statement_gets_a_name_with_its_third_use() {
     let names = || {
         found(
             &pair.replica.log(),
-            r#"execute (\S+): UPDATE ONLY "public"\."t" AS t SET"#,
+            r#"execute (\S+): WITH done AS \(UPDATE ONLY "public"\."t" AS t SET"#,
         )
     };
     let before = names();
@@ -82,7 +82,7 @@ async fn the_next_statements_of_a_batch_are_sent_before_an_answer() {
     s.on_source("BEGIN; UPDATE a SET v = 1; INSERT INTO b VALUES (7, 'behind the lock'); COMMIT")
         .await;
     let blocked = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' \
-                   AND datname = 'pipelined' AND query LIKE 'UPDATE ONLY \"public\".\"a\"%'";
+                   AND datname = 'pipelined' AND query LIKE '%UPDATE ONLY \"public\".\"a\"%'";
     s.replica_eventually(blocked, "1").await;
     let is_sent = async || line.has_carried("behind the lock").then_some(());
     eventually("the second to be sent", || daemon.stderr(), is_sent).await;
@@ -95,7 +95,71 @@ async fn the_next_statements_of_a_batch_are_sent_before_an_answer() {
         .await;
     s.in_step(&daemon, &["SELECT * FROM a", "SELECT * FROM b"])
         .await;
+    let log = pair.replica.log();
+    let (_, after) = log.rsplit_once("unique constraint \"b_pkey\"").unwrap();
+    assert!(after.contains("statement: ROLLBACK"), "{after}");
     s.end(daemon).await;
+}
+
+/// The end of a transaction whose first statement waits for a lock: whether it is sent before that ends.
+#[tokio::test]
+async fn a_small_batch_goes_in_one_go_with_its_commit() {
+    let pair = telling().await;
+    let mut s = Scenario::on_pair(&pair, "one_go").await;
+    let line = Line::start(pair.replica.port()).await;
+    s.replica_by(line.url("one_go"));
+    s.on_both("CREATE TABLE a (id int PRIMARY KEY, v int UNIQUE)")
+        .await;
+    s.publish_all().await;
+    let daemon = s.start("").await;
+    let all = ["SELECT * FROM a"];
+    s.on_source("INSERT INTO a VALUES (1, 1)").await;
+    s.in_step(&daemon, &all).await;
+    let other = pair.replica.connect("one_go").await.unwrap();
+    let commits = || line.times_carried("SET LOCAL synchronous_commit = off; COMMIT");
+    let blocked = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' \
+                   AND datname = 'one_go' AND query LIKE '%INSERT INTO \"public\".\"a\"%'";
+    for (rows, is_sent_behind) in [("(2, 2), (3, 3)".to_owned(), true), (many(), false)] {
+        let before = commits();
+        let lock = "BEGIN; LOCK a IN SHARE MODE";
+        other.batch_execute(lock).await.unwrap();
+        s.on_source(&format!("INSERT INTO a VALUES {rows}")).await;
+        s.replica_eventually(blocked, "1").await;
+        if is_sent_behind {
+            let is_sent = async || (commits() > before).then_some(());
+            eventually("COMMIT to be sent", || daemon.stderr(), is_sent).await;
+        } else {
+            assert_eq!(commits(), before, "its rows are counted first");
+        }
+        other.batch_execute("COMMIT").await.unwrap();
+        s.in_step(&daemon, &all).await;
+    }
+    // What the server objects to has been rolled back, and goes the usual way: a value that moves
+    // between rows, and rows that the replica lacks.
+    for (on_replica, on_source) in [
+        (
+            "SELECT",
+            "BEGIN; UPDATE a SET v = 99 WHERE id = 2; UPDATE a SET v = 2 WHERE id = 3; UPDATE a SET v = 3 WHERE id = 2; COMMIT",
+        ),
+        (
+            "DELETE FROM a WHERE id = 1",
+            "UPDATE a SET v = -1 WHERE id = 1",
+        ),
+        ("SELECT", "UPDATE a SET v = -2 WHERE id = 1"),
+    ] {
+        s.on_replica(on_replica).await;
+        s.on_source(on_source).await;
+        s.in_step(&daemon, &all).await;
+    }
+    let conflicts = "pglockstep_conflicts_total{table=\"public.a\",kind=\"update_missing\"}";
+    assert_eq!(daemon.metric(conflicts).await, Some(1.0));
+    s.end(daemon).await;
+}
+
+/// More rows than go in one go.
+fn many() -> String {
+    let rows = (10..50).map(|id| format!("({id}, {id})"));
+    rows.collect::<Vec<_>>().join(", ")
 }
 
 #[tokio::test]

@@ -71,9 +71,14 @@ impl Line {
 
     /// Whether this was said to the server, by whomever, whether or not it has read it.
     pub fn has_carried(&self, words: &str) -> bool {
+        self.times_carried(words) > 0
+    }
+
+    /// How often it was.
+    pub fn times_carried(&self, words: &str) -> usize {
         let said = self.said.lock().unwrap();
-        let mut all = said.windows(words.len());
-        all.any(|some| some == words.as_bytes())
+        let all = said.windows(words.len());
+        all.filter(|some| *some == words.as_bytes()).count()
     }
 
     /// As when the host loses its power. Its own end is closed, should it still run.

@@ -149,6 +149,13 @@ fn bounds(results: &Results) -> String {
             let of = |contender| times(results.median(&work.name, contender, figure));
             format!("{} / {}", of(Contender::Native), of(Contender::Ours))
         };
+        let computes = |s: &Sample| Some(s.source_busiest?.computed);
+        if results
+            .median(&work.name, Contender::Ours, computes)
+            .is_none()
+        {
+            continue;
+        }
         let _ = writeln!(
             text,
             "| {} | {} | {} | {} | {} | {} |",
