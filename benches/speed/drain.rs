@@ -13,7 +13,9 @@ use crate::arguments::Arguments;
 use crate::contender::{Contender, Running, is_in_step, make_subscription};
 use crate::ground::{Backlog, DATABASE, Expected, Ground, Sentinel};
 use crate::null_sink;
-use crate::processes::{Busiest, process_seconds, resident_mib_max, server_seconds};
+use crate::processes::{
+    Busiest, process_seconds, resident_mib_max, server_seconds, system_seconds,
+};
 use crate::report::{Results, Sample, Work};
 use crate::workload::Workload;
 
@@ -192,6 +194,7 @@ impl Begun {
             source_seconds: server_seconds(&ground.source)? - self.source_seconds,
             replica_seconds: server_seconds(&ground.replica)? - self.replica_seconds,
             daemon_seconds: daemon.and_then(process_seconds),
+            daemon_system_seconds: daemon.and_then(system_seconds),
             daemon_mib_max: daemon.and_then(resident_mib_max),
             replica_wal_mib,
             source_busiest: Busiest::of(&ground.source)?,

@@ -6,6 +6,9 @@ use serde::{Deserialize, Serialize};
 
 /// The kernel counts in these, on Linux everywhere.
 const TICKS_PER_SECOND: f64 = 100.0;
+/// Places in /proc/PID/stat, behind the name (proc_pid_stat(5)).
+const USER: usize = 11;
+const SYSTEM: usize = 12;
 
 /// The process of a server that has computed the most: a walsender, a session that is written by.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -39,10 +42,8 @@ impl Busiest {
 /// Processor time of a server and of all its processes, those that have ended included.
 pub fn server_seconds(cluster: &Cluster) -> Result<f64> {
     let id = cluster.pid().context("the server is down")?;
-    let running = children(cluster)?
-        .into_iter()
-        .filter_map(|id| seconds_of(id, 2));
-    Ok(seconds_of(id, 4).unwrap_or_default() + running.sum::<f64>())
+    let running = children(cluster)?.into_iter().filter_map(process_seconds);
+    Ok(seconds_of(id, USER, 4).unwrap_or_default() + running.sum::<f64>())
 }
 
 fn children(cluster: &Cluster) -> Result<Vec<u32>> {
@@ -55,14 +56,20 @@ fn children(cluster: &Cluster) -> Result<Vec<u32>> {
 
 /// Processor time of one process.
 pub fn process_seconds(id: u32) -> Option<f64> {
-    seconds_of(id, 2)
+    seconds_of(id, USER, 2)
 }
 
-/// User and system (2 clocks), with ended children (4); nothing of one that has ended.
-fn seconds_of(id: u32, clocks: usize) -> Option<f64> {
+/// What of that the kernel has computed for it.
+pub fn system_seconds(id: u32) -> Option<f64> {
+    seconds_of(id, SYSTEM, 1)
+}
+
+/// So many clocks from this one on: user, system, and the same of ended children; nothing of one that
+/// has ended.
+fn seconds_of(id: u32, first: usize, clocks: usize) -> Option<f64> {
     let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
     let (_, after_name) = stat.rsplit_once(')')?;
-    let ticks = after_name.split_whitespace().skip(11).take(clocks);
+    let ticks = after_name.split_whitespace().skip(first).take(clocks);
     let ticks: f64 = ticks.filter_map(|n| n.parse::<f64>().ok()).sum();
     Some(ticks / TICKS_PER_SECOND)
 }

@@ -65,6 +65,9 @@ pub struct Sample {
     /// Processor time of the replica's server.
     pub replica_seconds: f64,
     pub daemon_seconds: Option<f64>,
+    /// What of that the kernel has computed.
+    #[serde(default)]
+    pub daemon_system_seconds: Option<f64>,
     pub daemon_mib_max: Option<f64>,
     pub replica_wal_mib: f64,
     #[serde(default)]

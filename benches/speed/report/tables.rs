@@ -90,9 +90,9 @@ fn times(ratio: Option<f64>) -> String {
 /// Processor seconds of a million changes, memory, log.
 fn costs(results: &Results) -> String {
     let mut text = String::from(
-        "| work; CPU in s per million changes | daemon's CPU (at most 1.0) | source's, native / ours | replica's, native / ours \
+        "| work; CPU in s per million changes | daemon's CPU (at most 1.0) | of it the kernel's | source's, native / ours | replica's, native / ours \
          | daemon's memory, MiB (at most 64) | replica's log, MiB, native / ours |\n\
-         | --- | --- | --- | --- | --- | --- |\n",
+         | --- | --- | --- | --- | --- | --- | --- |\n",
     );
     for work in &results.works {
         for contender in [Contender::Ours, Contender::Mapped] {
@@ -118,7 +118,7 @@ fn costs(results: &Results) -> String {
             };
             let _ = writeln!(
                 text,
-                "| {}{} | {} | {} | {} | {:.0} | {} / {} |",
+                "| {}{} | {} | {} | {} | {} | {:.0} | {} / {} |",
                 work.name,
                 if contender == Contender::Mapped {
                     ", mapped"
@@ -126,6 +126,7 @@ fn costs(results: &Results) -> String {
                     ""
                 },
                 times(each(of(contender, |s| s.daemon_seconds))),
+                times(each(of(contender, |s| s.daemon_system_seconds))),
                 both(|s| Some(s.source_seconds)),
                 both(|s| Some(s.replica_seconds)),
                 of(contender, |s| s.daemon_mib_max).unwrap_or_default(),
