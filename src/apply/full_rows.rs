@@ -113,7 +113,8 @@ impl<'b> FullRows<'b> {
                 };
                 self.nets[net] = match self.nets[net] {
                     Net::Update { first, last } => {
-                        self.absorbed.push(last);
+                        // The first one may yet have to carry a DELETE.
+                        self.absorbed.extend((last != first).then_some(last));
                         Net::Update { first, last: place }
                     }
                     Net::Insert(at) => {
@@ -139,8 +140,8 @@ impl<'b> FullRows<'b> {
                 self.nets[net] = match self.nets[net] {
                     Net::Update { first, last } => {
                         // The first one carries what all come to.
-                        let carried = [last, place].into_iter().filter(|at| *at != first);
-                        self.absorbed.extend(carried);
+                        let others = [last, place].into_iter().filter(|at| *at != first);
+                        self.absorbed.extend(others);
                         Net::Delete(first)
                     }
                     Net::Insert(at) => {
@@ -163,7 +164,10 @@ impl<'b> FullRows<'b> {
         for net in self.nets {
             match net {
                 Net::Insert(at) => remaining.inserts.push(at),
-                Net::Update { first, last } => remaining.updates.push((last, first)),
+                Net::Update { first, last } => {
+                    remaining.updates.push((last, first));
+                    remaining.absorbed.extend((first != last).then_some(first));
+                }
                 Net::Delete(at) => remaining.deletes.push(at),
                 Net::Nothing => {}
             }

@@ -5,6 +5,7 @@ use crate::apply::batch::{Batch, RowChange};
 use crate::apply::model::{ModelTable, ModelTables, Row, Taken, run_stages, write};
 use crate::apply::moving::MovingValues;
 use crate::apply::net_effect::{NetEffect, Stage, TableNet, net_effect};
+use crate::apply::tally::tests::check_tally;
 use crate::catalog::Triggers;
 use crate::mapping::{
     ColumnMapping, ColumnValue, ConflictPolicy, Expression, InputColumn, RowIdentity, TableMapping,
@@ -282,6 +283,7 @@ proptest! {
         prop_assert_eq!(taken, Taken::NetEffect);
         let counted: u64 = written.iter().map(Written::changes).sum();
         prop_assert_eq!(counted, batch.items.len() as u64);
+        check_tally(&net_effect(&batch, true, None), &batch);
         run_stages(&mut ordered, &batch, &NetEffect::in_source_order(&batch)).unwrap();
         prop_assert_eq!(sorted(&merged), sorted(&tables(&source)));
         prop_assert_eq!(sorted(&ordered), sorted(&tables(&source)));

@@ -129,11 +129,11 @@ impl<'b> KeyedRows<'b> {
                 };
                 self.leave(row, place);
                 let gone = &mut self.rows[row as usize];
-                self.absorbed.extend(gone.last.take());
-                if gone.left_home != Some(place) {
-                    // It goes with the change that took it from home, or never had one.
-                    self.absorbed.push(place);
-                }
+                // What took it from home carries the DELETE; one that came goes with this one.
+                let carries = gone.left_home;
+                let others = gone.last.take().into_iter().chain([place]);
+                self.absorbed
+                    .extend(others.filter(|at| Some(*at) != carries));
                 Placed::Done
             }
             KeyChange::Moves { from, to } => {
@@ -165,6 +165,8 @@ impl<'b> KeyedRows<'b> {
             match (row.home, row.last) {
                 (Some(home), Some(last)) if home == row.slot && !is_rewritten(last) => {
                     remaining.updates.push(last);
+                    // It came back.
+                    remaining.absorbed.extend(row.left_home);
                 }
                 (Some(_), last) => {
                     // Where it never left, its last change kept its key.
@@ -230,7 +232,8 @@ impl<'b> KeyedRows<'b> {
             return Placed::Done;
         }
         let last = row.last.replace(place);
-        self.absorbed.extend(last);
+        self.absorbed
+            .extend(last.filter(|last| row.left_home != Some(*last)));
         last.map_or(Placed::Done, Placed::Onto)
     }
 }

@@ -51,6 +51,26 @@ pub(crate) enum Stage {
     Truncate(u32),
 }
 
+impl Stage {
+    /// Every list of changes, of each of which one statement is made at least.
+    pub(super) fn each_list(&self, mut each: impl FnMut(&[u32])) {
+        match self {
+            Self::Net(tables) => {
+                for net in tables {
+                    let deletes = [&net.deletes, &net.came_and_went, &net.full_deletes];
+                    let others = [&net.full_updates, &net.updates, &net.inserts];
+                    deletes
+                        .into_iter()
+                        .chain(others)
+                        .for_each(|list| each(list));
+                }
+            }
+            Self::Ordered(places) => each(places),
+            Self::Truncate(place) => each(&[*place]),
+        }
+    }
+}
+
 /// The stages of a batch, and where merged updates find what later ones left out.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct NetEffect {

@@ -6,6 +6,7 @@ use crate::apply::batch::RowChange;
 use crate::apply::keyed_rows::bytes_of;
 use crate::apply::plan::StageContext;
 use crate::apply::statement::Shape;
+use crate::apply::tally::tests::check_tally;
 use crate::catalog::Triggers;
 use crate::mapping::{
     ColumnMapping, ColumnValue, ConflictPolicy, Field, FieldValue, InputColumn, RowType,
@@ -280,25 +281,6 @@ impl Model<'_> {
     }
 }
 
-/// Changes that neither a statement carries nor another change stands for.
-fn unsettled(effect: &NetEffect, batch: &Batch) -> Vec<u32> {
-    let mut settled = effect.absorbed.clone();
-    for stage in &effect.stages {
-        match stage {
-            Stage::Truncate(item) => settled.push(*item),
-            Stage::Ordered(items) => settled.extend(items),
-            Stage::Net(nets) => {
-                for net in nets {
-                    let gone = net.deletes.iter().chain(&net.came_and_went);
-                    settled.extend(gone.chain(&net.updates).chain(&net.inserts));
-                }
-            }
-        }
-    }
-    let all = 0..u32::try_from(batch.items.len()).unwrap();
-    all.filter(|place| !settled.contains(place)).collect()
-}
-
 fn check(before: &[Act], acts: &[Act], is_unique: bool, plan: impl Fn(&Batch) -> NetEffect) {
     let mut source = BTreeMap::new();
     history(before, &mut source);
@@ -315,7 +297,7 @@ fn check(before: &[Act], acts: &[Act], is_unique: bool, plan: impl Fn(&Batch) ->
         model.carry_out(stage);
     }
     assert_eq!(model.rows, source);
-    assert_eq!(unsettled(&effect, &batch), Vec::<u32>::new());
+    check_tally(&effect, &batch);
 }
 
 proptest! {

@@ -83,6 +83,13 @@ fn text(report: &CleanupReport, flaw: Flaw) -> String {
         .iter()
         .flat_map(|one| table_text(one, flaw))
         .collect();
+    lines.extend(report.validated.iter().map(|one| match &one.error {
+        None => format!("{}: {} is valid now", one.replica_table, one.constraint),
+        Some(why) => format!(
+            "{}: {} is NOT VALID yet: {why}",
+            one.replica_table, one.constraint
+        ),
+    }));
     lines.push(match (&report.refused, report.tables.is_empty()) {
         (Some(why), _) => format!("refused, nothing was changed: {why}"),
         (None, true) => match flaw {

@@ -8,11 +8,12 @@
 //!
 //! What is wrong on the source as well is for the source to mend. Whatever the look says, a row goes only
 //! if the source has it not at the cut where it goes; each is kept in `pglockstep.repairs` by the
-//! transaction that takes it away.
+//! transaction that takes it away. Once none is left that refers to nothing, foreign keys that were NOT VALID are validated.
 
 use super::mend::Mender;
 use super::report::Deeds;
 use super::statement::{Treatment, held_sql, is_key_as_it_is, on_source};
+use super::validate::{Validated, validate};
 use super::{Bounds, RepairError, fetch_tables};
 use crate::conn::Session;
 use crate::diagnose::{Flaw, Suspects, suspects};
@@ -70,6 +71,9 @@ pub struct CleanupReport {
     pub refused: Option<String>,
     /// Table by table, and reason by reason.
     pub tables: Vec<Cleaned>,
+    /// Foreign keys that were NOT VALID, looked at after.
+    #[serde(default)]
+    pub validated: Vec<Validated>,
 }
 
 /// Rows of one table with one flaw, for one reason.
@@ -106,7 +110,7 @@ impl CleanupReport {
     #[must_use]
     pub fn is_clean(&self) -> bool {
         let is_clean = |one: &Cleaned| one.error.is_none() && one.left.unwrap_or(one.rows) == 0;
-        self.tables.iter().all(is_clean)
+        self.tables.iter().all(is_clean) && self.validated.iter().all(|one| one.error.is_none())
     }
 }
 
@@ -153,6 +157,7 @@ pub async fn clean(
         applied,
         refused,
         tables: found.iter().map(|one| one.told.clone()).collect(),
+        validated: Vec::new(),
     };
     let mut left = most;
     let mut has_failed = false;
@@ -180,6 +185,10 @@ pub async fn clean(
     }
     if applied {
         report.count_what_is_left(&found);
+    }
+    if applied && report.refused.is_none() && !has_failed && wish.flaw == Flaw::Orphans {
+        tell("validating foreign keys".to_owned());
+        report.validated = validate(&config.replica, &plan, &wish.tables).await?;
     }
     Ok(report)
 }

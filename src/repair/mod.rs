@@ -16,10 +16,12 @@ mod plan;
 mod recopy;
 mod report;
 mod statement;
+mod validate;
 
 pub use cleanup::{Cleaned, CleanupReport, CleanupWish, clean};
 pub use plan::Bounds;
 pub use report::{Deeds, Report, RowToMend, TableRepair, Way};
+pub use validate::Validated;
 
 use crate::apply::ApplyError;
 use crate::conn::{ConnError, Session};
@@ -142,6 +144,9 @@ pub enum RepairError {
     /// It was copied, and the pipeline does not get on.
     #[error("{0} was copied again, and could not be compared yet: the pipeline does not stream")]
     NotStreaming(QualifiedName),
+    /// Foreign keys of the replica cannot be looked at.
+    #[error("cannot validate the replica's foreign keys")]
+    Validating(#[source] ServerError),
     /// Foreign keys fire, and rows may refer to those that are to go.
     #[error(
         "rows of {0} are not deleted: other tables refer to it, and its foreign keys fire; let the role set session_replication_role"

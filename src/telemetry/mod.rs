@@ -157,7 +157,7 @@ impl Telemetry {
 
     /// Tables of which changes are accounted for nowhere, with how many.
     #[cfg(test)]
-    pub(crate) fn unaccounted(&self) -> Vec<(QualifiedName, i64)> {
+    pub(crate) fn unaccounted(&self) -> Vec<(QualifiedName, u64)> {
         let tables = self.0.tables.snapshot().into_iter();
         let left = tables.map(|(name, facts)| (name, facts.unaccounted()));
         left.filter(|(_, left)| *left != 0).collect()

@@ -71,8 +71,11 @@ pub struct TableStatus {
     pub received: u64,
     /// Changes that are durable on the replica.
     pub applied: u64,
-    /// Changes that arrived and are neither applied nor set aside nor kept out by a filter.
+    /// Changes that arrived and are neither applied nor set aside nor kept out by a filter, nor gone
+    /// with their connection: they are on their way.
     pub pending: i64,
+    /// Changes that are accounted for nowhere.
+    pub unaccounted: u64,
 }
 
 /// One end in the status.
@@ -172,6 +175,7 @@ impl Sources<'_> {
                 received: facts.received(),
                 applied: facts.applied(),
                 pending: facts.pending(),
+                unaccounted: facts.unaccounted(),
             }
         };
         self.tables.snapshot().into_iter().map(table).collect()

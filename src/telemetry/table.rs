@@ -118,7 +118,10 @@ pub(super) struct TableFacts {
     filtered: AtomicU64,
     quarantined: AtomicU64,
     discarded: AtomicU64,
-    unaccounted: AtomicI64,
+    /// Of the imbalance, what is not pending.
+    left_over: AtomicI64,
+    /// The same, lost and made up ones added up.
+    unaccounted: AtomicU64,
     conflicts: [AtomicU64; ConflictKind::ALL.len()],
     copied_rows: AtomicU64,
     copy_progress: Mutex<Option<f64>>,
@@ -129,17 +132,25 @@ pub(super) struct TableFacts {
 
 impl TableFacts {
     pub(super) fn discard_pending(&self) {
-        let pending = u64::try_from(self.pending()).unwrap_or_default();
-        self.discarded.fetch_add(pending, Relaxed);
+        match u64::try_from(self.pending()) {
+            Ok(pending) => {
+                self.discarded.fetch_add(pending, Relaxed);
+            }
+            // More was settled than had arrived.
+            Err(_) => {
+                self.reconcile(0);
+            }
+        }
     }
 
     fn reconcile(&self, on_their_way: u64) -> Option<i64> {
         let left = self.pending() - on_their_way.cast_signed();
-        self.unaccounted.fetch_add(left, Relaxed);
+        self.left_over.fetch_add(left, Relaxed);
+        self.unaccounted.fetch_add(left.unsigned_abs(), Relaxed);
         (left != 0).then_some(left)
     }
 
-    pub(super) fn unaccounted(&self) -> i64 {
+    pub(super) fn unaccounted(&self) -> u64 {
         self.unaccounted.load(Relaxed)
     }
 
@@ -190,7 +201,7 @@ impl TableFacts {
 
     /// Changes on their way.
     pub(super) fn pending(&self) -> i64 {
-        self.imbalance() - self.unaccounted()
+        self.imbalance() - self.left_over.load(Relaxed)
     }
 
     fn imbalance(&self) -> i64 {
@@ -261,7 +272,7 @@ const IMBALANCE: Family = Family::gauge(
 const UNACCOUNTED: Family = Family::gauge(
     "pglockstep_ledger_unaccounted",
     TABLE,
-    "Of the imbalance, changes that were neither settled nor on their way when that was looked at.",
+    "Changes that were neither settled nor on their way when that was looked at, or settled twice.",
 );
 const CONFLICTS: Family = Family::counter(
     "pglockstep_conflicts_total",

@@ -182,6 +182,7 @@ fn the_ledger_balances_for_each_table() {
     // Settled twice.
     table.applied(Op::Insert, 1);
     assert_eq!(table.reconcile(0), Some(-1));
+    assert_eq!(read("ledger_unaccounted", ""), Some(3.0));
     table.discard_pending();
     assert_eq!(read("ledger_imbalance", ""), Some(1.0));
     assert_eq!(read("changes_applied_total", ",op=\"truncate\""), Some(1.0));

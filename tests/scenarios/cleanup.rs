@@ -123,6 +123,48 @@ async fn orphans_that_only_the_replica_has_go_and_whoever_referred_to_them() {
 }
 
 #[tokio::test]
+async fn foreign_keys_that_were_not_valid_are_validated_after() {
+    let s = Scenario::new(&FAMILY, "validated").await;
+    s.on_both(
+        "CREATE TABLE projects (id int PRIMARY KEY); CREATE TABLE leads (id int PRIMARY KEY, project_id int);
+         CREATE TABLE notes (id int PRIMARY KEY, project_id int)",
+    )
+    .await;
+    s.on_source("INSERT INTO projects VALUES (1); INSERT INTO leads VALUES (1, 1); INSERT INTO notes VALUES (1, 1)")
+        .await;
+    s.publish_all().await;
+    let daemon = s.start("").await;
+    s.on_replica(
+        "INSERT INTO leads VALUES (2, 99); INSERT INTO notes VALUES (2, 99);
+         ALTER TABLE leads ADD CONSTRAINT of_lead FOREIGN KEY (project_id) REFERENCES projects NOT VALID;
+         ALTER TABLE notes ADD CONSTRAINT of_note FOREIGN KEY (project_id) REFERENCES projects NOT VALID",
+    )
+    .await;
+    let valid = "SELECT string_agg(conname || ' ' || convalidated, ', ' ORDER BY conname) \
+                 FROM pg_constraint WHERE conname LIKE 'of_%'";
+    let (code, plan) = reported(&s, "", &["cleanup", "orphans", "public.leads"]).await;
+    assert_eq!(
+        (code, &plan["validated"]),
+        (Some(1), &serde_json::json!([]))
+    );
+    let (code, done) = reported(&s, "", &["cleanup", "orphans", "public.leads", "--apply"]).await;
+    assert_eq!(code, Some(0), "{done}");
+    let of_lead = serde_json::json!([{"replica_table": "public.leads", "constraint": "of_lead", "error": null}]);
+    assert_eq!(done["validated"], of_lead, "{done}");
+    assert_eq!(s.replica_one(valid).await, "of_lead true, of_note false");
+    // What the source has as well keeps the other from being valid, and is told.
+    s.on_source("INSERT INTO notes VALUES (3, 77)").await;
+    s.caught_up(&daemon).await;
+    let (code, done) = reported(&s, "", &["cleanup", "orphans", "--apply"]).await;
+    assert_eq!(code, Some(1), "{done}");
+    let why = done["validated"][0]["error"].as_str().unwrap();
+    let sql = r#"ALTER TABLE "public"."notes" VALIDATE CONSTRAINT "of_note""#;
+    assert!(why.contains("23503") && why.contains(sql), "{why}");
+    assert_eq!(s.replica_one(valid).await, "of_lead true, of_note false");
+    s.end(daemon).await;
+}
+
+#[tokio::test]
 async fn of_rows_that_share_a_key_one_is_left_and_is_what_the_source_has() {
     let (s, daemon) = running("doubled").await;
     s.on_replica(
