@@ -49,7 +49,7 @@ pub use witness::{ConnectingWitness, Flush, connecting_witness};
 pub(crate) use writer::ReplicaWriter;
 
 use crate::conn::Endpoint;
-use crate::faults;
+use crate::faults::{self, Fault};
 use crate::mapping::TableMapping;
 use crate::pg::{ConflictKind, Lsn, QualifiedName, ValueFormat};
 use crate::progress::{Durability, Store};
@@ -188,7 +188,7 @@ impl Applier {
         match self.write_in_order_of_cost(batch).await {
             Ok(outcome) => {
                 self.transaction = Transaction::Open;
-                faults::at("apply.written").await?;
+                is_written().await?;
                 Ok(tell(batch, &outcome))
             }
             Err(error) => {
@@ -196,6 +196,14 @@ impl Applier {
                 Err(error)
             }
         }
+    }
+
+    /// Another batch is to be written.
+    async fn begin_batch(&mut self) -> Result<(), Fault> {
+        faults::at("apply.begun").await?;
+        self.failed_key = None;
+        self.session.begin_batch();
+        Ok(())
     }
 
     /// Has the constraints that wait for COMMIT looked at now, where they fire.
@@ -345,6 +353,11 @@ impl Written {
             conflicts: BTreeMap::new(),
         }
     }
+}
+
+/// Nothing is left to write of a batch.
+async fn is_written() -> Result<(), Fault> {
+    faults::at("apply.written").await
 }
 
 /// Tries to make triggers and foreign keys keep still, as PostgreSQL's own subscriber does.

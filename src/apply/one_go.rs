@@ -15,8 +15,7 @@ use super::plan::{StageContext, Step};
 use super::session::Failed;
 use super::statement::Shape;
 use super::tally::{Tally, tell};
-use super::{Applier, ApplyError, Batch, Outcome, Transaction, Uncommitted, Written};
-use crate::faults;
+use super::{Applier, ApplyError, Batch, Outcome, Transaction, Uncommitted, Written, is_written};
 use crate::pg::{Disposition, Lsn};
 use crate::progress::Durability;
 
@@ -68,9 +67,7 @@ impl Applier {
         let Some(steps) = counted(&context, &effect) else {
             return Ok(None);
         };
-        faults::at("apply.begun").await?;
-        self.failed_key = None;
-        self.session.begin_batch();
+        self.begin_batch().await?;
         let wanted = steps.iter().map(|(step, shape)| (step.mapping, shape));
         let wanted: Vec<_> = wanted.collect();
         let ready = match self.session.ready(&wanted).await {
@@ -88,7 +85,7 @@ impl Applier {
             self.rollback().await;
             return self.unless_definite(error);
         }
-        faults::at("apply.written").await?;
+        is_written().await?;
         match self.commit_behind(Some(flight), applied, durability).await {
             Ok(()) => {}
             Err(Uncommitted::Before(error)) => {

@@ -21,7 +21,6 @@ use super::plan::StageContext;
 use super::resolve::{Conflicts, Resolver};
 use super::tally::Tally;
 use super::{Applier, Outcome, Transaction};
-use crate::faults;
 use crate::mapping::TableMapping;
 use crate::pg::{QualifiedName, ValueFormat};
 use std::collections::BTreeMap;
@@ -36,15 +35,13 @@ impl Applier {
         &mut self,
         batch: &Batch,
     ) -> Result<Outcome, ApplyError> {
-        faults::at("apply.begun").await?;
+        self.begin_batch().await?;
         let is_part = self.transaction == Transaction::Open;
         let begin = match (is_part, self.is_replica_role) {
             (true, _) => "SAVEPOINT part",
             (false, true) => "BEGIN",
             (false, false) => "BEGIN; SET CONSTRAINTS ALL DEFERRED",
         };
-        self.failed_key = None;
-        self.session.begin_batch();
         let mut done = self.run_sets(batch, begin).await;
         let mut noted = Vec::new();
         while !self.session.is_out_of_step
