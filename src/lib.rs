@@ -32,6 +32,8 @@
 //! 8. Unchanged TOAST cannot become NULL: no function turns one into the other.
 //! 9. The source is only read.
 //! 10. Every queue has a bound in bytes.
+//! 11. What was received is applied, kept out, set aside, discarded, or in hand: counted by each of those
+//!     apart, and held against each other every second.
 
 /// Places where the tests make the work fail, and mistakes they plant; nothing in a release.
 pub mod faults;
@@ -57,7 +59,7 @@ pub mod mapping;
 pub mod progress;
 /// The first copy at one consistent point.
 pub mod snapshot;
-/// The replica side: batch, net effect, statement shapes, the transaction, conflicts.
+/// The replica side: batch, net effect, statement shapes, the transaction, conflicts, what became of each change.
 pub mod apply;
 /// The one owner of a running pipeline: receives, batches, applies, retries.
 pub mod pipeline;

@@ -12,8 +12,7 @@
 
 use super::net_effect::{NetEffect, Stage, net_effect};
 use super::plan::{StageContext, Step};
-use super::session::Failed;
-use super::statement::Shape;
+use super::stage::failed;
 use super::tally::{Tally, tell};
 use super::{Applier, ApplyError, Batch, Outcome, Transaction, Uncommitted, Written, is_written};
 use crate::pg::{Disposition, Lsn};
@@ -68,41 +67,30 @@ impl Applier {
             return Ok(None);
         };
         self.begin_batch().await?;
-        let wanted = steps.iter().map(|(step, shape)| (step.mapping, shape));
-        let wanted: Vec<_> = wanted.collect();
-        let ready = match self.session.ready(&wanted).await {
-            Ok(ready) => ready,
-            Err(error) => return self.unless_definite(error),
-        };
-        let mut flight = self.session.flight();
-        let failed = |(place, error): Failed| match place.and_then(|place| steps.get(place)) {
-            Some((step, _)) => ApplyError::statement(step.mapping, step.what(), error),
-            None => ApplyError::transaction("begin a transaction")(error),
-        };
         self.transaction = Transaction::Open;
-        let sent = context.send_counted(&mut flight, &steps, &ready).await;
-        if let Err(error) = sent.map_err(failed).and_then(|sent| sent) {
-            self.rollback().await;
-            return self.unless_definite(error);
-        }
+        let sent = context.send_ahead(&mut self.session, Some("BEGIN"), &steps);
+        let flight = match sent.await {
+            Ok(flight) => flight,
+            Err(error) => return self.unless_definite(error).await,
+        };
         is_written().await?;
         match self.commit_behind(Some(flight), applied, durability).await {
             Ok(()) => {}
             Err(Uncommitted::Before(error)) => {
-                // A COMMIT behind SET LOCAL is not reached.
-                self.rollback().await;
-                return self.unless_definite(failed(error));
+                return self.unless_definite(failed(&steps, error)).await;
             }
             Err(Uncommitted::At(error)) => return Err(error),
         }
         self.moving.batch_written();
         let mut tally = Tally::new(batch, &effect);
-        steps.iter().for_each(|(step, _)| tally.settle(&step.items));
+        steps.iter().for_each(|step| tally.settle(&step.items));
         Ok(Some(tally.close(|_| false)))
     }
 
     /// What does not pass by itself may pass the usual way.
-    fn unless_definite(&mut self, error: ApplyError) -> Result<Option<Outcome>, ApplyError> {
+    async fn unless_definite(&mut self, error: ApplyError) -> Result<Option<Outcome>, ApplyError> {
+        // A COMMIT behind SET LOCAL was not reached.
+        self.rollback().await;
         if error.disposition() != Disposition::Definite {
             return Err(error);
         }
@@ -111,16 +99,15 @@ impl Applier {
     }
 }
 
-/// The batch's steps, each with the shape that counts for itself; where every one has one.
-fn counted<'a>(context: &StageContext<'a>, effect: &NetEffect) -> Option<Vec<(Step<'a>, Shape)>> {
+/// The batch's steps, counting for themselves; where all of them can.
+fn counted<'a>(context: &StageContext<'a>, effect: &NetEffect) -> Option<Vec<Step<'a>>> {
     let mut all = Vec::new();
     for stage in &effect.stages {
         let Stage::Net(tables) = stage else {
             return None;
         };
         for step in context.plan_net(tables) {
-            let shape = step.counted()?;
-            all.push((step, shape));
+            all.push(step.counted()?);
         }
     }
     (!all.is_empty()).then_some(all)

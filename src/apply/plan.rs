@@ -39,7 +39,11 @@ pub(crate) struct Step<'a> {
 
 impl Step<'_> {
     pub(crate) fn what(&self) -> &'static str {
-        match self.shape {
+        let shape = match &self.shape {
+            Shape::Counted(shape) => shape,
+            shape => shape,
+        };
+        match shape {
             Shape::Insert | Shape::Copy | Shape::InsertIfAbsent => "insert",
             Shape::Update(_)
             | Shape::Overwrite(_)
@@ -55,14 +59,17 @@ impl Step<'_> {
         }
     }
 
-    /// The shape that finds out by itself whether each row was touched, where that has to be so.
-    pub(crate) fn counted(&self) -> Option<Shape> {
+    /// The same, failing by itself where not each row is touched; where each has to be.
+    pub(crate) fn counted(self) -> Option<Self> {
         let is_one_each = self.expected == Expected::Exactly(self.items.len() as u64);
         let is_plain = matches!(
             self.shape,
             Shape::Insert | Shape::Update(_) | Shape::Rekey(_) | Shape::Delete
         );
-        (is_one_each && is_plain).then(|| Shape::Counted(Box::new(self.shape.clone())))
+        (is_one_each && is_plain).then(|| Self {
+            shape: Shape::Counted(Box::new(self.shape)),
+            ..self
+        })
     }
 
     fn add(&mut self, item: u32) {

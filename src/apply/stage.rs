@@ -65,6 +65,28 @@ impl StageContext<'_> {
         steps: Vec<Step<'_>>,
         tally: &mut Tally,
     ) -> Result<(), ApplyError> {
+        let mut flight = self.send_ahead(session, first, &steps).await?;
+        let landed = flight.land().await;
+        landed.map_err(|error| failed(&steps, error))?;
+        let mut counts = vec![0; steps.len()];
+        for (place, rows) in flight.touched() {
+            counts[place] += rows;
+        }
+        for (step, count) in steps.iter().zip(counts) {
+            step.check(count)?;
+            tally.add_rows(step.table, step.offered, count);
+            tally.settle(&step.items);
+        }
+        Ok(())
+    }
+
+    /// Sends statements, `first` before them; of most the answers are yet to come.
+    pub(super) async fn send_ahead(
+        &self,
+        session: &mut ReplicaSession,
+        first: Option<&str>,
+        steps: &[Step<'_>],
+    ) -> Result<Flight, ApplyError> {
         // First all of these: a statement that fails would be in the way of a shape that is named.
         let copies = steps.iter().filter(|step| step.shape == Shape::Copy);
         let inserts: Vec<_> = copies.map(|step| (step.mapping, &Shape::Insert)).collect();
@@ -72,10 +94,7 @@ impl StageContext<'_> {
         let own = steps.iter().map(|step| (step.mapping, &step.shape));
         let own = session.ready(&own.collect::<Vec<_>>()).await?;
         let mut flight = session.flight();
-        let failed = |(place, error): Failed| match place.and_then(|place| steps.get(place)) {
-            Some(step) => ApplyError::statement(step.mapping, step.what(), error),
-            None => ApplyError::transaction("begin a transaction")(error),
-        };
+        let failed = |error| failed(steps, error);
         if let Some(sql) = first {
             flight.send_sql(sql).await.map_err(failed)?;
         }
@@ -97,34 +116,7 @@ impl StageContext<'_> {
                 sent.map_err(failed)?;
             }
         }
-        flight.land().await.map_err(failed)?;
-        let mut counts = vec![0; steps.len()];
-        for (place, rows) in flight.touched() {
-            counts[place] += rows;
-        }
-        for (step, count) in steps.iter().zip(counts) {
-            step.check(count)?;
-            tally.add_rows(step.table, step.offered, count);
-            tally.settle(&step.items);
-        }
-        Ok(())
-    }
-
-    /// Sends a transaction's beginning and statements that count for themselves.
-    pub(super) async fn send_counted(
-        &self,
-        flight: &mut Flight,
-        steps: &[(Step<'_>, Shape)],
-        ready: &[Arc<Ready>],
-    ) -> Result<Result<(), ApplyError>, Failed> {
-        flight.send_sql("BEGIN").await?;
-        for (place, ((step, _), ready)) in steps.iter().zip(ready).enumerate() {
-            match self.parameters(step.mapping, ready, &step.items, usize::MAX) {
-                Ok((parameters, _)) => flight.send_rows(place, ready, parameters).await?,
-                Err(error) => return Ok(Err(error)),
-            }
-        }
-        Ok(Ok(()))
+        Ok(flight)
     }
 
     /// Sends rows piece by piece, as they are made. The first one is inserted: what COPY would be
@@ -342,6 +334,14 @@ impl StageContext<'_> {
             }
             done => done,
         }
+    }
+}
+
+/// What went wrong with one of these steps, or with what came before them.
+pub(super) fn failed(steps: &[Step<'_>], (place, error): Failed) -> ApplyError {
+    match place.and_then(|place| steps.get(place)) {
+        Some(step) => ApplyError::statement(step.mapping, step.what(), error),
+        None => ApplyError::transaction("begin a transaction")(error),
     }
 }
 

@@ -158,15 +158,6 @@ pub(crate) fn statement(
     shape: &Shape,
     format: ValueFormat,
 ) -> Result<Statement, ShapeError> {
-    if let Shape::Counted(shape) = shape {
-        let Statement { sql, params } = statement(mapping, shape, format)?;
-        // Every parameter has an element for each row.
-        let sql = format!(
-            "WITH done AS ({sql} RETURNING 1) SELECT 1 / \
-             (pg_catalog.count(*) = pg_catalog.cardinality($1))::pg_catalog.int4 FROM done"
-        );
-        return Ok(Statement { sql, params });
-    }
     let mut writer = Writer {
         mapping,
         format,
@@ -189,7 +180,16 @@ pub(crate) fn statement(
         Shape::DeleteFiltered(absent) => writer.delete_filtered(absent)?,
         Shape::Exists => writer.exists()?,
         Shape::Missing(absent) => writer.missing(absent)?,
-        Shape::Counted(_) => String::new(),
+        Shape::Counted(shape) => {
+            let counted = statement(mapping, shape, format)?;
+            writer.params = counted.params;
+            // Every parameter has an element for each row.
+            format!(
+                "WITH done AS ({} RETURNING 1) SELECT 1 / \
+                 (pg_catalog.count(*) = pg_catalog.cardinality($1))::pg_catalog.int4 FROM done",
+                counted.sql
+            )
+        }
     };
     Ok(Statement {
         sql,

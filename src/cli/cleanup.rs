@@ -91,6 +91,9 @@ fn text(report: &CleanupReport, flaw: Flaw) -> String {
         ),
     }));
     lines.push(match (&report.refused, report.tables.is_empty()) {
+        (Some(why), _) if report.applied => {
+            format!("not to the end: {why}; what went is in pglockstep.repairs, as it was")
+        }
         (Some(why), _) => format!("refused, nothing was changed: {why}"),
         (None, true) => match flaw {
             Flaw::Orphans => "every row refers to one that is there".to_owned(),

@@ -67,7 +67,7 @@ impl CleanupWish {
 pub struct CleanupReport {
     /// Rows were taken away, as far as there were any.
     pub applied: bool,
-    /// Why nothing was, though it was to be.
+    /// Why nothing was, though it was to be; or why not to the end.
     pub refused: Option<String>,
     /// Table by table, and reason by reason.
     pub tables: Vec<Cleaned>,
@@ -110,7 +110,9 @@ impl CleanupReport {
     #[must_use]
     pub fn is_clean(&self) -> bool {
         let is_clean = |one: &Cleaned| one.error.is_none() && one.left.unwrap_or(one.rows) == 0;
-        self.tables.iter().all(is_clean) && self.validated.iter().all(|one| one.error.is_none())
+        self.refused.is_none()
+            && self.tables.iter().all(is_clean)
+            && self.validated.iter().all(|one| one.error.is_none())
     }
 }
 
@@ -176,7 +178,7 @@ pub async fn clean(
         let is_beyond = found.iter().any(|one| !one.is_whole)
             || found.iter().map(Found::rows_to_go).sum::<u64>() > left;
         if is_beyond {
-            let why = format!("more would go than --max-rows {most} allows: not to the end");
+            let why = format!("more would go than --max-rows {most} allows");
             report.refused = Some(why);
         }
         if has_failed || is_beyond {
@@ -188,7 +190,11 @@ pub async fn clean(
     }
     if applied && report.refused.is_none() && !has_failed && wish.flaw == Flaw::Orphans {
         tell("validating foreign keys".to_owned());
-        report.validated = validate(&config.replica, &plan, &wish.tables).await?;
+        match validate(&config.replica, &plan, &wish.tables).await {
+            Ok(validated) => report.validated = validated,
+            // What went is told all the same.
+            Err(error) => report.refused = Some(Chain(&error).to_string()),
+        }
     }
     Ok(report)
 }
