@@ -15,7 +15,7 @@ use tokio_postgres::error::SqlState;
 use super::load::Load;
 use super::oracle::{self, Oracle};
 use super::watch::{Readers, Watcher};
-use super::{Ground, as_follower, tables};
+use super::{Ground, Turn, as_follower, tables};
 use crate::faults::proxy::{Line, Proxy};
 use crate::support::{DATABASE, Daemon, Random, beside, eventually, evidence, is_soak, seed};
 
@@ -125,7 +125,7 @@ impl Field {
         let mut ground = Ground::new().await;
         let source = Proxy::start(ground.pair.source.port(), seed).await;
         let replica = Proxy::start(ground.pair.replica.port(), seed + 1).await;
-        ground.begin_anew("").await;
+        ground.begin_anew(Turn::default()).await;
         let urls = (
             ground.pair.source.url(DATABASE),
             ground.pair.replica.url(DATABASE),

@@ -3,7 +3,8 @@
 //! ```text
 //!  a loop:  empty replica ─▶ load on ─▶ daemon ─▶ kill, restart … 5 times ─▶ load off ─▶ caught up ─▶ compare
 //!                                           │ the first kill falls into the first copy;
-//!                                           │ every second loop writes large transactions in parts
+//!                                           │ a loop writes large transactions in parts, the next one copies
+//!                                           │ tables without their keys
 //!                          beside it: readers (a prefix of the history that test_decoding tells, always),
 //!                          a watcher (confirmed ≤ applied, always)
 //!                          in the source's log: what the daemon sent (reads, always)
@@ -35,8 +36,24 @@ use watch::{Readers, Watcher};
 const KILLS_A_LOOP: u32 = 5;
 /// So many loops; all but the first of them copy rows of every table.
 const FORGET_EVERY: usize = 4;
-/// A large transaction is then written in parts, and killed among them.
-const IN_PARTS: &str = "[apply]\nbatch_changes_max = 500";
+/// What loops have set, in turn: a large transaction is written in parts and killed among them, or tables
+/// are copied without their keys and killed before they have them again.
+const TURNS: [Turn; 2] = [
+    Turn {
+        copy: "",
+        more: "[apply]\nbatch_changes_max = 500",
+    },
+    Turn {
+        copy: "indexes = \"after\"",
+        more: "",
+    },
+];
+
+#[derive(Clone, Copy, Default)]
+struct Turn {
+    copy: &'static str,
+    more: &'static str,
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Victim {
@@ -64,7 +81,7 @@ async fn the_replica_is_killed() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slot_that_is_ahead_is_noticed() {
     let mut ground = Ground::new().await;
-    ground.begin_anew("").await;
+    ground.begin_anew(Turn::default()).await;
     let urls = (
         ground.pair.source.url(DATABASE),
         ground.pair.replica.url(DATABASE),
@@ -103,14 +120,18 @@ async fn run(victim: Victim, kills: u32) {
     let mut ground = Ground::new().await;
     let mut left = kills;
     let (mut number, mut defects) = (0, 0);
+    let mut streamed = 0.0;
     while left > 0 {
         let now = left.min(KILLS_A_LOOP);
         if number % FORGET_EVERY == 0 {
             ground.pair.on_source(tables::FORGET).await;
         }
-        ground.begin_anew([IN_PARTS, ""][number % 2]).await;
+        ground.begin_anew(TURNS[number % TURNS.len()]).await;
         match ground.one_loop(victim, now, &mut random).await {
-            Ok(()) => left -= now,
+            Ok(written_while_open) => {
+                left -= now;
+                streamed += written_while_open;
+            }
             Err(SourceDefect) => {
                 defects += 1;
                 assert!(defects <= 2 + number / 25, "too many to be a coincidence");
@@ -119,6 +140,11 @@ async fn run(victim: Victim, kills: u32) {
         }
         number += 1;
     }
+    // A server is killed in one loop, in which every large transaction may have been broken off.
+    assert!(
+        streamed > 0.0 || victim != Victim::Daemon,
+        "no large transaction was written while it ran"
+    );
 }
 
 /// PostgreSQL's own: from a slot that was made under such a load no session can decode the log, now
@@ -155,7 +181,7 @@ impl Ground {
         let options = PairOptions {
             // A walsender that was left behind gives the slot back soon.
             source: durable().with("wal_sender_timeout", "8s"),
-            replica: durable(),
+            replica: durable().with("log_statement", "ddl"),
         };
         let ground = Self {
             pair: Pair::start_with(options).await,
@@ -173,7 +199,7 @@ impl Ground {
         victim: Victim,
         kills: u32,
         random: &mut Random,
-    ) -> Result<(), SourceDefect> {
+    ) -> Result<f64, SourceDefect> {
         let (source_url, replica_url) = (
             self.pair.source.url(DATABASE),
             self.pair.replica.url(DATABASE),
@@ -183,11 +209,13 @@ impl Ground {
         let load = Load::start(&source_url, random);
         let readers = Readers::start(&replica_url);
         let watcher = Watcher::start(&source_url, &replica_url);
+        let keys = self.keys().await;
+        let replica_log = self.pair.replica.log().len();
         let mut daemon = Daemon::start(&self.config);
         let ended = self.kill_all(victim, kills, &mut daemon, random).await;
         let written = load.stop().await;
         let ended = match ended {
-            Ok(()) => self.catch_up(&daemon).await,
+            Ok(streamed) => self.catch_up(&daemon).await.map(|()| streamed),
             defect => defect,
         };
         let looks = readers.stop().await;
@@ -199,34 +227,40 @@ impl Ground {
         let prefixes: usize = looks.iter().map(Vec::len).sum();
         let large = oracle::count_bulk(&history);
         let samples = watcher.stop().await;
-        if ended.is_err() {
+        let Ok(streamed) = ended else {
             self.stands_at_the_defect(&daemon).await;
             daemon.terminate();
             self.expect_reads();
             return ended;
-        }
+        };
         for table in tables::COMPARED {
             self.compare(table, &daemon).await;
         }
-        let streamed = "pglockstep_streamed_transactions_total{outcome=\"committed\"}";
-        let streamed = daemon.metric(streamed).await.unwrap_or_default();
+        assert_eq!(self.keys().await, keys);
+        let copied = &self.pair.replica.log()[replica_log..];
+        let is_without_keys = copied.contains("DROP CONSTRAINT");
+        assert_eq!(is_without_keys, self.config.contains("\"after\""));
+        let streamed = streamed + streamed_by(&daemon).await;
         let said = daemon.stderr();
         assert!(
             said.contains("values=Binary") && !said.contains("values=Text"),
             "not by the fast way: {said}"
         );
+        // A replica that goes away may take the second session first.
+        let is_witnessed = !said.contains("no second session makes commits durable");
+        assert!(is_witnessed || victim == Victim::Replica, "{said}");
         daemon.terminate();
         let statements = self.expect_reads();
         eprintln!(
-            "{victim:?}: {kills} kills, {written} transactions, {large} of them large ({streamed} since the \
-             last kill written while they ran), {prefixes} prefixes read, \
+            "{victim:?}: {kills} kills, {written} transactions, {large} of them large ({streamed} \
+             written while they ran, as was told before a kill), {prefixes} prefixes read, \
              {samples} positions compared: equal; {statements} different statements, none of them a write"
         );
         assert!(
             written > 0 && prefixes > 0 && samples > 0 && statements > 0,
             "nothing was tested"
         );
-        Ok(())
+        Ok(streamed)
     }
 
     async fn kill_all(
@@ -235,18 +269,22 @@ impl Ground {
         kills: u32,
         daemon: &mut Daemon,
         random: &mut Random,
-    ) -> Result<(), SourceDefect> {
+    ) -> Result<f64, SourceDefect> {
+        let mut streamed = 0.0;
         for kill in 0..kills {
             // The first ones fall into the copy, of the others some into catching up.
             if kill > 1 && random.below(3) > 0 {
                 self.until_streaming(daemon).await?;
             }
             random.pause(0, 700).await;
+            if victim == Victim::Daemon {
+                streamed += streamed_by(daemon).await;
+            }
             self.kill(victim, daemon, random).await;
         }
         self.until_streaming(daemon).await?;
         random.pause(200, 600).await;
-        Ok(())
+        Ok(streamed)
     }
 
     /// What the daemon has sent to the source since the last look; how many different statements.
@@ -257,9 +295,9 @@ impl Ground {
     }
 
     /// An empty replica and no slot; the source keeps its rows.
-    async fn begin_anew(&mut self, more: &str) {
+    async fn begin_anew(&mut self, Turn { copy, more }: Turn) {
         let more = format!(
-            "[retry]\ndelay_min = \"50ms\"\ndelay_max = \"500ms\"\n[copy]\nworkers = 2\n{more}"
+            "[retry]\ndelay_min = \"50ms\"\ndelay_max = \"500ms\"\n[copy]\nworkers = 2\n{copy}\n{more}"
         );
         let source = self.pair.source.url(DATABASE);
         let config = self.pair.config(&more);
@@ -363,12 +401,28 @@ impl Ground {
         }
     }
 
+    /// Each key and index of the replica's own tables.
+    async fn keys(&self) -> Vec<String> {
+        let all = "SELECT indexdef FROM pg_indexes WHERE schemaname = 'public' UNION ALL \
+                   SELECT conrelid::regclass || ' ' || conname || ' ' || pg_get_constraintdef(oid) \
+                   FROM pg_constraint WHERE connamespace = 'public'::regnamespace ORDER BY 1";
+        let (_, replica) = self.pair.clients().await;
+        let rows = replica.query(all, &[]).await.unwrap();
+        rows.iter().map(|row| row.get(0)).collect()
+    }
+
     async fn compare(&self, table: &str, daemon: &Daemon) {
         let (source, replica) = self.pair.clients().await;
         if let Some(differences) = tables::differences(&source, &replica, table).await {
             panic!("{table}: {differences}\n{}", daemon.stderr());
         }
     }
+}
+
+/// Transactions that this daemon has written while they ran.
+async fn streamed_by(daemon: &Daemon) -> f64 {
+    let committed = "pglockstep_streamed_transactions_total{outcome=\"committed\"}";
+    daemon.metric(committed).await.unwrap_or_default()
 }
 
 impl Random {
