@@ -1,7 +1,8 @@
 //! Each fast way to write is taken, and given up where it may not be taken: as the servers' logs tell.
 
 use crate::support::{Line, Pair, PairOptions, Scenario, eventually};
-use pglockstep::demo::cluster::ClusterOptions;
+use crate::wire::authority::Authority;
+use pglockstep::demo::cluster::{Cluster, ClusterOptions};
 use regex::Regex;
 
 /// Servers that log every statement they are given.
@@ -226,5 +227,61 @@ async fn a_large_table_is_copied_in_ranges_and_a_small_one_whole() {
     assert!(sessions.iter().any(|id| *id != sessions[0]), "{sessions:?}");
     let small = found(&source, r#"(COPY \(SELECT .*"small".*)"#);
     assert!(small.len() == 1 && !small[0].contains("ctid"), "{small:?}");
+    s.end(daemon).await;
+}
+
+/// How to reach it by TLS, with a certificate of its own.
+async fn secured(cluster: &Cluster, database: &str) -> String {
+    let (certificate, key) = Authority::self_signed("localhost");
+    cluster.write_file("server.key", key.as_bytes()).unwrap();
+    let root = cluster
+        .write_file("server.crt", certificate.as_bytes())
+        .unwrap();
+    cluster.alter_system("ssl", "on").await.unwrap();
+    format!(
+        "postgresql://postgres@localhost:{}/{database}?hostaddr=127.0.0.1&sslmode=verify-full&sslrootcert={}",
+        cluster.port(),
+        root.display()
+    )
+}
+
+/// While it naps, what TLS keeps back must not be taken for silence.
+#[tokio::test]
+async fn a_busy_stream_comes_over_tls() {
+    let pair = Pair::start_with(PairOptions::default()).await;
+    let mut s = Scenario::on_pair(&pair, "busy_tls").await;
+    s.source_by(secured(&pair.source, "busy_tls").await);
+    s.replica_by(secured(&pair.replica, "busy_tls").await);
+    s.on_both(
+        "CREATE TABLE t (id int PRIMARY KEY, v text); ALTER TABLE t ALTER v SET STORAGE EXTERNAL",
+    )
+    .await;
+    s.publish_all().await;
+    let mut daemon = s.start("").await;
+    s.caught_up(&daemon).await;
+    daemon.terminate();
+    // Messages of every length below and above a record's 16 KiB, then a backlog of small ones.
+    s.on_source("INSERT INTO t SELECT g, repeat('x', g * 97) FROM generate_series(1, 600) g")
+        .await;
+    s.on_source(
+        "DO $$ BEGIN FOR n IN 1..2000 LOOP \
+         INSERT INTO t SELECT n * 1000 + g, 'row ' || g FROM generate_series(1, 25) g; COMMIT; \
+         END LOOP; END $$",
+    )
+    .await;
+    daemon = s.start("").await;
+    s.in_step(&daemon, &["SELECT * FROM t"]).await;
+    // On it goes, one at a time and all at once.
+    for rows in [1, 20_000, 1] {
+        s.on_source(&format!(
+            "UPDATE t SET v = v || '.' WHERE id IN (SELECT id FROM t ORDER BY id LIMIT {rows})"
+        ))
+        .await;
+        s.in_step(&daemon, &["SELECT * FROM t"]).await;
+    }
+    let by_tls = "SELECT bool_and(ssl) AND count(*) > 0 FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) \
+                  WHERE datname = 'busy_tls' AND application_name LIKE '%pglockstep%'";
+    assert_eq!(s.one(by_tls).await, "t");
+    assert_eq!(s.replica_one(by_tls).await, "t");
     s.end(daemon).await;
 }
