@@ -128,8 +128,15 @@ enum Transaction {
 /// Plans are for nested loops into the replica's indexes, whatever the number of rows:
 /// the planner would guess, and a wrong guess is a scan of the table for each batch. Rows
 /// without a key are found by a scan whatever is set here: `full_statement.rs`.
+///
+/// Only transactions that are begun by [`BEGIN`] may write.
 const APPLY_SETTINGS: &str = "SET enable_hashjoin = off; SET enable_mergejoin = off; \
-     SET enable_seqscan = off; SET plan_cache_mode = force_generic_plan; SET jit = off";
+     SET enable_seqscan = off; SET plan_cache_mode = force_generic_plan; SET jit = off; \
+     SET default_transaction_read_only = on";
+
+/// Statements are on the wire behind it before it is answered. Where it fails, cancelled by somebody, each of
+/// them is a transaction of its own, which the session's default keeps from writing.
+const BEGIN: &str = "BEGIN READ WRITE";
 
 impl Applier {
     /// Prepares a fresh session of the replica for writing.
@@ -237,11 +244,7 @@ impl Applier {
         skipped: bool,
         applied: Lsn,
     ) -> Result<(), ApplyError> {
-        if self.transaction == Transaction::None {
-            let begun = self.session.client.batch_execute("BEGIN").await;
-            begun.map_err(ApplyError::transaction("begin a transaction"))?;
-            self.transaction = Transaction::Open;
-        }
+        self.begin().await?;
         if let Err(error) = self
             .store
             .release(&*self.session.client, source_oid, skipped)
@@ -253,6 +256,16 @@ impl Applier {
         self.commit(applied, Durability::Durable).await
     }
 
+    /// Opens a transaction, if there is none.
+    async fn begin(&mut self) -> Result<(), ApplyError> {
+        if self.transaction == Transaction::None {
+            let begun = self.session.client.batch_execute(BEGIN).await;
+            begun.map_err(ApplyError::transaction("begin a transaction"))?;
+            self.transaction = Transaction::Open;
+        }
+        Ok(())
+    }
+
     /// Moves the position and commits.
     ///
     /// A position that moves without data always waits for the disk.
@@ -261,10 +274,11 @@ impl Applier {
     /// The transaction is then rolled back whole, or its outcome is unknown: whoever
     /// connects next reads the position to learn it.
     pub async fn commit(&mut self, applied: Lsn, durability: Durability) -> Result<(), ApplyError> {
-        if self.transaction == Transaction::None {
-            // Nothing was written: the position moves by itself.
-            return Ok(self.store.advance(&*self.session.client, applied).await?);
-        }
+        let durability = match self.transaction {
+            Transaction::None => Durability::Durable,
+            Transaction::Open => durability,
+        };
+        self.begin().await?;
         let committed = self.commit_behind(None, applied, durability).await;
         committed.map_err(|uncommitted| match uncommitted {
             Uncommitted::Before((_, error)) => ApplyError::transaction("write")(error),
@@ -287,7 +301,7 @@ impl Applier {
         // One round trip: where the position cannot be moved, the server has rolled back by the
         // time it comes to COMMIT. Answers are taken in their order: one that nobody takes holds
         // up those behind it.
-        let mut moving = Box::pin(self.store.advance_prepared(&client, &self.advance, applied));
+        let mut moving = Box::pin(self.store.advance(&client, &self.advance, applied));
         let moved = poll_once(&mut moving).await;
         let fault = |fault| Uncommitted::At(ApplyError::from(fault));
         faults::at("apply.position_moved").await.map_err(fault)?;

@@ -14,7 +14,9 @@ use super::net_effect::{NetEffect, Stage, net_effect};
 use super::plan::{StageContext, Step};
 use super::stage::failed;
 use super::tally::{Tally, tell};
-use super::{Applier, ApplyError, Batch, Outcome, Transaction, Uncommitted, Written, is_written};
+use super::{
+    Applier, ApplyError, BEGIN, Batch, Outcome, Transaction, Uncommitted, Written, is_written,
+};
 use crate::pg::{Disposition, Lsn};
 use crate::progress::Durability;
 
@@ -68,7 +70,7 @@ impl Applier {
         };
         self.begin_batch().await?;
         self.transaction = Transaction::Open;
-        let sent = context.send_ahead(&mut self.session, Some("BEGIN"), &steps);
+        let sent = context.send_ahead(&mut self.session, Some(BEGIN), &steps);
         let flight = match sent.await {
             Ok(flight) => flight,
             Err(error) => return self.unless_definite(error).await,

@@ -1,7 +1,7 @@
 //! Transactions beside the main one: a second session that moves the same position, and savepoints
 //! in its transaction.
 
-use super::{Applier, ApplyError, Transaction};
+use super::{Applier, ApplyError, BEGIN, Transaction};
 use crate::conn::{Endpoint, Session};
 use crate::faults;
 use crate::pg::ServerError;
@@ -69,9 +69,9 @@ impl Applier {
     /// When the server refuses.
     pub async fn savepoint(&mut self, number: u32) -> Result<(), ApplyError> {
         let begin = match (self.transaction, self.is_replica_role) {
-            (Transaction::Open, _) => "",
-            (Transaction::None, true) => "BEGIN; ",
-            (Transaction::None, false) => "BEGIN; SET CONSTRAINTS ALL DEFERRED; ",
+            (Transaction::Open, _) => String::new(),
+            (Transaction::None, true) => format!("{BEGIN}; "),
+            (Transaction::None, false) => format!("{BEGIN}; SET CONSTRAINTS ALL DEFERRED; "),
         };
         let set = format!("{begin}SAVEPOINT s{number}");
         let set = self.session.client.batch_execute(&set).await;

@@ -20,7 +20,7 @@ use super::net_effect::{self, NetEffect};
 use super::plan::StageContext;
 use super::resolve::{Conflicts, Resolver};
 use super::tally::Tally;
-use super::{Applier, Outcome, Transaction};
+use super::{Applier, BEGIN, Outcome, Transaction};
 use crate::mapping::TableMapping;
 use crate::pg::{QualifiedName, ValueFormat};
 use std::collections::BTreeMap;
@@ -38,11 +38,11 @@ impl Applier {
         self.begin_batch().await?;
         let is_part = self.transaction == Transaction::Open;
         let begin = match (is_part, self.is_replica_role) {
-            (true, _) => "SAVEPOINT part",
-            (false, true) => "BEGIN",
-            (false, false) => "BEGIN; SET CONSTRAINTS ALL DEFERRED",
+            (true, _) => "SAVEPOINT part".to_owned(),
+            (false, true) => BEGIN.to_owned(),
+            (false, false) => format!("{BEGIN}; {DEFER}"),
         };
-        let mut done = self.run_sets(batch, begin).await;
+        let mut done = self.run_sets(batch, &begin).await;
         let mut noted = Vec::new();
         while !self.session.is_out_of_step
             && let Err(error) = &done
@@ -120,11 +120,11 @@ impl Applier {
     /// Back to where the batch began, ready to write it again.
     async fn undo(&mut self, is_part: bool) -> Result<(), ApplyError> {
         let sql = if is_part {
-            "ROLLBACK TO SAVEPOINT part"
+            "ROLLBACK TO SAVEPOINT part".to_owned()
         } else {
-            "ROLLBACK; BEGIN"
+            format!("ROLLBACK; {BEGIN}")
         };
-        let undone = self.session.client.batch_execute(sql).await;
+        let undone = self.session.client.batch_execute(&sql).await;
         undone.map_err(ApplyError::transaction("roll back"))
     }
 

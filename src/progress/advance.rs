@@ -1,45 +1,17 @@
 //! Moves the position: the last statement before COMMIT in the transaction whose data it speaks of.
 //!
-//! It names the epoch of the pipeline's owner, and must touch one row. Whoever looks at the answer
-//! before COMMIT goes out sees that; a COMMIT that goes out at once needs a statement that fails by
-//! itself, so that the server rolls back.
+//! It names the epoch of the pipeline's owner, and must touch one row. COMMIT goes out at once behind it, so
+//! it fails by itself where it does not, and the server rolls back.
 
 use super::{ProgressError, Store};
 use crate::faults::{Bug, planted};
 use crate::pg::Lsn;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
-use tokio_postgres::{Client, GenericClient, Statement};
+use tokio_postgres::{Client, Statement};
 
 impl Store {
-    /// Moves the position. Part of the transaction whose data it speaks of; must be its
-    /// last statement before COMMIT, since a failed statement before it makes it fail too.
-    ///
-    /// # Errors
-    /// When the statement fails or the pipeline has another owner.
-    pub async fn advance(
-        &self,
-        client: &impl GenericClient,
-        applied: Lsn,
-    ) -> Result<(), ProgressError> {
-        let sql = "UPDATE pglockstep.pipelines SET \
-                   applied_lsn = GREATEST(applied_lsn, $3), \
-                   updated_at = pg_catalog.now() WHERE name = $1 AND epoch = $2";
-        let touched = client
-            .execute_typed(
-                sql,
-                &[
-                    (&self.pipeline, Type::TEXT),
-                    (&self.epoch, Type::INT8),
-                    (&applied, Type::PG_LSN),
-                ],
-            )
-            .await
-            .map_err(ProgressError::doing("move the position"))?;
-        self.expect_one(touched)
-    }
-
-    /// Prepares [`advance_prepared`](Self::advance_prepared).
+    /// Prepares [`advance`](Self::advance).
     ///
     /// # Errors
     /// When the server refuses.
@@ -59,12 +31,12 @@ impl Store {
         prepared.map_err(ProgressError::doing("move the position"))
     }
 
-    /// As [`advance`](Self::advance), by a statement that fails where the pipeline has another owner: a
-    /// COMMIT may be sent behind it without a look at its answer.
+    /// Moves the position. Part of the transaction whose data it speaks of; must be its last statement
+    /// before COMMIT, which may be sent behind it without a look at its answer.
     ///
     /// # Errors
     /// When the statement fails or the pipeline has another owner.
-    pub async fn advance_prepared(
+    pub async fn advance(
         &self,
         client: &Client,
         prepared: &Statement,

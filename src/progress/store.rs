@@ -300,11 +300,17 @@ impl Store {
     /// # Errors
     /// When the query fails.
     pub async fn await_position(&self, client: &Client) -> Result<(), ProgressError> {
-        let sql = "SELECT 1 FROM pglockstep.pipelines WHERE name = $1 FOR UPDATE";
-        let waited = client.query(sql, &[&self.pipeline]).await;
-        waited
-            .map(drop)
-            .map_err(ProgressError::doing("wait for the position"))
+        // A lock on a row is a write to the server, and the session may write only so.
+        let sql = format!(
+            "BEGIN READ WRITE; \
+             SELECT 1 FROM pglockstep.pipelines WHERE name = {} FOR UPDATE; COMMIT",
+            quote_literal(&self.pipeline)
+        );
+        let waited = client.batch_execute(&sql).await;
+        if waited.is_err() {
+            let _ = client.batch_execute("ROLLBACK").await;
+        }
+        waited.map_err(ProgressError::doing("wait for the position"))
     }
 
     /// As [`prove_ownership`](Self::prove_ownership), for sessions that take text: yields a row,

@@ -1,6 +1,6 @@
 //! Each fast way to write is taken, and given up where it may not be taken: as the servers' logs tell.
 
-use crate::support::{Line, Pair, PairOptions, Scenario, eventually};
+use crate::support::{Line, Pair, PairOptions, Scenario, eventually, samples};
 use crate::wire::authority::Authority;
 use pglockstep::demo::cluster::{Cluster, ClusterOptions};
 use regex::Regex;
@@ -154,6 +154,42 @@ async fn a_small_batch_goes_in_one_go_with_its_commit() {
     }
     let conflicts = "pglockstep_conflicts_total{table=\"public.a\",kind=\"update_missing\"}";
     assert_eq!(daemon.metric(conflicts).await, Some(1.0));
+    s.end(daemon).await;
+}
+
+/// Somebody may cancel just this: what is on the wire behind it must not become transactions of its own.
+#[tokio::test]
+async fn what_follows_a_begin_that_fails_writes_nothing() {
+    let pair = telling().await;
+    let mut s = Scenario::on_pair(&pair, "no_begin").await;
+    let line = Line::start(pair.replica.port()).await;
+    s.replica_by(line.url("no_begin"));
+    s.on_both("CREATE TABLE a (id int PRIMARY KEY, v int)")
+        .await;
+    s.publish_all().await;
+    let daemon = s.start("").await;
+    let all = ["SELECT * FROM a"];
+    s.on_source("INSERT INTO a VALUES (1, 1)").await;
+    s.in_step(&daemon, &all).await;
+    // In one go, and the usual way, in which the rows are copied.
+    let rows = ["(2, 2), (3, 3)".to_owned(), many()];
+    for rows in &rows {
+        line.spoil(["BEGIN READ WRITE", "BEGIN READ WRONG"]);
+        s.on_source(&format!(
+            "BEGIN; INSERT INTO a VALUES {rows}; UPDATE a SET v = v + 1 WHERE id = 1; COMMIT"
+        ))
+        .await;
+        s.in_step(&daemon, &all).await;
+        assert!(line.has_spoiled());
+    }
+    let log = pair.replica.log();
+    let (_, behind) = log.split_once("BEGIN READ WRONG").unwrap();
+    assert!(behind.contains("in a read-only transaction"), "{behind}");
+    let conflicts = samples(&daemon, "pglockstep_conflicts_total").await;
+    assert!(
+        conflicts.values().all(|count| *count == 0.0),
+        "{conflicts:?}"
+    );
     s.end(daemon).await;
 }
 

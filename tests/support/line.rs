@@ -17,8 +17,12 @@ pub struct Line {
     port: u16,
     to_server: Arc<Mutex<Vec<Socket>>>,
     said: Arc<Mutex<Vec<u8>>>,
+    spoils: Spoils,
     carrying: JoinHandle<()>,
 }
+
+/// What comes next in these words arrives in those, of the same length.
+type Spoils = Arc<Mutex<Option<[&'static str; 2]>>>;
 
 impl Line {
     pub async fn start(server_port: u16) -> Self {
@@ -28,6 +32,8 @@ impl Line {
         let kept = Arc::clone(&to_server);
         let said = Arc::new(Mutex::new(Vec::new()));
         let heard = Arc::clone(&said);
+        let spoils = Spoils::default();
+        let spoiling = Arc::clone(&spoils);
         let carrying = tokio::spawn(async move {
             let mut connections = JoinSet::new();
             loop {
@@ -41,13 +47,13 @@ impl Line {
                 kept.lock()
                     .unwrap()
                     .push(SockRef::from(&server).try_clone().unwrap());
-                let heard = Arc::clone(&heard);
+                let (heard, spoiling) = (Arc::clone(&heard), Arc::clone(&spoiling));
                 connections.spawn(async move {
                     let (mut asking, mut answered) = client.split();
                     let (mut answering, mut asked) = server.split();
                     // Either end may go away.
                     tokio::select! {
-                        _ = carry(&mut asking, &mut asked, &heard) => {}
+                        _ = carry(&mut asking, &mut asked, &heard, &spoiling) => {}
                         _ = tokio::io::copy(&mut answering, &mut answered) => {}
                     }
                     // What we keep of it would hold it open.
@@ -59,6 +65,7 @@ impl Line {
             port,
             to_server,
             said,
+            spoils,
             carrying,
         }
     }
@@ -81,6 +88,17 @@ impl Line {
         all.filter(|some| *some == words.as_bytes()).count()
     }
 
+    /// The next time that the one is said to the server, it hears the other.
+    pub fn spoil(&self, words: [&'static str; 2]) {
+        assert_eq!(words[0].len(), words[1].len());
+        *self.spoils.lock().unwrap() = Some(words);
+    }
+
+    /// Whether that has been.
+    pub fn has_spoiled(&self) -> bool {
+        self.spoils.lock().unwrap().is_none()
+    }
+
     /// As when the host loses its power. Its own end is closed, should it still run.
     pub async fn die(&mut self) {
         for socket in self.to_server.lock().unwrap().iter() {
@@ -97,6 +115,7 @@ async fn carry(
     from: &mut ReadHalf<'_>,
     to: &mut WriteHalf<'_>,
     said: &Mutex<Vec<u8>>,
+    spoils: &Mutex<Option<[&str; 2]>>,
 ) -> std::io::Result<()> {
     let mut bytes = [0; 8192];
     loop {
@@ -105,6 +124,14 @@ async fn carry(
             return Ok(());
         }
         said.lock().unwrap().extend_from_slice(&bytes[..count]);
+        spoils.lock().unwrap().take_if(|[words, others]| {
+            let mut all = bytes[..count].windows(words.len());
+            let at = all.position(|some| some == words.as_bytes());
+            if let Some(at) = at {
+                bytes[at..at + others.len()].copy_from_slice(others.as_bytes());
+            }
+            at.is_some()
+        });
         to.write_all(&bytes[..count]).await?;
     }
 }
