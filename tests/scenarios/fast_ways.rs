@@ -235,6 +235,47 @@ async fn many_rows_are_copied_where_types_are_alike_and_inserted_elsewhere() {
 }
 
 #[tokio::test]
+async fn values_are_handed_on_where_types_are_alike_and_converted_elsewhere() {
+    let pair = telling().await;
+    let s = Scenario::on_pair(&pair, "handed_on").await;
+    s.on_both("CREATE TABLE alike (id int PRIMARY KEY, v int)")
+        .await;
+    s.on_source("CREATE TABLE other (id int PRIMARY KEY, v int)")
+        .await;
+    s.on_replica("CREATE TABLE other (id int PRIMARY KEY, v bigint)")
+        .await;
+    s.on_source("INSERT INTO alike VALUES (1, 1); INSERT INTO other VALUES (1, 1)")
+        .await;
+    s.publish_all().await;
+    let daemon = s.start("").await;
+    let all = ["SELECT * FROM alike", "SELECT * FROM other"];
+    s.in_step(&daemon, &all).await;
+    let copies = |log: &str, format: &str| {
+        let pattern = format!(r#"COPY .*"public"\."(\w+)".*\(FORMAT {format}\)"#);
+        found(log, &pattern)
+    };
+    for log in [pair.source.log(), pair.replica.log()] {
+        assert_eq!(copies(&log, "binary"), ["alike"]);
+        assert_eq!(copies(&log, "text"), ["other"]);
+    }
+    s.on_source("INSERT INTO alike VALUES (2, 2); UPDATE alike SET v = 3 WHERE id = 1")
+        .await;
+    s.on_source("INSERT INTO other VALUES (2, 2); UPDATE other SET v = 3 WHERE id = 1")
+        .await;
+    s.in_step(&daemon, &all).await;
+    // An array of the table's own rows, or one of each column.
+    let log = pair.replica.log();
+    let writes = |array: &str| {
+        let pattern =
+            format!(r#"(?:INSERT INTO|UPDATE ONLY) "public"\."(\w+)".*unnest\(\$1::{array}"#);
+        found(&log, &pattern)
+    };
+    assert_eq!(writes(r#""public"\."alike"\[\]"#), ["alike", "alike"]);
+    assert_eq!(writes(r#""pg_catalog"\."int4"\[\]"#), ["other", "other"]);
+    s.end(daemon).await;
+}
+
+#[tokio::test]
 async fn a_large_table_is_copied_in_ranges_and_a_small_one_whole() {
     let pair = telling().await;
     let s = Scenario::on_pair(&pair, "ranges").await;
