@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
 use tokio_postgres::Client;
 
-use crate::daemon::Daemon;
+use crate::daemon::{Daemon, Sections};
 use crate::ground::{DATABASE, Ground, PUBLICATION};
 
 /// The subscription, and its slot on the source.
@@ -75,7 +75,11 @@ impl Running {
             ground.replica.execute(DATABASE, &enable).await?;
             return Ok(Self::Native);
         }
-        Daemon::spawn(ground, contender, tables).map(Self::Daemon)
+        let sections = Sections {
+            tables,
+            ..Sections::default()
+        };
+        Daemon::spawn(ground, contender, &sections).map(Self::Daemon)
     }
 
     pub fn daemon(&mut self) -> Option<&mut Daemon> {

@@ -16,23 +16,35 @@ pub struct Daemon {
     config: tempfile::TempPath,
 }
 
-impl Daemon {
-    /// `tables` are rules of its mapping, as the configuration has them.
-    pub fn spawn(ground: &Ground, contender: Contender, tables: &str) -> Result<Self> {
-        let listen = "[http]\nlisten = \"127.0.0.1:0\"\n";
-        Self::spawn_with(ground, contender, tables, listen)
-    }
+/// Sections of its configuration, beside the connections.
+pub struct Sections<'a> {
+    pub http: &'a str,
+    pub verify: &'a str,
+    /// Rules of its mapping.
+    pub tables: &'a str,
+}
 
-    /// With this in the place of the endpoints' settings.
-    pub fn spawn_with(
-        ground: &Ground,
-        contender: Contender,
-        tables: &str,
-        listen: &str,
-    ) -> Result<Self> {
+impl Default for Sections<'_> {
+    /// It compares nothing by itself.
+    fn default() -> Self {
+        Self {
+            http: "listen = \"127.0.0.1:0\"",
+            verify: "every = \"0s\"\ncounts_every = \"0s\"",
+            tables: "",
+        }
+    }
+}
+
+impl Daemon {
+    pub fn spawn(ground: &Ground, contender: Contender, sections: &Sections<'_>) -> Result<Self> {
+        let Sections {
+            http,
+            verify,
+            tables,
+        } = sections;
         let config = format!(
             "name = \"{}\"\n[source]\nurl = \"{}\"\npublication = \"{PUBLICATION}\"\nslot = \"{}\"\n\
-             [replica]\nurl = \"{}\"\n{listen}[verify]\nevery = \"0s\"\ncounts_every = \"0s\"\n{tables}",
+             [replica]\nurl = \"{}\"\n[http]\n{http}\n[verify]\n{verify}\n{tables}",
             contender.pipeline(),
             ground.source.url(DATABASE),
             contender.slot(),

@@ -4,14 +4,14 @@
 //! ```text
 //!  comparing  `verify` of one table ◀─ in turns ─▶ count and hash of its text by hand, on both sides at once
 //!  cuts       a writer at a rate, comparisons one after the other ─▶ how late changes were, at most
-//!  beside     a writer followed ◀─ in turns ─▶ the same while a table is compared all the time
+//!  beside     a writer followed ◀─ in turns ─▶ the same while the daemon compares as often as it may
 //! ```
 
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use pglockstep::demo::cluster::Cluster;
@@ -20,8 +20,8 @@ use tokio::process::{Child, Command};
 use tokio_postgres::Client;
 
 use crate::arguments::Arguments;
-use crate::contender::{Contender, LOOK_EVERY, Running, holds, is_in_step};
-use crate::daemon::Daemon;
+use crate::contender::{Contender, Running, holds, is_in_step};
+use crate::daemon::{Daemon, Sections};
 use crate::ground::{DATABASE, Ground, Sentinel};
 use crate::processes::resident_mib_max;
 use crate::report::Results;
@@ -33,6 +33,16 @@ pub const NAME: &str = "proving";
 const RATE: u32 = 5_000;
 const CLIENTS: u32 = 8;
 const RATED_SECONDS: u32 = 30;
+
+/// What it is written into, every ten seconds at most; then it rests nineteen times as long as that took.
+const COMPARES_OFTEN: &str = "every = \"10s\"\n[[tables]]\nsource = \"public.hit\"\n\
+     [[tables]]\nsource = \"public.sentinel\"";
+
+/// Rows are being read: what is at the source by now is in the cut, and all that comes is not.
+const IS_COMPARING: &str = "SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() \
+     AND pid <> pg_backend_pid() AND backend_xmin IS NOT NULL AND query LIKE '%\"hit\"%'";
+const HAS_COMPARED: &str =
+    "SELECT count(*) > 0 FROM pglockstep.proofs WHERE NOT counts_only AND source_table = 'hit'";
 
 const TABLES: &str = "CREATE TABLE compared (id bigint PRIMARY KEY, kind int NOT NULL, amount numeric(12, 2), \
      name text, made timestamptz, is_open boolean, ratio float8); \
@@ -47,7 +57,7 @@ pub struct Proving {
     pub by_verify: Vec<f64>,
     pub daemon_mib_max: f64,
     pub cuts: Option<Cuts>,
-    /// Seconds until a writer's changes are there, alone and beside a comparison.
+    /// Seconds until a writer's changes are there, alone and while the daemon compares.
     pub changes: u64,
     pub alone: Vec<f64>,
     pub beside: Vec<f64>,
@@ -73,10 +83,16 @@ pub async fn measure(arguments: &Arguments, results: &mut Results) -> Result<()>
          '2024-01-01 00:00+00'::timestamptz + i * interval '1 second', i % 3 = 0, i / 3.0 \
          FROM generate_series(1, {rows}) AS i"
     );
-    ground.take(&[Step::Sql(seed)]).await?;
+    // Compared in a second or so: with the rest after it that is as long as a writer is followed.
+    let part = rows / 6;
+    let hit = format!("INSERT INTO hit (n) SELECT 0 FROM generate_series(1, {part})");
+    ground.take(&[Step::Sql(seed), Step::Sql(hit)]).await?;
     let port = free_port()?;
-    let listen = format!("[http]\nlisten = \"127.0.0.1:{port}\"\n");
-    let mut running = Running::Daemon(Daemon::spawn_with(&ground, Contender::Ours, "", &listen)?);
+    let sections = Sections {
+        http: &format!("listen = \"127.0.0.1:{port}\""),
+        ..Sections::default()
+    };
+    let mut running = Running::Daemon(Daemon::spawn(&ground, Contender::Ours, &sections)?);
     let (source, replica) = (
         ground.source.connect(DATABASE).await?,
         ground.replica.connect(DATABASE).await?,
@@ -175,6 +191,12 @@ fn in_sync(output: Output) -> Result<()> {
 
 async fn cuts(ground: &Ground, daemon: &Daemon, port: u16, arguments: &Arguments) -> Result<Cuts> {
     let seconds = if arguments.smoke { 2 } else { RATED_SECONDS };
+    let source = ground.source.connect(DATABASE).await?;
+    let hits = async || -> Result<i64> {
+        let row = source.query_one("SELECT count(*) FROM hit", &[]).await?;
+        Ok(row.get(0))
+    };
+    let hits_before = hits().await?;
     let before = Held::read(port)?;
     let begun = Instant::now();
     let mut writer = write_at_rate(&ground.source, seconds)?;
@@ -188,9 +210,7 @@ async fn cuts(ground: &Ground, daemon: &Daemon, port: u16, arguments: &Arguments
     }
     let elapsed = begun.elapsed().as_secs_f64();
     ensure!(writer.wait().await?.success(), "pgbench failed");
-    let source = ground.source.connect(DATABASE).await?;
-    let row = source.query_one("SELECT count(*) FROM hit", &[]).await?;
-    let written: i64 = row.get(0);
+    let written = hits().await? - hits_before;
     let after = Held::read(port)?;
     let made = after.count - before.count;
     ensure!(
@@ -288,7 +308,7 @@ fn whole(number: f64) -> u64 {
 }
 
 async fn beside(ground: &mut Ground, arguments: &Arguments, proving: &mut Proving) -> Result<()> {
-    let transactions = arguments.size().of(80_000);
+    let transactions = arguments.size().of(240_000);
     ground.put_aside().await?;
     proving.changes = u64::from(transactions) * 25;
     for pair in 0..arguments.pairs {
@@ -296,10 +316,10 @@ async fn beside(ground: &mut Ground, arguments: &Arguments, proving: &mut Provin
         if pair % 2 == 1 {
             turns.reverse();
         }
-        for is_beside in turns {
+        for compares in turns {
             ground.restore().await?;
-            let seconds = follow(ground, transactions, is_beside).await?;
-            let (name, list) = match is_beside {
+            let seconds = follow(ground, transactions, compares).await?;
+            let (name, list) = match compares {
                 false => ("alone", &mut proving.alone),
                 true => ("beside", &mut proving.beside),
             };
@@ -315,20 +335,28 @@ async fn beside(ground: &mut Ground, arguments: &Arguments, proving: &mut Provin
 }
 
 /// A writer that never waits, until all of it is on the replica.
-async fn follow(ground: &Ground, transactions: u32, is_beside: bool) -> Result<f64> {
+async fn follow(ground: &Ground, transactions: u32, compares: bool) -> Result<f64> {
     let (source, replica) = (
         ground.source.connect(DATABASE).await?,
         ground.replica.connect(DATABASE).await?,
     );
-    let mut running = Running::begin(ground, Contender::Ours, "").await?;
+    let sections = match compares {
+        true => Sections {
+            verify: COMPARES_OFTEN,
+            ..Sections::default()
+        },
+        false => Sections::default(),
+    };
+    let daemon = Daemon::spawn(ground, Contender::Ours, &sections)?;
+    let mut running = Running::Daemon(daemon);
     let fact = async || is_in_step(Contender::Ours, &source, &replica).await;
     running.wait_until("the stream", fact).await?;
-    let daemon = running.daemon().context("a daemon was started")?;
-    // It has its cut before there is anything to apply, and takes longer than the writer.
-    let comparing = match is_beside {
-        true => Some(begin_comparing(daemon, &replica).await?),
-        false => None,
-    };
+    if compares {
+        let fact = async || {
+            Ok(holds(&source, IS_COMPARING).await? || holds(&replica, HAS_COMPARED).await?)
+        };
+        running.wait_until("a comparison", fact).await?;
+    }
     let begun = Instant::now();
     let steps = [Step::Sql(format!(
         "DO $do$ BEGIN FOR t IN 1..{transactions} LOOP \
@@ -340,10 +368,10 @@ async fn follow(ground: &Ground, transactions: u32, is_beside: bool) -> Result<f
     let fact = async || Ok(sentinel.value().await? == Some(backlog.sentinel));
     running.wait_until("the last change", fact).await?;
     let seconds = begun.elapsed().as_secs_f64();
-    if let Some(verb) = comparing {
-        in_sync(verb.wait_with_output().await?)?;
-        let compared = begun.elapsed().as_secs_f64();
-        println!("    compared for {compared:.2} s");
+    if compares {
+        let fact = async || holds(&replica, HAS_COMPARED).await;
+        running.wait_until("what was found", fact).await?;
+        tell_turns(&replica).await?;
     }
     ground.must_equal(&ground.expected_tables().await?).await?;
     if let Running::Daemon(daemon) = running {
@@ -352,20 +380,17 @@ async fn follow(ground: &Ground, transactions: u32, is_beside: bool) -> Result<f
     Ok(seconds)
 }
 
-/// Returns when the rows are being read.
-async fn begin_comparing(daemon: &Daemon, replica: &Client) -> Result<Child> {
-    let verb = verify(daemon, &["public.compared"]).await?;
-    let begun = Instant::now();
-    let sql = "SELECT count(*) > 0 FROM pglockstep.verifications \
-               WHERE state = 'running' AND progress LIKE 'comparing%'";
-    while !holds(replica, sql).await? {
-        ensure!(
-            begun.elapsed() < Duration::from_secs(60),
-            "no comparison begins"
-        );
-        tokio::time::sleep(LOOK_EVERY).await;
+/// What the daemon has compared by itself.
+async fn tell_turns(replica: &Client) -> Result<()> {
+    let sql = "SELECT source_table, count(*), sum(seconds), bool_and(in_sync) FROM pglockstep.proofs \
+               WHERE NOT counts_only AND source_table = 'hit' GROUP BY 1";
+    let rows = replica.query(sql, &[]).await?;
+    for row in rows {
+        let (table, times, seconds): (String, i64, f64) = (row.get(0), row.get(1), row.get(2));
+        ensure!(row.get::<_, bool>(3), "{table} is not in sync");
+        println!("    {table} compared {times} times, {seconds:.2} s");
     }
-    Ok(verb)
+    Ok(())
 }
 
 fn free_port() -> Result<u16> {

@@ -135,7 +135,8 @@ const APPLY_SETTINGS: &str = "SET enable_hashjoin = off; SET enable_mergejoin = 
      SET default_transaction_read_only = on";
 
 /// Statements are on the wire behind it before it is answered. Where it fails, cancelled by somebody, each of
-/// them is a transaction of its own, which the session's default keeps from writing.
+/// them is a transaction of its own, which the session's default keeps from writing. A server in recovery
+/// would refuse it as a feature that it lacks; the session has written before, so this one is none.
 const BEGIN: &str = "BEGIN READ WRITE";
 
 impl Applier {

@@ -1,7 +1,7 @@
 //! What a stream is written to: the replica, or in a simulation a model of it.
 
-use super::{Applier, ApplyError, Batch, Flush, Written};
-use crate::pg::Lsn;
+use super::{Applier, ApplyError, Batch, Flush, Transaction, Written};
+use crate::pg::{Lsn, ServerError};
 use crate::progress::Durability;
 
 /// Takes batches, and the position they end at.
@@ -83,6 +83,13 @@ impl ReplicaWriter for Applier {
     }
 
     async fn await_position(&mut self) -> Result<(), ApplyError> {
+        // It ends with a COMMIT.
+        if self.transaction == Transaction::Open {
+            return Err(ApplyError::Transaction {
+                what: "wait for the position",
+                source: ServerError::Lost("a transaction is open".into()),
+            });
+        }
         Ok(self.store.await_position(&self.session.client).await?)
     }
 

@@ -44,10 +44,10 @@ const QUIET_BELOW: f64 = 16.0;
 /// Each remembered frame is worth this much of waiting for more: a batch costs the replica less for
 /// each row, the more there are.
 const GATHER_PER_FRAME: Duration = Duration::from_micros(12);
-const GATHER_MAX: Duration = Duration::from_millis(2);
+const GATHER_MAX: Duration = Duration::from_micros(700);
 /// A part of a large transaction that goes on: the replica need not be given it by twos.
 const GATHER_OPEN: Duration = Duration::from_millis(5);
-/// Who is as far behind has no use for two milliseconds, and for the processor's time.
+/// Who is as far behind has no use for less than a millisecond, and for the processor's time.
 const GATHER_BEHIND: Duration = Duration::from_millis(20);
 const BEHIND_FROM_US: i64 = 1_000_000;
 

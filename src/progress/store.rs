@@ -295,7 +295,7 @@ impl Store {
     }
 
     /// Waits until no other transaction has proven ownership and not ended yet. Outside of a
-    /// transaction.
+    /// transaction: one that is open would be committed.
     ///
     /// # Errors
     /// When the query fails.

@@ -126,7 +126,9 @@ async fn run(victim: Victim, kills: u32) {
         if number % FORGET_EVERY == 0 {
             ground.pair.on_source(tables::FORGET).await;
         }
-        ground.begin_anew(TURNS[number % TURNS.len()]).await;
+        // A replica that is killed in one loop only is killed without its keys.
+        let turn = number + usize::from(victim == Victim::Replica);
+        ground.begin_anew(TURNS[turn % TURNS.len()]).await;
         match ground.one_loop(victim, now, &mut random).await {
             Ok(written_while_open) => {
                 left -= now;
@@ -189,7 +191,7 @@ impl Ground {
             log_read: 0,
         };
         ground.pair.on_source(FOLLOWER).await;
-        ground.pair.on_both(tables::CREATE).await;
+        ground.pair.on_source(tables::CREATE).await;
         ground.pair.on_source(tables::FILL).await;
         ground
     }
@@ -304,7 +306,8 @@ impl Ground {
         self.config = config.replace(&source, &as_follower(&source));
         let drop_slot = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots";
         self.pair.on_source(drop_slot).await;
-        self.pair.on_replica(tables::EMPTY).await;
+        self.pair.on_replica(tables::GONE).await;
+        self.pair.on_replica(tables::CREATE).await;
     }
 
     async fn kill(&mut self, victim: Victim, daemon: &mut Daemon, random: &mut Random) {

@@ -36,8 +36,9 @@ INSERT INTO mark VALUES (1, 0);
 CREATE PUBLICATION pglockstep_it FOR ALL TABLES;
 ";
 
-pub const EMPTY: &str = "
-TRUNCATE accounts, journal, counters, moving, tickets, scratch, bulk, ballast, mark;
+/// They may have been without their keys, and only what goes with the schema knew these.
+pub const GONE: &str = "
+DROP TABLE IF EXISTS accounts, journal, counters, moving, tickets, scratch, bulk, ballast, mark;
 DROP SCHEMA IF EXISTS pglockstep CASCADE;
 ";
 

@@ -297,6 +297,7 @@ impl ReplicaWriter for Writer {
     }
 
     async fn await_position(&mut self) -> Result<(), ApplyError> {
+        assert!(self.open.is_none(), "it would be committed half written");
         Ok(())
     }
 
