@@ -17,11 +17,14 @@ SELECT k.conname::pg_catalog.text, k.conrelid, k.confrelid, rn.nspname::pg_catal
        ARRAY(SELECT pg_catalog.format('OPERATOR(%I.%s)', on_.nspname, o.oprname)
              FROM pg_catalog.unnest(k.conpfeqop) WITH ORDINALITY AS u(oid, place)
              JOIN pg_catalog.pg_operator AS o ON o.oid = u.oid
-             JOIN pg_catalog.pg_namespace AS on_ ON on_.oid = o.oprnamespace ORDER BY u.place)
+             JOIN pg_catalog.pg_namespace AS on_ ON on_.oid = o.oprnamespace ORDER BY u.place),
+       k.confmatchtype = 'f', cn.nspname::pg_catalog.text, c.relname::pg_catalog.text
 FROM pg_catalog.pg_constraint AS k
+JOIN pg_catalog.pg_class AS c ON c.oid = k.conrelid
+JOIN pg_catalog.pg_namespace AS cn ON cn.oid = c.relnamespace
 JOIN pg_catalog.pg_class AS r ON r.oid = k.confrelid
 JOIN pg_catalog.pg_namespace AS rn ON rn.oid = r.relnamespace
-WHERE k.contype = 'f' AND k.conrelid = ANY ($1) AND k.conparentid = 0
+WHERE k.contype = 'f' AND (k.conrelid = ANY ($1) OR k.confrelid = ANY ($2)) AND k.conparentid = 0
 ORDER BY 2, 1";
 
 /// A table that refers to another, by the replica's names.
@@ -34,6 +37,8 @@ struct Relation {
     /// What the parent's column `p` and the child's `c` are compared by, column by column; `None`: as
     /// text, since their types have none in common.
     equalities: Vec<Option<String>>,
+    /// MATCH FULL: a row with a NULL among its columns refers to nothing only where all are NULL.
+    matches_full: bool,
     said_by: SaidBy,
 }
 
@@ -113,10 +118,12 @@ pub(super) async fn look(
     for relation in relations(survey).await? {
         let orphans = count_orphans(survey, &relation).await?;
         found.push(relation.found(orphans.as_ref().ok().copied()));
+        let Some(child) = oids.get(&relation.child) else {
+            tell_orphans_outside(&relation, orphans, findings);
+            continue;
+        };
         tell_orphans(&relation, orphans, findings);
-        let of_child = oids.get(&relation.child);
-        let of_child = of_child.and_then(|oid| indexes.get(oid));
-        let of_child = of_child.map_or(&[][..], Vec::as_slice);
+        let of_child = indexes.get(child).map_or(&[][..], Vec::as_slice);
         tell_what_it_lacks(&relation, of_child, findings);
     }
     Ok(found)
@@ -155,6 +162,39 @@ fn tell_orphans(relation: &Relation, orphans: Result<u64, String>, findings: &mu
     }
 }
 
+/// The table that refers takes no part: what is deleted by the source may leave its rows behind, since
+/// foreign keys keep still meanwhile.
+fn tell_orphans_outside(
+    relation: &Relation,
+    orphans: Result<u64, String>,
+    findings: &mut Findings,
+) {
+    let Relation {
+        name,
+        child,
+        parent,
+        ..
+    } = relation;
+    match orphans {
+        Ok(0) => {}
+        Ok(orphans) => findings.error(
+            "diagnose.orphans",
+            child,
+            format!(
+                "{orphans} rows of {child}, which is not replicated, refer to rows of {parent} that are not there ({}, {name})",
+                relation.columns()
+            ),
+            format!("they are yours: delete them from {child}, or have them refer to others"),
+        ),
+        Err(why) => findings.info(
+            "diagnose.unreadable",
+            child,
+            format!("rows of {child}, which is not replicated, refer to {parent} ({name}) and cannot be looked at: {why}"),
+            format!("let the role SELECT from {}, if they matter", child.quoted()),
+        ),
+    }
+}
+
 /// The key itself, and an index for it.
 fn tell_what_it_lacks(relation: &Relation, indexes: &[Vec<String>], findings: &mut Findings) {
     let Relation {
@@ -178,12 +218,17 @@ fn tell_what_it_lacks(relation: &Relation, indexes: &[Vec<String>], findings: &m
                 relation.columns()
             ),
             format!(
-                "ALTER TABLE {} ADD CONSTRAINT {} FOREIGN KEY ({}) REFERENCES {} ({}) NOT VALID",
+                "ALTER TABLE {} ADD CONSTRAINT {} FOREIGN KEY ({}) REFERENCES {} ({}){} NOT VALID",
                 child.quoted(),
                 quote_ident(name),
                 quoted(child_columns),
                 parent.quoted(),
-                quoted(&relation.parent_columns)
+                quoted(&relation.parent_columns),
+                if relation.matches_full {
+                    " MATCH FULL"
+                } else {
+                    ""
+                }
             ),
         );
     }
@@ -207,20 +252,17 @@ fn tell_what_it_lacks(relation: &Relation, indexes: &[Vec<String>], findings: &m
     }
 }
 
-/// Those that the replica declares, and those that only the source does.
+/// Those that the replica declares of or to replicated tables, those that only the source declares
+/// between them, and those of the configuration.
 async fn relations(survey: &Survey<'_>) -> Result<Vec<Relation>, CheckError> {
     let by_source: HashMap<u32, &PlannedTable> =
         survey.tables.iter().map(|t| (t.source.oid, *t)).collect();
-    let by_replica: HashMap<u32, &PlannedTable> =
-        survey.tables.iter().map(|t| (t.replica.oid, *t)).collect();
-    let oids: Vec<u32> = by_replica.keys().copied().collect();
-    let declared = rows(survey.replica, "foreign keys", RELATIONS, &[&oids]).await?;
-    let mut relations: Vec<Relation> = declared
-        .iter()
-        .filter_map(|row| declared_relation(row, &by_replica))
-        .collect();
+    let oids: Vec<u32> = survey.tables.iter().map(|t| t.replica.oid).collect();
+    let declared = rows(survey.replica, "foreign keys", RELATIONS, &[&oids, &oids]).await?;
+    let mut relations: Vec<Relation> = declared.iter().map(declared_relation).collect();
     let oids: Vec<u32> = by_source.keys().copied().collect();
-    let of_source = rows(survey.source, "foreign keys", RELATIONS, &[&oids]).await?;
+    let none: &[u32] = &[];
+    let of_source = rows(survey.source, "foreign keys", RELATIONS, &[&oids, &none]).await?;
     for row in &of_source {
         let mapped = mapped_relation(row, &by_source);
         if let Some(relation) = mapped
@@ -274,20 +316,24 @@ fn configured_relation(
         parent: reference.table.clone(),
         parent_columns: reference.to.clone(),
         equalities: equalities?,
+        matches_full: false,
         said_by: SaidBy::Configuration,
     })
 }
 
-fn declared_relation(row: &Row, by_replica: &HashMap<u32, &PlannedTable>) -> Option<Relation> {
-    Some(Relation {
+fn declared_relation(row: &Row) -> Relation {
+    let name =
+        |schema, name| QualifiedName::new(row.get::<_, String>(schema), row.get::<_, String>(name));
+    Relation {
         name: row.get(0),
-        child: by_replica.get(&row.get(1))?.replica.name.clone(),
+        child: name(9, 10),
         child_columns: row.get(5),
-        parent: QualifiedName::new(row.get::<_, String>(3), row.get::<_, String>(4)),
+        parent: name(3, 4),
         parent_columns: row.get(6),
         equalities: row.get::<_, Vec<String>>(7).into_iter().map(Some).collect(),
+        matches_full: row.get(8),
         said_by: SaidBy::Replica,
-    })
+    }
 }
 
 /// `None` where a table or a column of it is not replicated.
@@ -311,6 +357,7 @@ fn mapped_relation(row: &Row, by_source: &HashMap<u32, &PlannedTable>) -> Option
             .collect(),
         child_columns,
         parent_columns,
+        matches_full: row.get(8),
         said_by: SaidBy::Source,
     })
 }
@@ -364,8 +411,7 @@ fn tables_of(survey: &Survey<'_>, relation: &Relation) -> Vec<Rewritable> {
     tables.map(|table| rewritable(table)).collect()
 }
 
-/// Whether the row `c` refers to one that is not there. A row with a NULL among its columns refers to
-/// nothing (MATCH SIMPLE).
+/// Whether the row `c` refers to one that is not there.
 fn is_orphan(relation: &Relation) -> String {
     let refers: Vec<String> = relation
         .child_columns
@@ -383,9 +429,13 @@ fn is_orphan(relation: &Relation) -> String {
             }
         })
         .collect();
+    let refers = refers.join(if relation.matches_full {
+        " OR "
+    } else {
+        " AND "
+    });
     format!(
-        "{} AND NOT EXISTS (SELECT 1 FROM {} AS p WHERE {})",
-        refers.join(" AND "),
+        "({refers}) AND NOT EXISTS (SELECT 1 FROM {} AS p WHERE {})",
         relation.parent.quoted(),
         same.join(" AND ")
     )

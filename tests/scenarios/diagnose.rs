@@ -41,6 +41,77 @@ async fn a_sound_replica_has_nothing_to_tell() {
 }
 
 #[tokio::test]
+async fn rows_of_a_table_of_the_replicas_own_are_orphans_too() {
+    let s = Scenario::new(&FAMILY, "own_child").await;
+    s.on_both("CREATE TABLE projects (id int PRIMARY KEY)")
+        .await;
+    s.on_replica("CREATE TABLE own (id int PRIMARY KEY, project_id int REFERENCES projects)")
+        .await;
+    s.on_source("INSERT INTO projects VALUES (1), (2)").await;
+    s.publish_all().await;
+    let daemon = s.start("[verify]\nevery = \"10s\"").await;
+    s.in_step(&daemon, &["SELECT * FROM projects"]).await;
+    s.on_replica("INSERT INTO own VALUES (1, 1), (2, 2)").await;
+    // Foreign keys keep still while it is applied.
+    s.on_source("DELETE FROM projects WHERE id = 2").await;
+    s.in_step(&daemon, &["SELECT * FROM projects"]).await;
+    let (code, findings) = diagnosed(&s, "");
+    assert_eq!(code, Some(1));
+    let expected = "diagnose.orphans: 1 rows of public.own, which is not replicated, refer to rows of \
+                    public.projects that are not there (project_id -> id, own_project_id_fkey)";
+    assert_eq!(told(&findings), [expected]);
+    let metric = "pglockstep_foreign_key_orphans{constraint=\"public.own.own_project_id_fkey\"}";
+    until_metric(&daemon, metric, 1.0).await;
+    // It is nobody's but the replica's.
+    let output = run_verb(&s.config(""), &["cleanup", "orphans", "--apply"]);
+    assert_eq!(
+        s.replica_one("SELECT count(*) FROM own").await,
+        "2",
+        "{output:?}"
+    );
+    s.end(daemon).await;
+}
+
+#[tokio::test]
+async fn a_row_that_refers_by_half_is_an_orphan_where_all_has_to_match() {
+    let s = Scenario::new(&FAMILY, "by_half").await;
+    let tables = "CREATE TABLE towns (land int, id int, PRIMARY KEY (land, id));
+        CREATE TABLE simple (id int PRIMARY KEY, land int, town int);
+        CREATE TABLE whole (LIKE simple INCLUDING ALL);
+        CREATE INDEX ON simple (land, town); CREATE INDEX ON whole (land, town);
+        ALTER TABLE simple ADD CONSTRAINT by_simple FOREIGN KEY (land, town) REFERENCES towns";
+    s.on_both(tables).await;
+    let whole = "ALTER TABLE whole ADD CONSTRAINT by_whole FOREIGN KEY (land, town) REFERENCES towns MATCH FULL";
+    s.on_source(whole).await;
+    s.publish_all().await;
+    s.on_replica(
+        "SET session_replication_role = replica; INSERT INTO towns VALUES (1, 1);
+         INSERT INTO simple VALUES (1, 1, 1), (2, NULL, NULL), (3, 1, NULL), (4, NULL, 7), (5, 1, 2);
+         INSERT INTO whole SELECT * FROM simple; RESET session_replication_role",
+    )
+    .await;
+    let orphans = |table: &str, rows: u32| {
+        format!(
+            "diagnose.orphans: {rows} rows of public.{table} refer to rows of public.towns that are not there \
+             (land, town -> land, id, by_{table})"
+        )
+    };
+    let (_, findings) = diagnosed(&s, "");
+    let told = told(&findings);
+    assert!(told.contains(&orphans("simple", 1)), "{told:?}");
+    assert!(told.contains(&orphans("whole", 3)), "{told:?}");
+    // What the source alone declares is declared alike.
+    let is_key = |finding: &&Value| finding["check"] == "diagnose.foreign_key";
+    let remedy = findings.iter().find(is_key).unwrap()["remedy"].as_str();
+    s.on_replica(remedy.unwrap()).await;
+    let alike = "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conname = 'by_whole'";
+    let is = "FOREIGN KEY (land, town) REFERENCES towns(land, id) MATCH FULL NOT VALID";
+    assert_eq!(s.replica_one(alike).await, is);
+    let (_, findings) = diagnosed(&s, "");
+    assert!(self::told(&findings).contains(&orphans("whole", 3)));
+}
+
+#[tokio::test]
 async fn orphans_of_declared_and_of_mapped_foreign_keys_are_counted() {
     let s = Scenario::new(&FAMILY, "orphans").await;
     s.on_source(
