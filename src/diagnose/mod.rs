@@ -14,6 +14,7 @@ mod keys;
 mod relations;
 mod shape;
 
+use relations::Own;
 pub use relations::RelationFound;
 
 use crate::apply::take_replica_role;
@@ -45,6 +46,11 @@ pub async fn diagnose(config: &PipelineConfig) -> Result<Diagnosis, CheckError> 
     let (plan, problems) =
         survey_tables(&source, &replica, &config.publication, &config.mapping).await?;
     let mut findings = Findings::default();
+    // Where the mapping is wrong, a table that seems to be the replica's own may not be.
+    let own = match problems.is_empty() {
+        true => Own::Included,
+        false => Own::LeftOut,
+    };
     for problem in problems {
         findings.error(
             "diagnose.mapping",
@@ -61,7 +67,7 @@ pub async fn diagnose(config: &PipelineConfig) -> Result<Diagnosis, CheckError> 
         tables,
     };
     begin(&replica).await?;
-    let relations = relations::look(&survey, &mut findings).await?;
+    let relations = relations::look(&survey, own, &mut findings).await?;
     keys::look(&survey, &mut findings).await?;
     shape::look(&survey, &mut findings).await?;
     access::look(&survey, is_quiet, &mut findings).await?;

@@ -18,13 +18,16 @@ SELECT k.conname::pg_catalog.text, k.conrelid, k.confrelid, rn.nspname::pg_catal
              FROM pg_catalog.unnest(k.conpfeqop) WITH ORDINALITY AS u(oid, place)
              JOIN pg_catalog.pg_operator AS o ON o.oid = u.oid
              JOIN pg_catalog.pg_namespace AS on_ ON on_.oid = o.oprnamespace ORDER BY u.place),
-       k.confmatchtype = 'f', cn.nspname::pg_catalog.text, c.relname::pg_catalog.text
+       k.confmatchtype = 'f', cn.nspname::pg_catalog.text, c.relname::pg_catalog.text,
+       c.relkind = 'p', r.relkind = 'p'
 FROM pg_catalog.pg_constraint AS k
 JOIN pg_catalog.pg_class AS c ON c.oid = k.conrelid
 JOIN pg_catalog.pg_namespace AS cn ON cn.oid = c.relnamespace
 JOIN pg_catalog.pg_class AS r ON r.oid = k.confrelid
 JOIN pg_catalog.pg_namespace AS rn ON rn.oid = r.relnamespace
-WHERE k.contype = 'f' AND (k.conrelid = ANY ($1) OR k.confrelid = ANY ($2)) AND k.conparentid = 0
+WHERE k.contype = 'f' AND k.conparentid = 0 AND (k.conrelid = ANY ($1)
+  OR k.confrelid = ANY ($2) AND NOT c.relispartition
+     AND NOT EXISTS (SELECT 1 FROM pg_catalog.pg_subscription_rel AS s WHERE s.srrelid = k.conrelid))
 ORDER BY 2, 1";
 
 /// A table that refers to another, by the replica's names.
@@ -39,7 +42,18 @@ struct Relation {
     equalities: Vec<Option<String>>,
     /// MATCH FULL: a row with a NULL among its columns refers to nothing only where all are NULL.
     matches_full: bool,
+    /// The table that refers is the replica's own: it takes no part.
+    own: Option<Rewritable>,
+    /// A key of a table that has no partitions says nothing of what inherits from it, on either side.
+    only: [bool; 2],
     said_by: SaidBy,
+}
+
+/// Whether tables of the replica's own, which refer to those that take part, are looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Own {
+    Included,
+    LeftOut,
 }
 
 /// Who says that there is a relation.
@@ -98,7 +112,7 @@ pub struct RelationFound {
 
 pub(super) async fn found(survey: &Survey<'_>) -> Result<Vec<RelationFound>, CheckError> {
     let mut found = Vec::new();
-    for relation in relations(survey).await? {
+    for relation in relations(survey, Own::LeftOut).await? {
         let orphans = count_orphans(survey, &relation).await?.ok();
         found.push(relation.found(orphans));
     }
@@ -107,6 +121,7 @@ pub(super) async fn found(survey: &Survey<'_>) -> Result<Vec<RelationFound>, Che
 
 pub(super) async fn look(
     survey: &Survey<'_>,
+    own: Own,
     findings: &mut Findings,
 ) -> Result<Vec<RelationFound>, CheckError> {
     let tables = survey.tables.iter();
@@ -115,11 +130,11 @@ pub(super) async fn look(
     let all: Vec<u32> = oids.values().copied().collect();
     let indexes = index_columns(survey.replica, &all).await?;
     let mut found = Vec::new();
-    for relation in relations(survey).await? {
+    for relation in relations(survey, own).await? {
         let orphans = count_orphans(survey, &relation).await?;
         found.push(relation.found(orphans.as_ref().ok().copied()));
         let Some(child) = oids.get(&relation.child) else {
-            tell_orphans_outside(&relation, orphans, findings);
+            tell_own_orphans(&relation, orphans, findings);
             continue;
         };
         tell_orphans(&relation, orphans, findings);
@@ -164,11 +179,7 @@ fn tell_orphans(relation: &Relation, orphans: Result<u64, String>, findings: &mu
 
 /// The table that refers takes no part: what is deleted by the source may leave its rows behind, since
 /// foreign keys keep still meanwhile.
-fn tell_orphans_outside(
-    relation: &Relation,
-    orphans: Result<u64, String>,
-    findings: &mut Findings,
-) {
+fn tell_own_orphans(relation: &Relation, orphans: Result<u64, String>, findings: &mut Findings) {
     let Relation {
         name,
         child,
@@ -184,7 +195,9 @@ fn tell_orphans_outside(
                 "{orphans} rows of {child}, which is not replicated, refer to rows of {parent} that are not there ({}, {name})",
                 relation.columns()
             ),
-            format!("they are yours: delete them from {child}, or have them refer to others"),
+            format!(
+                "`pglockstep repair` brings those that are missing in {parent}; where the source has them no more, the rows of {child} are yours to mend"
+            ),
         ),
         Err(why) => findings.info(
             "diagnose.unreadable",
@@ -254,12 +267,25 @@ fn tell_what_it_lacks(relation: &Relation, indexes: &[Vec<String>], findings: &m
 
 /// Those that the replica declares of or to replicated tables, those that only the source declares
 /// between them, and those of the configuration.
-async fn relations(survey: &Survey<'_>) -> Result<Vec<Relation>, CheckError> {
+async fn relations(survey: &Survey<'_>, own: Own) -> Result<Vec<Relation>, CheckError> {
     let by_source: HashMap<u32, &PlannedTable> =
         survey.tables.iter().map(|t| (t.source.oid, *t)).collect();
     let oids: Vec<u32> = survey.tables.iter().map(|t| t.replica.oid).collect();
-    let declared = rows(survey.replica, "foreign keys", RELATIONS, &[&oids, &oids]).await?;
-    let mut relations: Vec<Relation> = declared.iter().map(declared_relation).collect();
+    let parents = match own {
+        Own::Included => oids.as_slice(),
+        Own::LeftOut => &[],
+    };
+    let declared = rows(
+        survey.replica,
+        "foreign keys",
+        RELATIONS,
+        &[&oids, &parents],
+    )
+    .await?;
+    let mut relations: Vec<Relation> = declared
+        .iter()
+        .map(|row| declared_relation(row, &oids))
+        .collect();
     let oids: Vec<u32> = by_source.keys().copied().collect();
     let none: &[u32] = &[];
     let of_source = rows(survey.source, "foreign keys", RELATIONS, &[&oids, &none]).await?;
@@ -317,13 +343,19 @@ fn configured_relation(
         parent_columns: reference.to.clone(),
         equalities: equalities?,
         matches_full: false,
+        own: None,
+        // Of a table that takes no part nothing is known.
+        only: [Some(child), parent.copied()]
+            .map(|table| table.is_some_and(|table| !table.replica_has_parts())),
         said_by: SaidBy::Configuration,
     })
 }
 
-fn declared_relation(row: &Row) -> Relation {
+fn declared_relation(row: &Row, taking_part: &[u32]) -> Relation {
     let name =
         |schema, name| QualifiedName::new(row.get::<_, String>(schema), row.get::<_, String>(name));
+    let (child, has_parts): (u32, [bool; 2]) = (row.get(1), [row.get(11), row.get(12)]);
+    let is_own = !taking_part.contains(&child);
     Relation {
         name: row.get(0),
         child: name(9, 10),
@@ -332,6 +364,8 @@ fn declared_relation(row: &Row) -> Relation {
         parent_columns: row.get(6),
         equalities: row.get::<_, Vec<String>>(7).into_iter().map(Some).collect(),
         matches_full: row.get(8),
+        own: is_own.then_some((child, has_parts[0])),
+        only: has_parts.map(|has_parts| !has_parts),
         said_by: SaidBy::Replica,
     }
 }
@@ -358,6 +392,8 @@ fn mapped_relation(row: &Row, by_source: &HashMap<u32, &PlannedTable>) -> Option
         child_columns,
         parent_columns,
         matches_full: row.get(8),
+        own: None,
+        only: [child, parent].map(|table| !table.replica_has_parts()),
         said_by: SaidBy::Source,
     })
 }
@@ -368,7 +404,7 @@ async fn count_orphans(
 ) -> Result<Result<u64, String>, CheckError> {
     let sql = format!(
         "SELECT pg_catalog.count(*) FROM {} AS c WHERE {}",
-        relation.child.quoted(),
+        rows_of(&relation.child, relation.only[0]),
         is_orphan(relation)
     );
     count(survey.replica, &sql, &tables_of(survey, relation)).await
@@ -382,7 +418,7 @@ pub(super) async fn suspects(
 ) -> Result<Vec<Suspects>, CheckError> {
     let is_wanted = |t: &PlannedTable| wanted.is_empty() || wanted.contains(&t.source.name);
     let mut all = Vec::new();
-    for relation in relations(survey).await? {
+    for relation in relations(survey, Own::LeftOut).await? {
         let child = survey
             .tables
             .iter()
@@ -403,12 +439,18 @@ pub(super) async fn suspects(
     Ok(all)
 }
 
-/// Those of a relation that take part.
+fn rows_of(table: &QualifiedName, only: bool) -> String {
+    let only = if only { "ONLY " } else { "" };
+    format!("{only}{}", table.quoted())
+}
+
+/// Those of a relation of which is known when they are emptied or rewritten.
 fn tables_of(survey: &Survey<'_>, relation: &Relation) -> Vec<Rewritable> {
     let is_one =
         |t: &&&PlannedTable| [&relation.child, &relation.parent].contains(&&t.replica.name);
     let tables = survey.tables.iter().filter(is_one);
-    tables.map(|table| rewritable(table)).collect()
+    let tables = tables.map(|table| rewritable(table));
+    tables.chain(relation.own).collect()
 }
 
 /// Whether the row `c` refers to one that is not there.
@@ -436,7 +478,7 @@ fn is_orphan(relation: &Relation) -> String {
     });
     format!(
         "({refers}) AND NOT EXISTS (SELECT 1 FROM {} AS p WHERE {})",
-        relation.parent.quoted(),
+        rows_of(&relation.parent, relation.only[1]),
         same.join(" AND ")
     )
 }

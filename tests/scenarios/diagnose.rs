@@ -45,8 +45,12 @@ async fn rows_of_a_table_of_the_replicas_own_are_orphans_too() {
     let s = Scenario::new(&FAMILY, "own_child").await;
     s.on_both("CREATE TABLE projects (id int PRIMARY KEY)")
         .await;
-    s.on_replica("CREATE TABLE own (id int PRIMARY KEY, project_id int REFERENCES projects)")
-        .await;
+    // What inherits is not bound by the key.
+    s.on_replica(
+        "CREATE TABLE own (id int PRIMARY KEY, project_id int REFERENCES projects);
+         CREATE TABLE heir () INHERITS (own); INSERT INTO heir VALUES (3, 77)",
+    )
+    .await;
     s.on_source("INSERT INTO projects VALUES (1), (2)").await;
     s.publish_all().await;
     let daemon = s.start("[verify]\nevery = \"10s\"").await;
@@ -66,7 +70,7 @@ async fn rows_of_a_table_of_the_replicas_own_are_orphans_too() {
     let output = run_verb(&s.config(""), &["cleanup", "orphans", "--apply"]);
     assert_eq!(
         s.replica_one("SELECT count(*) FROM own").await,
-        "2",
+        "3",
         "{output:?}"
     );
     s.end(daemon).await;
