@@ -133,78 +133,57 @@ pub(super) async fn look(
     for relation in relations(survey, own).await? {
         let orphans = count_orphans(survey, &relation).await?;
         found.push(relation.found(orphans.as_ref().ok().copied()));
-        let Some(child) = oids.get(&relation.child) else {
-            tell_own_orphans(&relation, orphans, findings);
-            continue;
-        };
         tell_orphans(&relation, orphans, findings);
-        let of_child = indexes.get(child).map_or(&[][..], Vec::as_slice);
-        tell_what_it_lacks(&relation, of_child, findings);
+        if let Some(child) = oids.get(&relation.child) {
+            let of_child = indexes.get(child).map_or(&[][..], Vec::as_slice);
+            tell_what_it_lacks(&relation, of_child, findings);
+        }
     }
     Ok(found)
 }
 
+/// Where the table that refers takes no part, what the source deletes may leave its rows behind: foreign
+/// keys keep still meanwhile.
 fn tell_orphans(relation: &Relation, orphans: Result<u64, String>, findings: &mut Findings) {
     let Relation {
         name,
         child,
         parent,
+        own,
         ..
     } = relation;
+    let (whose, remedy) = match own {
+        None => (
+            "",
+            "`pglockstep cleanup orphans` takes away those that only the replica has",
+        ),
+        Some(_) => (
+            ", which is not replicated,",
+            "where the source has them no more, the rows that refer are yours to mend",
+        ),
+    };
     match orphans {
         Ok(0) => {}
         Ok(orphans) => findings.error(
             "diagnose.orphans",
             child,
             format!(
-                "{orphans} rows of {child} refer to rows of {parent} that are not there ({}, {name})",
+                "{orphans} rows of {child}{whose} refer to rows of {parent} that are not there ({}, {name})",
                 relation.columns()
             ),
-            format!(
-                "`pglockstep repair` brings those that are missing in {parent}; `pglockstep cleanup orphans` takes away those that only the replica has"
-            ),
+            format!("`pglockstep repair` brings those that are missing in {parent}; {remedy}"),
         ),
-        Err(why) => findings.warning(
-            "diagnose.unreadable",
-            child,
-            format!("rows of {child} that refer to {parent} ({name}) cannot be looked at: {why}"),
-            format!(
-                "let the role SELECT from {} and {}",
-                child.quoted(),
-                parent.quoted()
-            ),
-        ),
-    }
-}
-
-/// The table that refers takes no part: what is deleted by the source may leave its rows behind, since
-/// foreign keys keep still meanwhile.
-fn tell_own_orphans(relation: &Relation, orphans: Result<u64, String>, findings: &mut Findings) {
-    let Relation {
-        name,
-        child,
-        parent,
-        ..
-    } = relation;
-    match orphans {
-        Ok(0) => {}
-        Ok(orphans) => findings.error(
-            "diagnose.orphans",
-            child,
-            format!(
-                "{orphans} rows of {child}, which is not replicated, refer to rows of {parent} that are not there ({}, {name})",
-                relation.columns()
-            ),
-            format!(
-                "`pglockstep repair` brings those that are missing in {parent}; where the source has them no more, the rows of {child} are yours to mend"
-            ),
-        ),
-        Err(why) => findings.info(
-            "diagnose.unreadable",
-            child,
-            format!("rows of {child}, which is not replicated, refer to {parent} ({name}) and cannot be looked at: {why}"),
-            format!("let the role SELECT from {}, if they matter", child.quoted()),
-        ),
+        Err(why) => {
+            let message = format!(
+                "rows of {child}{whose} that refer to {parent} ({name}) cannot be looked at: {why}"
+            );
+            let (of_child, of_parent) = (child.quoted(), parent.quoted());
+            let remedy = format!("let the role SELECT from {of_child} and {of_parent}");
+            match own {
+                None => findings.warning("diagnose.unreadable", child, message, remedy),
+                Some(_) => findings.info("diagnose.unreadable", child, message, remedy),
+            }
+        }
     }
 }
 

@@ -197,16 +197,20 @@ fn many(ids: Range<u32>) -> String {
     rows.collect::<Vec<_>>().join(", ")
 }
 
+/// One table whose types are the same on both sides, and one that has another type on the replica.
+async fn alike_and_other(s: &Scenario<'_>) {
+    let table = "CREATE TABLE alike (id int PRIMARY KEY, v int)";
+    s.on_both(table).await;
+    let other = "CREATE TABLE other (id int PRIMARY KEY, v int)";
+    s.on_source(other).await;
+    s.on_replica(&other.replace("v int", "v bigint")).await;
+}
+
 #[tokio::test]
 async fn many_rows_are_copied_where_types_are_alike_and_inserted_elsewhere() {
     let pair = telling().await;
     let s = Scenario::on_pair(&pair, "many_rows").await;
-    s.on_both("CREATE TABLE alike (id int PRIMARY KEY, v int)")
-        .await;
-    s.on_source("CREATE TABLE other (id int PRIMARY KEY, v int)")
-        .await;
-    s.on_replica("CREATE TABLE other (id int PRIMARY KEY, v bigint)")
-        .await;
+    alike_and_other(&s).await;
     s.publish_all().await;
     let daemon = s.start("").await;
     s.caught_up(&daemon).await;
@@ -236,12 +240,7 @@ async fn many_rows_are_copied_where_types_are_alike_and_inserted_elsewhere() {
 async fn values_are_handed_on_where_types_are_alike_and_converted_elsewhere() {
     let pair = telling().await;
     let s = Scenario::on_pair(&pair, "handed_on").await;
-    s.on_both("CREATE TABLE alike (id int PRIMARY KEY, v int)")
-        .await;
-    s.on_source("CREATE TABLE other (id int PRIMARY KEY, v int)")
-        .await;
-    s.on_replica("CREATE TABLE other (id int PRIMARY KEY, v bigint)")
-        .await;
+    alike_and_other(&s).await;
     s.on_source("INSERT INTO alike VALUES (1, 1); INSERT INTO other VALUES (1, 1)")
         .await;
     s.publish_all().await;
